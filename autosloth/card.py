@@ -1,0 +1,119 @@
+"""The publish folder: model, GGUF and, last, the card, filled from settings.json and facts.json and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import Any
+
+from .hub import repo_id
+from .run import GB, Run, say, stage, write_text
+from .settings import is_hub_id
+
+TAGS = ["autosloth", "unsloth", "trl", "lora"]
+
+
+@stage(
+    "card",
+    reads=("repo", "publish_to_hub", "private"),
+    after=("train", "merge", "gguf", "verify"),
+    facts=("card",),
+    folders=("publish",),
+)
+def write_card(run: Run) -> None:
+    """Fill publish/ with exactly what goes to the Hub: the merged model or the adapter, the GGUF, and README.md last."""
+    folder = run.fresh("publish")
+    model = run.path("merged") if run.settings.merged else run.path("adapter")
+    for path in [*model.iterdir(), *run.path("gguf").iterdir()]:
+        if path.is_file() and path.name != "README.md":
+            link(path, folder / path.name)
+    if not run.settings.merged:
+        hide_local_base(folder / "adapter_config.json")
+    write_text(folder / "README.md", render_card(run))
+    run.record("card", path="publish/README.md", files=sorted(path.name for path in folder.iterdir()))
+    say(f"card: {folder / 'README.md'}")
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for the file where the disk can, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def hide_local_base(path: Path) -> None:
+    """PEFT writes where the base lies on this disk; a published adapter names only the folder."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    if Path(base).is_absolute():
+        config["base_model_name_or_path"] = Path(base).name
+        path.unlink()  # it may be a second name of the file in adapter/
+        write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def render_card(run: Run) -> str:
+    """The model card as Markdown with its front matter."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    settings, facts = run.settings, run.facts
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["gb"] = lambda size: f"{size / GB:.3g} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
+    return environment.get_template("card.md.j2").render(
+        front_matter=front_matter(run),
+        settings=settings,
+        facts=facts,
+        model=public_name(settings.model),
+        dataset=public_name(settings.dataset),
+        repo=repo_id(settings) if settings.publish_to_hub else settings.repo or settings.run_name,
+        gguf=facts["export"]["gguf"],
+        samples=paired_samples(facts["eval"]),
+        home=home_address(),
+    )
+
+
+def front_matter(run: Run) -> str:
+    """The YAML block that the Hub reads (huggingface.co/docs/hub/model-cards); local names are left out of it."""
+    from huggingface_hub import ModelCardData
+
+    settings = run.settings
+    data = ModelCardData(
+        base_model=settings.model if is_hub_id(settings.model) else None,
+        datasets=[settings.dataset] if is_hub_id(settings.dataset) else None,
+        library_name="transformers" if settings.merged else "peft",
+        pipeline_tag="text-generation",
+        tags=[*TAGS, settings.road, *(["gguf"] if settings.quantizations else [])],
+        model_name=settings.run_name,
+        **({"base_model_relation": "finetune" if settings.merged else "adapter"} if is_hub_id(settings.model) else {}),
+    )
+    return data.to_yaml()
+
+
+def public_name(name: str) -> str:
+    """A model or dataset as the card names it: the id, or of a path only its last part."""
+    if name == "demo":
+        return "AutoSloth's embedded demo"
+    return name if is_hub_id(name) else Path(name).name
+
+
+def paired_samples(evaluation: dict[str, Any]) -> list[dict[str, str]]:
+    """Each held-out sample with the answer before and after training."""
+    before, after = (evaluation[when].get("samples", []) for when in ("before", "after"))
+    return [
+        {**late, "before": early["answer"], "after": late["answer"]} for early, late in zip(before, after, strict=True)
+    ]
+
+
+def home_address() -> str:
+    """Where the project lives, from pyproject.toml."""
+    urls = metadata("autosloth").get_all("Project-URL") or []
+    return next((url.split(", ", 1)[1] for url in urls if url.startswith("Home, ")), "")

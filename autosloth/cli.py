@@ -1,0 +1,171 @@
+"""The commands: `autosloth sft`, `check`, `export`, `verify`, `card`, `publish`, `show`. Exit codes: 0 done, 1 a named problem, 2 wrong usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import AutoSlothError
+from .settings import SFTSettings, parse_value
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune a language model, prove its GGUF, publish both.",
+)
+check_app = typer.Typer(no_args_is_help=True, help="Find every problem that can be known before training.")
+app.add_typer(check_app, name="check")
+
+File = Annotated[
+    Path | None, typer.Argument(metavar="[SETTINGS.yaml]", help="Settings in YAML or JSON; without it the defaults.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given several times.")
+]
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/my-run.")]
+
+
+def settings_help() -> str:
+    """Every setting with its default and its one-line help, from the declaration."""
+    lines = []
+    for name, field in SFTSettings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        lines.append(f"{name} ({'from model and dataset' if name == 'run_name' else default}): {field.description}")
+    return "Settings, with their defaults:\n\n" + "\n\n".join(lines)
+
+
+def load_settings(path: Path | None, pairs: list[str] | None) -> SFTSettings:
+    """The settings of a file and of `--set`; a pair without `=` is wrong usage."""
+    overrides = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{pair!r} has no `=`; write --set key=value.", param_hint="--set")
+        overrides[key.strip()] = parse_value(value)
+    return SFTSettings.load(path, overrides=overrides)
+
+
+@app.command(epilog=settings_help())
+def sft(settings: File = None, set: Set = None) -> None:
+    """Supervised fine-tuning, the whole road: check, data, train, export, verify, card, publish. Run again, it goes on where it stood."""
+    from .check import check
+    from .live import summary
+    from .run import Run
+
+    chosen = load_settings(settings, set)
+    check(chosen)
+    run = Run.create(chosen)
+    for stage in sft_stages():
+        stage(run)
+    summary(run)
+
+
+def sft_stages() -> list:
+    """The road of supervised fine-tuning, stage by stage."""
+    from .card import write_card
+    from .data import prepare_data
+    from .gguf import write_gguf
+    from .hub import publish
+    from .merge import write_merged
+    from .train import train_adapter
+    from .verify import verify_gguf
+
+    return [prepare_data, train_adapter, write_merged, write_gguf, verify_gguf, write_card, publish]
+
+
+@check_app.command("sft")
+def check_sft(settings: File = None, set: Set = None) -> None:
+    """Find every problem of a supervised run that can be known before training; exit code 1 if there is any."""
+    from .check import check
+
+    check(load_settings(settings, set))
+
+
+@app.command()
+def export(run: Folder) -> None:
+    """Write the merged model, if the settings ask for it, and the GGUF of a finished training again."""
+    from .gguf import write_gguf
+    from .merge import write_merged
+
+    redo(run, write_merged, write_gguf)
+
+
+@app.command()
+def verify(run: Folder) -> None:
+    """Prove again that the GGUF answers like the trained model."""
+    from .verify import verify_gguf
+
+    redo(run, verify_gguf)
+
+
+@app.command()
+def card(run: Folder) -> None:
+    """Fill the publish folder and write the card again."""
+    from .card import write_card
+
+    redo(run, write_card)
+
+
+@app.command()
+def publish(run: Folder) -> None:
+    """Upload the publish folder now, whatever `publish_to_hub` says."""
+    from .card import write_card
+    from .hub import publish as upload
+    from .run import Run
+
+    opened = Run.open(run)
+    opened = Run(opened.folder, opened.settings.model_copy(update={"publish_to_hub": True}))
+    write_card(opened)
+    upload.again(opened)
+
+
+@app.command()
+def show(run: Folder) -> None:
+    """Print what a run measured and where its files are."""
+    from .live import summary
+    from .run import Run
+
+    summary(Run.open(run))
+
+
+def redo(folder: Path, *stages: object) -> None:
+    """Run stages of a run folder whether or not they are done."""
+    from .run import Run
+
+    run = Run.open(folder)
+    for stage in stages:
+        stage.again(run)
+
+
+def main() -> None:
+    """The console script."""
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # the converter is a process forked off after tokenisers ran
+    try:
+        app()
+    except AutoSlothError as error:
+        fail(error.what, error.todo)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        with tempfile.NamedTemporaryFile("w", prefix="autosloth-error-", suffix=".log", delete=False) as log:
+            traceback.print_exc(file=log)
+        fail(
+            f"An unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}",
+            f"Finished stages are kept; please report it with {log.name}.",
+        )
+
+
+def fail(what: str, todo: str) -> None:
+    """Say what is wrong and what to do, and end with exit code 1."""
+    print(f"autosloth: {what}" + (f"\n  {todo}" if todo else ""), file=sys.stderr)
+    sys.exit(1)

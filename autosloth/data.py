@@ -1,0 +1,333 @@
+"""The data stage: load rows, recognise their form, hold some out, and write them as the trainer gets them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+from .model import load_tokenizer, render_chat
+from .run import Run, file_hash, say, stage
+from .settings import DATA_SUFFIXES, SFTSettings, is_hub_id
+
+FILE_FORMATS = dict(zip(DATA_SUFFIXES, ("json", "json", "csv", "parquet"), strict=True))
+# What columns are commonly called; the first name of a role that is present wins.
+COLUMN_NAMES = {
+    "messages": ("messages", "conversations", "conversation"),
+    "instruction": ("instruction",),
+    "prompt": ("prompt", "question", "query", "input"),
+    "completion": ("completion", "answer", "response", "output"),
+    "input": ("input", "context"),
+    "system": ("system", "system_prompt"),
+}
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+}
+IGNORED = -100  # the label that torch's cross-entropy leaves out
+MAX_LISTED = 5
+
+
+def local_inputs(run: Run) -> list[object]:
+    """What identifies a local dataset (its content) and a local model (its files), so that a changed one is prepared again."""
+    dataset, model = Path(run.settings.dataset).expanduser(), Path(run.settings.model).expanduser()
+    return [
+        file_hash(dataset) if dataset.is_file() else None,
+        sorted((path.name, path.stat().st_size) for path in model.iterdir()) if model.is_dir() else None,
+    ]
+
+
+@stage(
+    "data",
+    reads=(
+        "model",
+        "revision",
+        "chat_template",
+        "max_length",
+        "dataset",
+        "dataset_config",
+        "split",
+        "columns",
+        "empty_answers",
+        "eval_fraction",
+        "eval_rows",
+        "seed",
+    ),
+    inputs=local_inputs,
+    facts=("data",),
+    folders=("data",),
+)
+def prepare_data(run: Run) -> None:
+    """Write data/train.parquet and data/eval.parquet: `messages`, `input_ids`, `labels` (IGNORED where nothing is learnt). Raises DataError."""
+    settings = run.settings
+    rows, held_out, problems = load_rows(settings)
+    read = len(rows) + len(held_out) + sum(problems.values())
+    train, held_out, dropped = split_rows(rows, held_out, settings)
+    tokenizer = load_tokenizer(settings)
+    train, cut = encode_rows(tokenizer, train, settings.max_length)
+    held_out, cut_held_out = encode_rows(tokenizer, held_out, settings.max_length)
+    dropped = problems + dropped + Counter(answer_beyond_max_length=cut["dropped"] + cut_held_out["dropped"])
+    if not train or not held_out:
+        raise DataError(
+            f"No row of {settings.dataset} has an answer that begins within max_length = {settings.max_length} tokens, so there is nothing to learn or to measure with.",
+            "Raise `max_length`, or shorten the questions.",
+        )
+    folder = run.fresh("data")
+    write_rows(train, folder / "train.parquet")
+    write_rows(held_out, folder / "eval.parquet")
+    facts = {
+        "read": read,
+        "kept": len(train) + len(held_out),
+        "dropped": {reason: count for reason, count in dropped.items() if count},
+        "train_rows": len(train),
+        "eval_rows": len(held_out),
+        "truncated": cut["truncated"] + cut_held_out["truncated"],
+        "train_tokens": sum(len(row["input_ids"]) for row in train),
+        "learnt_tokens": sum(label != IGNORED for row in train for label in row["labels"]),
+    }
+    run.record("data", **facts)
+    say(
+        f"data: {facts['train_rows']} rows to train on, {facts['eval_rows']} held out, of {read} read; dropped {facts['dropped'] or 'none'}; {facts['truncated']} cut at {settings.max_length} tokens"
+    )
+
+
+def load_rows(settings: SFTSettings) -> tuple[list[dict], list[dict], Counter]:
+    """Rows as {"messages": [...]}, those that the dataset itself holds out, and the count of rows dropped by reason. Raises DataError."""
+    if settings.dataset == "demo":
+        from .demo import sft_rows
+
+        train, held_out = sft_rows()
+        return (
+            [to_messages(row, "instruction") for row in train],
+            [to_messages(row, "instruction") for row in held_out],
+            Counter(),
+        )
+    raw = load_raw(settings)
+    if not len(raw):
+        raise DataError(f"The dataset {settings.dataset} is empty.", "Give one with at least two rows.")
+    roles, form = recognise(raw.column_names, settings.columns, settings.dataset)
+    rows, empty = [], []
+    for number, row in enumerate(raw.select_columns(list(dict.fromkeys(roles.values()))), start=1):
+        chat = to_messages({role: row[column] for role, column in roles.items()}, form)
+        (rows.append(chat) if is_complete(chat) else empty.append(number))
+    listed = ", ".join(map(str, empty[:MAX_LISTED])) + (", ..." if len(empty) > MAX_LISTED else "")
+    what = f"{len(empty)} of {len(raw)} rows of {settings.dataset} have an empty question or answer (rows {listed})"
+    if not rows or empty and settings.empty_answers == "refuse":
+        raise DataError(f"{what}.", "Fill them in" + (", or set `empty_answers: drop`." if rows else "."))
+    if empty:
+        say(f"data: {what}; dropped")
+    return rows, [], Counter(empty_answer=len(empty))
+
+
+def load_raw(settings: SFTSettings) -> Any:
+    """A `datasets.Dataset` from a local file or a Hub id. Raises DataError."""
+    return (
+        load_from_hub(settings)
+        if is_hub_id(settings.dataset)
+        else load_file(Path(settings.dataset).expanduser(), settings.split)
+    )
+
+
+def load_file(path: Path, split: str) -> Any:
+    """The rows of a JSON, JSONL, CSV or Parquet file. Raises DataError."""
+    if path.is_dir():
+        raise DataError(f"The dataset {path} is a folder.", "Name one file in it.")
+    if not path.is_file():
+        raise DataError(f"The dataset file {path} does not exist.", "Check the path, or upload the file first.")
+    form = FILE_FORMATS.get(path.suffix.lower())
+    if form is None:
+        raise DataError(
+            f"The dataset file {path} has no form that is known here.",
+            f"Give a file that ends in {', '.join(FILE_FORMATS)}.",
+        )
+    if not path.read_bytes()[:4096].strip():
+        raise DataError(f"The dataset file {path} is empty.", "Give one with at least two rows.")
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        return load_dataset(form, data_files={"train": str(path)}, split=split)
+    except (DatasetGenerationError, ValueError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise DataError(
+            f"The dataset file {path} cannot be read as {form} with split `{split}` ({reason}).",
+            "Correct the file: one record per line for JSONL, a list of records for JSON.",
+        ) from None
+
+
+def load_from_hub(settings: SFTSettings) -> Any:
+    """A dataset by its Hub id. Raises DataError."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    try:
+        return load_dataset(settings.dataset, settings.dataset_config, split=settings.split)
+    except DatasetNotFoundError as error:
+        raise DataError(
+            f"The dataset {settings.dataset} was not found ({str(error).splitlines()[0]}).",
+            "Check its spelling, or ask for access on its page and give a token as HF_TOKEN.",
+        ) from None
+    except (ValueError, DatasetGenerationError) as error:
+        raise DataError(
+            f"The dataset {settings.dataset} could not be loaded ({str(error).splitlines()[0]}).",
+            "Set `dataset_config` or `split` to one that it has.",
+        ) from None
+    except (ConnectionError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DataError(
+            f"The dataset {settings.dataset} could not be fetched ({str(error).splitlines()[0]}).",
+            "Check the network and run again.",
+        ) from None
+
+
+def recognise(columns: list[str], mapping: dict[str, str], name: str) -> tuple[dict[str, str], str]:
+    """Which column plays which role, and the form: `messages`, `instruction` or `prompt`. Raises DataError.
+
+    >>> recognise(["question", "answer"], {}, "x")
+    ({'prompt': 'question', 'completion': 'answer'}, 'prompt')
+    """
+    unknown = [column for column in mapping if column not in columns]
+    if unknown:
+        raise DataError(
+            f"`columns` names {', '.join(unknown)}, which {name} does not have.", f"It has: {', '.join(columns)}."
+        )
+    roles = {role: column for column, role in mapping.items()}
+    for role, names in COLUMN_NAMES.items():
+        present = [column for column in names if column in columns and column not in mapping]
+        if present:
+            roles.setdefault(role, present[0])
+    for form, needed, optional in (
+        ("messages", ["messages"], []),
+        ("instruction", ["instruction", "completion"], ["input", "system"]),
+        ("prompt", ["prompt", "completion"], ["system"]),
+    ):
+        if all(role in roles for role in needed):
+            return {role: roles[role] for role in needed + optional if role in roles}, form
+    raise DataError(
+        f"The columns of {name} are not recognised: {', '.join(columns)}.",
+        "Use instruction/input/output, question/answer, prompt/completion or messages, or say what they mean, for example `columns: {frage: prompt, antwort: completion}`.",
+    )
+
+
+def to_messages(row: dict[str, Any], form: str) -> dict[str, list[dict[str, str]]]:
+    """One row as a chat.
+
+    >>> to_messages({"prompt": "2+2?", "completion": "4"}, "prompt")
+    {'messages': [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]}
+    """
+    if form == "messages":
+        turns = row["messages"] or []
+        return {
+            "messages": [
+                {
+                    "role": ROLES.get(str(t.get("role") or t.get("from")), "unknown"),
+                    "content": text_of(t.get("content") or t.get("value")),
+                }
+                for t in turns
+            ]
+        }
+    question = text_of(row.get("instruction") if form == "instruction" else row["prompt"])
+    if form == "instruction" and text_of(row.get("input")):
+        question = f"{question}\n\n{text_of(row['input'])}"
+    chat = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": text_of(row.get("completion", row.get("output")))},
+    ]
+    system = text_of(row.get("system"))
+    return {"messages": ([{"role": "system", "content": system}] if system else []) + chat}
+
+
+def text_of(value: Any) -> str:
+    """A cell as text without blanks around it; an empty cell is the empty text."""
+    return "" if value is None else str(value).strip()
+
+
+def is_complete(chat: dict[str, list[dict[str, str]]]) -> bool:
+    """Whether every turn says something and the last one is the assistant's answer to a user."""
+    turns = chat["messages"]
+    roles = [turn["role"] for turn in turns]
+    return (
+        len(turns) > 1
+        and roles[-1] == "assistant"
+        and "user" in roles
+        and "unknown" not in roles
+        and all(turn["content"] for turn in turns)
+    )
+
+
+def split_rows(rows: list[dict], held_out: list[dict], settings: SFTSettings) -> tuple[list[dict], list[dict], Counter]:
+    """Rows to train on, rows held out by the seed, and the count of training rows dropped because they stand in both. Raises DataError."""
+    if not held_out:
+        if len(rows) < 2:
+            raise DataError(
+                f"The dataset {settings.dataset} has only {len(rows)} usable row.",
+                "Give at least two: one is held out to measure with.",
+            )
+        from datasets import Dataset
+
+        size = max(1, min(settings.eval_rows, round(len(rows) * settings.eval_fraction)))
+        parts = Dataset.from_dict({"row": list(range(len(rows)))}).train_test_split(test_size=size, seed=settings.seed)
+        rows, held_out = [rows[i] for i in parts["train"]["row"]], [rows[i] for i in parts["test"]["row"]]
+    questions = {str(row["messages"]) for row in held_out}
+    train = [row for row in rows if str(row["messages"]) not in questions]
+    return train, held_out, Counter(also_held_out=len(rows) - len(train))
+
+
+def encode_rows(tokenizer: Any, rows: list[dict], max_length: int) -> tuple[list[dict], Counter]:
+    """Add `input_ids` and `labels` to each row; rows whose whole answer lies beyond max_length are left out and counted."""
+    kept, counts = [], Counter()
+    for start in range(0, len(rows), 1000):
+        batch = rows[start : start + 1000]
+        texts = [render_chat(tokenizer, row["messages"]) for row in batch]
+        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        for row, text, ids, offsets in zip(batch, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            labels = label_answers(ids, offsets, answer_spans(tokenizer, row["messages"], text))
+            if all(label == IGNORED for label in labels[:max_length]):
+                counts["dropped"] += 1
+                continue
+            counts["truncated"] += len(ids) > max_length
+            kept.append({**row, "input_ids": ids[:max_length], "labels": labels[:max_length]})
+    return kept, counts
+
+
+def answer_spans(tokenizer: Any, messages: list[dict[str, str]], text: str) -> list[tuple[int, int]]:
+    """Where in the rendered text the assistant's answers stand, end token included, as (start, end) characters.
+
+    An answer begins where the prompt for it ends. Where a template renders earlier turns differently
+    once the chat goes on (thinking is cut, say), only the last answer is learnt.
+    """
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = render_chat(tokenizer, messages[:i], answer_next=True)
+        upto = render_chat(tokenizer, messages[: i + 1])
+        if text.startswith(upto):
+            spans.append((len(os.path.commonprefix([before, upto])), len(upto.rstrip())))
+    return spans
+
+
+def label_answers(ids: list[int], offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
+    """The ids where a token begins inside an answer, IGNORED elsewhere.
+
+    >>> label_answers([5, 6, 7], [(0, 2), (2, 4), (4, 5)], [(2, 5)])
+    [-100, 6, 7]
+    """
+    return [
+        token if end > begin and any(start <= begin < stop for start, stop in spans) else IGNORED
+        for token, (begin, end) in zip(ids, offsets, strict=True)
+    ]
+
+
+def write_rows(rows: list[dict], path: Path) -> None:
+    """Rows as one Parquet file."""
+    from datasets import Dataset
+
+    Dataset.from_list(rows).to_parquet(path)

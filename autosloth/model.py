@@ -1,0 +1,297 @@
+"""The model: the only file that imports unsloth. Loading, precision, the LoRA adapter, and the one way to a prompt."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import runpy
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelError
+from .run import cache_dir, say
+from .settings import SFTSettings
+
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+WEIGHT_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    *TOKENIZER_FILES,
+    "*.jinja",
+]
+
+
+def start_engine() -> Any:
+    """Import unsloth, before trl, transformers and peft, which it patches; hold down its side effects.
+
+    Without these, Unsloth 2026.10 compiles into the working directory, pings a statistics repository at
+    each load, and may call apt-get in its own exports.
+    """
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled_cache"))
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
+    for chatty in (
+        "torchao",
+        "bitsandbytes",
+        "torch.utils._pytree",
+    ):  # they warn of kernels that a machine without a GPU does not miss
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    import unsloth
+    from datasets import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bars()
+    disable_progress_bar()
+    return unsloth
+
+
+def choose_precision() -> tuple[str, str]:
+    """The name of the torch dtype to train in, and the reason for it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "float32", "no GPU"
+    name = torch.cuda.get_device_name()
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16", f"{name} has bf16"
+    return "float16", f"{name} has no bf16"
+
+
+def model_source(settings: SFTSettings) -> str:
+    """The Hub id or folder that `model` stands for; `demo` is built when it is not there yet."""
+    if settings.model == "demo":
+        from .demo import demo_base
+
+        return str(demo_base())
+    folder = Path(settings.model).expanduser()
+    return str(folder) if folder.is_dir() else settings.model
+
+
+def model_files(source: str, revision: str | None = None) -> Path:
+    """The folder with a model's config, tokenizer and safetensors, downloaded when it is a Hub id. Raises ModelError."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    with model_errors(source):
+        return Path(snapshot_download(source, revision=revision, allow_patterns=WEIGHT_FILES))
+
+
+def tokenizer_files(source: str, revision: str | None = None) -> Path:
+    """The folder with a model's tokenizer, without its weights. Raises ModelError."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    with model_errors(source):
+        return Path(
+            snapshot_download(source, revision=revision, allow_patterns=["config.json", *TOKENIZER_FILES, "*.jinja"])
+        )
+
+
+@contextlib.contextmanager
+def model_errors(source: str) -> Iterator[None]:
+    """Turn the Hub's and transformers' errors into a ModelError that says what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError:
+        raise ModelError(
+            f"The model {source} is gated.",
+            f"Ask for access on its page on the Hub ({source}) and give a token of that account as HF_TOKEN.",
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"The model {source} does not exist on the Hub, or is private.",
+            "Check the spelling of `model`, or give a token that may read it as HF_TOKEN.",
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(f"The model {source} has no such revision.", "Correct `revision` or leave it empty.") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        raise ModelError(
+            f"The model {source} could not be fetched ({str(error).splitlines()[0]}).",
+            "Check the network and run again; what was fetched is kept.",
+        ) from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ModelError(
+            f"The model {source} could not be loaded ({str(error).splitlines()[0]}).",
+            "Give a text model in the transformers format with safetensors weights.",
+        ) from None
+
+
+def load_tokenizer(settings: SFTSettings) -> Any:
+    """The base model's tokenizer with the chat template that the settings ask for. Raises ModelError."""
+    start_engine()
+    from transformers import AutoTokenizer
+
+    source = model_source(settings)
+    with model_errors(source):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_files(source, settings.revision))
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer of {source} has no fast form or no end token.",
+            "Choose a model whose repository has a tokenizer.json.",
+        )
+    if settings.chat_template != "auto" or not tokenizer.chat_template:
+        tokenizer.chat_template = named_template(
+            "alpaca" if settings.chat_template == "auto" else settings.chat_template
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def named_template(name: str) -> str:
+    """One of our chat templates; none needs tokens that the tokenizer may lack."""
+    return (Path(__file__).parent / "templates" / "chat" / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
+
+
+def render_chat(tokenizer: Any, messages: list[dict[str, str]], answer_next: bool = False) -> str:
+    """The text of a chat, in one way for training, generation, verification and the card.
+
+    answer_next: end with the opening of the assistant's turn. The text carries the BOS token where the
+    tokenizer would add one, so it is always encoded with `add_special_tokens=False`.
+    """
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next)
+    bos = tokenizer.bos_token
+    adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    return bos + text if adds_bos and not text.startswith(bos) else text
+
+
+def encode_prompt(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """The token ids that the assistant's answer to these messages goes on from."""
+    return tokenizer(render_chat(tokenizer, messages, answer_next=True), add_special_tokens=False).input_ids
+
+
+def save_tokenizer(tokenizer: Any, settings: SFTSettings, folder: Path) -> None:
+    """Write the tokenizer as its author published it, with our chat template.
+
+    `save_pretrained` of transformers 5 drops `tokenizer.model` and `added_tokens_decoder`, without which
+    the GGUF converter makes a file that tokenises differently; so the original files are copied.
+    """
+    source = tokenizer_files(model_source(settings), settings.revision)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config.pop("chat_template", None)
+    config.setdefault("pad_token", tokenizer.pad_token)
+    if not config.get("added_tokens_decoder"):
+        config["added_tokens_decoder"] = {
+            str(token_id): described(token) for token_id, token in tokenizer.added_tokens_decoder.items()
+        }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+
+
+def described(token: Any) -> dict[str, Any]:
+    """An added token as tokenizer_config.json holds it."""
+    return {key: getattr(token, key) for key in ("content", "lstrip", "normalized", "rstrip", "single_word", "special")}
+
+
+def load_model(settings: SFTSettings) -> Any:
+    """The base model, in 4 bit where asked for and possible, with a fresh LoRA adapter on all linear layers. Raises ModelError."""
+    unsloth = start_engine()
+    import torch
+
+    source, (dtype, reason) = model_source(settings), choose_precision()
+    say(f"precision: {dtype} ({reason})")
+    with model_errors(source):
+        model, _ = unsloth.FastLanguageModel.from_pretrained(
+            source,
+            revision=settings.revision,
+            max_seq_length=settings.max_length,
+            dtype=getattr(torch, dtype),
+            load_in_4bit=settings.load_in_4bit,
+        )
+    return unsloth.FastLanguageModel.get_peft_model(
+        model,
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=LINEAR_LAYERS,
+        bias="none",
+        use_gradient_checkpointing="unsloth" if torch.cuda.is_available() else False,
+        random_state=settings.seed,
+        max_seq_length=settings.max_length,
+    )
+
+
+@contextlib.contextmanager
+def answering(model: Any) -> Iterator[Any]:
+    """The model in Unsloth's inference mode, and back in training mode afterwards."""
+    unsloth = start_engine()
+    import torch
+
+    unsloth.FastLanguageModel.for_inference(model)
+    try:
+        with torch.inference_mode():
+            yield model
+    finally:
+        unsloth.FastLanguageModel.for_training(model)
+
+
+def export_base(settings: SFTSettings) -> Path:
+    """The folder with the 16-bit weights that the adapter is merged into; says which they are. Raises ModelError."""
+    source, found = sixteen_bit_model(settings)
+    say(f"export: the adapter goes into {source} ({found})")
+    return model_files(source, settings.revision if source == settings.model else None)
+
+
+def sixteen_bit_model(settings: SFTSettings) -> tuple[str, str]:
+    """The name of the 16-bit model that the adapter is merged into, and how it was found. Raises ModelError.
+
+    A 4-bit repository cannot be merged into without loss; Unsloth's own list names each one's original.
+    """
+    if settings.sixteen_bit_model:
+        return settings.sixteen_bit_model, "set by `sixteen_bit_model`"
+    source = model_source(settings)
+    if not is_quantized(source, settings.revision):
+        return source, "the base itself"
+    original = unsloth_originals().get(source.lower())
+    if original is None:
+        raise ModelError(
+            f"The 16-bit original of the 4-bit model {source} is not known.", "Name it as `sixteen_bit_model`."
+        )
+    return original, f"the 16-bit original of {source}"
+
+
+def unsloth_originals() -> dict[str, str]:
+    """Unsloth's list, 4-bit repository (lower case) -> 16-bit repository; read without importing Unsloth, which takes seconds."""
+    package = Path(importlib.util.find_spec("unsloth").origin).parent
+    listed = runpy.run_path(str(package / "models" / "mapper.py"))["INT_TO_FLOAT_MAPPER"]
+    return {quantized.lower(): original for quantized, original in listed.items()}
+
+
+def is_quantized(source: str, revision: str | None = None) -> bool:
+    """Whether a model's weights are stored quantised, by its config.json."""
+    config = tokenizer_files(source, revision) / "config.json"
+    return "quantization_config" in json.loads(config.read_text(encoding="utf-8"))

@@ -1,0 +1,241 @@
+"""A run is a folder: settings, facts, one mark per finished stage. Stages meet here and nowhere else."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .errors import AutoSlothError, SettingsError, StorageError
+from .settings import SFTSettings
+
+GB = 1e9
+
+
+def cache_dir() -> Path:
+    """Where things that every run may share are kept (demo base, converter): $AUTOSLOTH_CACHE or ~/.cache/autosloth."""
+    return Path(os.environ.get("AUTOSLOTH_CACHE") or Path.home() / ".cache" / "autosloth")
+
+
+def say(line: str) -> None:
+    """One line to whoever watches: terminal, notebook cell or log."""
+    print(line, flush=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a temporary file beside it, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_text` for JSON."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def fingerprint(content: Any) -> str:
+    """A short hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Run:
+    """The run folder and what is in it; see the contract in the README for the names."""
+
+    def __init__(self, folder: Path, settings: SFTSettings):
+        self.folder, self.settings = folder, settings
+
+    @classmethod
+    def create(cls, settings: SFTSettings) -> Run:
+        """Make the run folder (or take the one that is there) and write settings.json. Raises StorageError."""
+        run = cls(settings.folder, settings)
+        with storage_errors(run.folder):
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_json(run.folder / "settings.json", settings.model_dump())
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """A run folder that is there already. Raises SettingsError when it is none."""
+        folder = Path(folder).expanduser()
+        path = folder / "settings.json"
+        if not path.is_file():
+            raise SettingsError(
+                f"{folder} is not a run folder: it has no settings.json.",
+                "Give the folder that `autosloth sft` printed, for example runs/my-run.",
+            )
+        settings = SFTSettings.from_values(read_json(path), str(path))
+        return cls(folder, settings)
+
+    def path(self, *parts: str) -> Path:
+        """A path in the run folder."""
+        return self.folder.joinpath(*parts)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything measured so far, by stage."""
+        return read_json(self.path("facts.json"))
+
+    def record(self, stage: str, **facts: Any) -> None:
+        """Add measured facts under a stage's name; facts already there stay unless named again."""
+        every = self.facts
+        every[stage] = {**every.get(stage, {}), **facts}
+        write_json(self.path("facts.json"), every)
+
+    def forget(self, *stages: str) -> None:
+        """Drop the facts of stages that are about to be measured anew."""
+        every = self.facts
+        write_json(self.path("facts.json"), {key: value for key, value in every.items() if key not in stages})
+
+    def mark(self, stage: str) -> dict[str, Any] | None:
+        """The mark of a finished stage, or None."""
+        return read_json(self.path(".done", f"{stage}.json")) or None
+
+    def rows(self, name: str) -> Any:
+        """The rows of data/<name>.parquet as a `datasets.Dataset`: `messages`, `input_ids`, `labels`."""
+        from datasets import Dataset
+
+        return Dataset.from_parquet(str(self.path("data", f"{name}.parquet")), keep_in_memory=True)
+
+    def fresh(self, name: str) -> Path:
+        """An empty folder of this name in the run."""
+        shutil.rmtree(self.path(name), ignore_errors=True)
+        self.path(name).mkdir(parents=True)
+        return self.path(name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's mapping; empty when the file is missing."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+class storage_errors:
+    """Turn an OSError in the block into a StorageError that says what to do."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, OSError) or isinstance(error, AutoSlothError):
+            return
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(existing_parent(self.folder)).free / GB
+            raise StorageError(
+                f"No space is left for {self.folder} ({free:.1f} GB free).",
+                "Free some space or set `storage` to another disk, then run again: finished stages are kept.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise StorageError(
+                f"The run folder {self.folder} cannot be written ({error.strerror}).",
+                "Set `storage` to a folder that you may write to.",
+            ) from error
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above `path` that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def stage(
+    name: str,
+    reads: Iterable[str] = (),
+    after: Iterable[str] = (),
+    inputs: Callable[[Run], Any] | None = None,
+    facts: Iterable[str] = (),
+    folders: Iterable[str] = (),
+) -> Callable:
+    """Decorate `f(run)` so that it is skipped when it is done already.
+
+    reads: the settings that change its result; after: the stages whose results it reads; inputs: what
+    else it reads, as anything JSON can hold. The mark, written last, carries a fingerprint of all three.
+    facts, folders: what the stage leaves in the run; dropped when it starts anew from other inputs.
+    """
+
+    def decorate(function: Callable[[Run], None]) -> Callable[[Run], None]:
+        def again(run: Run) -> None:
+            """Run the stage even when it is done."""
+            with storage_errors(run.folder):
+                wanted = stage_fingerprint(run, reads, after, inputs)
+                begin_stage(run, name, wanted, facts, folders)
+                started = time.perf_counter()
+                function(run)
+                seconds = round(time.perf_counter() - started, 2)
+                write_json(
+                    run.path(".done", f"{name}.json"), {"fingerprint": wanted, "seconds": seconds, "finished": now()}
+                )
+                say(f"{name}: done in {seconds:.1f} s")
+
+        @functools.wraps(function)
+        def run_stage(run: Run) -> None:
+            with storage_errors(run.folder):
+                done = (run.mark(name) or {}).get("fingerprint") == stage_fingerprint(run, reads, after, inputs)
+                if done and all(run.path(folder).exists() for folder in folders):
+                    return say(f"{name}: done already, skipped")
+            again(run)
+
+        run_stage.again = again
+        return run_stage
+
+    return decorate
+
+
+def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inputs: Callable[[Run], Any] | None) -> str:
+    """What a stage would read now, hashed. Raises SettingsError when a stage that it needs is not done."""
+    before = {}
+    for earlier in after:
+        mark = run.mark(earlier)
+        if mark is None:
+            raise SettingsError(
+                f"The stage `{earlier}` of {run.folder} is not finished.",
+                f"Run `autosloth {run.settings.road}` with the settings of this run first.",
+            )
+        before[earlier] = mark["fingerprint"]
+    chosen = {field: getattr(run.settings, field) for field in reads}
+    return fingerprint([chosen, before, inputs(run) if inputs else None])
+
+
+def begin_stage(run: Run, name: str, wanted: str, facts: Iterable[str], folders: Iterable[str]) -> None:
+    """Take back the old mark, and what the stage left when it was begun with other inputs."""
+    run.path(".done", f"{name}.json").unlink(missing_ok=True)
+    begun = run.path(".done", f"{name}.begun")
+    if begun.is_file() and begun.read_text() == wanted:
+        return
+    run.forget(*facts)
+    for folder in folders:
+        shutil.rmtree(run.path(folder), ignore_errors=True)
+    write_text(begun, wanted)
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
