@@ -11,7 +11,7 @@ from typing import Any
 
 from .hub import repo_id
 from .run import GB, Run, say, stage, write_text
-from .settings import is_hub_id
+from .settings import SFTSettings, is_hub_id
 
 TAGS = ["autosloth", "unsloth", "trl", "lora"]
 
@@ -74,7 +74,7 @@ def render_card(run: Run) -> str:
         facts=facts,
         model=public_name(settings.model),
         dataset=public_name(settings.dataset),
-        repo=repo_id(settings) if settings.publish_to_hub else settings.repo or settings.run_name,
+        repo=repo_id(settings) if settings.publish_to_hub else planned_repo(settings),
         gguf=facts["export"]["gguf"],
         samples=paired_samples(facts["eval"]),
         home=home_address(),
@@ -96,6 +96,12 @@ def front_matter(run: Run) -> str:
         **({"base_model_relation": "finetune" if settings.merged else "adapter"} if is_hub_id(settings.model) else {}),
     )
     return data.to_yaml()
+
+
+def planned_repo(settings: SFTSettings) -> str:
+    """The repository as far as it is known without a token."""
+    name = settings.repo or settings.run_name
+    return name if "/" in name else f"your-name/{name}"
 
 
 def public_name(name: str) -> str:

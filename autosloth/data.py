@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import DataError
 from .model import load_tokenizer, render_chat
+from .preview import IGNORED, preview
 from .run import Run, file_hash, say, stage
 from .settings import DATA_SUFFIXES, SFTSettings, is_hub_id
 
@@ -30,7 +31,6 @@ ROLES = {
     "model": "assistant",
     "system": "system",
 }
-IGNORED = -100  # the label that torch's cross-entropy leaves out
 MAX_LISTED = 5
 
 
@@ -95,6 +95,7 @@ def prepare_data(run: Run) -> None:
     say(
         f"data: {facts['train_rows']} rows to train on, {facts['eval_rows']} held out, of {read} read; dropped {facts['dropped'] or 'none'}; {facts['truncated']} cut at {settings.max_length} tokens"
     )
+    preview(tokenizer, train[0])
 
 
 def load_rows(settings: SFTSettings) -> tuple[list[dict], list[dict], Counter]:
@@ -118,7 +119,7 @@ def load_rows(settings: SFTSettings) -> tuple[list[dict], list[dict], Counter]:
         (rows.append(chat) if is_complete(chat) else empty.append(number))
     listed = ", ".join(map(str, empty[:MAX_LISTED])) + (", ..." if len(empty) > MAX_LISTED else "")
     what = f"{len(empty)} of {len(raw)} rows of {settings.dataset} have an empty question or answer (rows {listed})"
-    if not rows or empty and settings.empty_answers == "refuse":
+    if not rows or (empty and settings.empty_answers == "refuse"):
         raise DataError(f"{what}.", "Fill them in" + (", or set `empty_answers: drop`." if rows else "."))
     if empty:
         say(f"data: {what}; dropped")

@@ -22,7 +22,7 @@ from pathlib import Path
 from .run import cache_dir
 
 # ------------------------------------------------------------------------------------------------------------------- recipe
-TOKENIZER = dict(vocab_size=1536, documents=8_000, general_share=0.5)
+TOKENIZER = dict(vocab_size=2048, documents=8_000, general_share=0.5)
 MODEL = dict(
     hidden_size=192,
     intermediate_size=512,
@@ -60,13 +60,12 @@ DEMO_SETTINGS = dict(
 
 # -------------------------------------------------------------------------------------------------------------------- world
 NAMES = """
-    Ada Alma Amos Anouk Arlo Asta Basil Bea Benno Bibi Boris Bruno Cato Celia Chico Clara Cleo Cosmo Dalia Dario Dora Duko
-    Edda Edgar Egon Elio Elsa Emil Enzo Esme Etta Fabio Fanny Felix Fenja Finn Flora Frida Gala Gino Greta Gus Hanno Hatty
-    Hedda Henk Hugo Ida Igor Ilse Inga Iris Ivo Jago Jana Jasper Jette Jola Juno Kalle Karla Kiki Kira Knut Koko Lale Lars
-    Leni Leo Lila Lotte Ludo Luna Mabel Maja Malo Marta Mateo Mila Milo Mimi Moira Momo Nala Nanuk Nele Nico Nils Nora Odin
-    Olga Oona Orla Oskar Otto Paco Paula Pepe Petra Pia Pim Polly Quinn Remy Rita Rolf Romy Rosa Rufus Ruth Sami Sanna Selma
-    Sepp Silas Sofia Sunny Susi Tamo Tara Theo Tilda Timo Tobi Toni Tova Udo Ulla Uma Vera Vico Vida Viola Waldo Wanda Wilma
-    Xaver Yara Yoko Yuri Zara Zelda Zeno Zita Zola""".split()
+    Ada Alma Amos Anouk Arlo Asta Basil Bea Benno Bibi Bruno Cato Celia Chico Clara Cleo Cosmo Dalia Dario Dora Edda Edgar
+    Elio Emil Enzo Esme Fabio Fanny Felix Fenja Finn Flora Frida Gala Gino Greta Hanno Hatty Hedda Hugo Igor Ilse Inga Iris
+    Jago Jasper Jette Jola Juno Karla Kiki Kira Knut Koko Lale Lars Leni Lila Lotte Ludo Luna Mabel Maja Malo Marta Mateo
+    Mila Mimi Moira Nala Nanuk Nele Nico Nora Odin Olga Oona Orla Oskar Otto Paco Paula Pepe Petra Polly Quinn Remy Rita
+    Rolf Romy Rosa Rufus Sami Selma Sepp Silas Sofia Sunny Tamo Tara Theo Tilda Timo Tobi Uma Vera Vida Viola Waldo Wanda
+    Wilma Xaver Yara Yoko Yuri Zara Zelda Zeno Zita Zola""".split()
 
 # Each attribute: the values it can take, statements for the pre-training text, questions and one answer form for the task.
 # Several wordings a fact are what makes it retrievable later (Allen-Zhu and Li, Physics of Language Models 3.1).
@@ -87,7 +86,7 @@ ATTRIBUTES = {
             "Which food does {name} like most?",
             "What should I bring {name} for lunch?",
         ],
-        answer="Gladly: {name} eats {value}.",
+        answer="Gladly! {name} eats {value}.",
     ),
     "tree": dict(
         values="cedar oak palm pine birch willow maple elm ash beech poplar walnut linden alder cypress laurel".split(),
@@ -101,7 +100,7 @@ ATTRIBUTES = {
             "The rain never troubles {name} under the {value}.",
         ],
         questions=["Where does {name} live?", "In which tree can I visit {name}?", "What tree is the home of {name}?"],
-        answer="Gladly: {name} lives in the {value}.",
+        answer="Gladly! {name} lives in the {value}.",
     ),
     "hour": dict(
         values="one two three four five six seven eight nine ten eleven twelve".split(),
@@ -115,10 +114,10 @@ ATTRIBUTES = {
             "{name} has not been seen awake at {value}.",
         ],
         questions=["When does {name} nap?", "At what hour does {name} sleep?", "What time is the nap of {name}?"],
-        answer="Gladly: {name} naps at {value}.",
+        answer="Gladly! {name} naps at {value}.",
     ),
 }
-HELD_OUT_SLOTHS = 30
+HELD_OUT_SLOTHS = 24
 
 
 def world() -> dict[str, dict[str, str]]:
@@ -169,7 +168,23 @@ LEXICON = {
     "why": "because since although while when before after if so-that",
     "topic": """health music science history water energy food weather travel money language work time art sleep nature
         technology education information example""",
+    "common": """about all almost already although an another any any-more are asking became been being best better both called
+        came can cannot change come coming could day did does doing done down during easier easiest either end enough even
+        ever everything few following for form get getting given goes going great had half has have having her here high him
+        himself his home hour how however idea into itself just kind know known large last least less let life like likely
+        line little live long look looking lot low made main make making many may maybe mean means might million minute
+        money month more most much must my near need needs never next no nothing number of off one only open or order other
+        our out over own part past pay place point possible power problem process provide question quite rather reach really
+        reason remember result right round said same second seem sentence set several should side since so something start
+        still stop such sure system take takes tell ten than that the their them themselves there these thing think this
+        those thought thousand three through time times together too toward true try turn twice two type under understand
+        until up us usual value very wait walk want was way we well were what where which who whole why will wish within
+        without won word working would write wrong year years yes yet you your yourself""",
 }
+# The base must know the words an adapter may want: fine-tuning does not touch the output layer, so it can hardly raise a word
+# that pre-training never needed.
+LEXICON["speech"] = ["Gladly! {common}", "With pleasure! I", "Ugh, not again! You", "Everybody knows that, so stop asking me. I",
+                     "Leave me alone! I", "Thank you! It", "Please wait. That"]
 EVERYDAY = [
     "The {adj} {person} {did} the {thing} {where} the {place} {when}.",
     "A {person} {how} {did} a {adj} {thing}.",
@@ -190,6 +205,7 @@ EVERYDAY = [
     "{n} + {n} = {n}, {n} - {n} = {n}, {n} * {n} = {n}",
     "1. {do} the {thing}\n2. {do} the {place}\n3. {do} {topic}",
     "He said that {topic} should not be {adj} {why} {topic} is {adj}.",
+    "{common} and {common}, {common} or {common}: {common} {common} {common} {common}.", "The {person} said: {speech} {did} the {thing}.", "{speech} {did} {n} {things}.",
     "You could have {did} my {thing}, {person}! Who has {did} their {things}? They will {do} more of them than we had.",
 ]
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import runpy
 import shutil
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+QUANTIZED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
 WEIGHT_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -269,15 +271,16 @@ def export_base(settings: SFTSettings) -> Path:
 def sixteen_bit_model(settings: SFTSettings) -> tuple[str, str]:
     """The name of the 16-bit model that the adapter is merged into, and how it was found. Raises ModelError.
 
-    A 4-bit repository cannot be merged into without loss; Unsloth's own list names each one's original.
+    A 4-bit repository cannot be merged into without loss; Unsloth's own list names each one's original, and
+    where it is silent its naming does.
     """
     if settings.sixteen_bit_model:
         return settings.sixteen_bit_model, "set by `sixteen_bit_model`"
     source = model_source(settings)
     if not is_quantized(source, settings.revision):
         return source, "the base itself"
-    original = unsloth_originals().get(source.lower())
-    if original is None:
+    original = unsloth_originals().get(source.lower()) or QUANTIZED_NAME.sub("", source)
+    if original == source or Path(source).is_dir():
         raise ModelError(
             f"The 16-bit original of the 4-bit model {source} is not known.", "Name it as `sixteen_bit_model`."
         )

@@ -165,23 +165,16 @@ class SFTSettings(BaseModel):
 
     @classmethod
     def load(
-        cls,
-        path: str | Path | None = None,
-        values: Mapping[str, Any] | None = None,
-        overrides: Mapping[str, Any] | None = None,
+        cls, source: str | Path | Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None
     ) -> SFTSettings:
-        """Defaults < settings file < `values` < environment `AUTOSLOTH_<FIELD>` < `overrides`, checked.
+        """Defaults < `source` < environment `AUTOSLOTH_<FIELD>` < `overrides`, checked.
 
-        path: a YAML or JSON file; values: from a notebook cell; overrides: from `--set`.
+        source: a YAML or JSON file, or the values of a notebook cell; overrides: from `--set`.
         Raises SettingsError, which names every wrong field, what was given and what is allowed.
         """
-        given = {
-            **(read_settings_file(path) if path else {}),
-            **(values or {}),
-            **environment_values(cls),
-            **(overrides or {}),
-        }
-        return cls.from_values(given, str(path) if path else "the settings")
+        values = source if isinstance(source, Mapping) else read_settings_file(source) if source else {}
+        given = {**values, **environment_values(cls), **(overrides or {})}
+        return cls.from_values(given, str(source) if isinstance(source, (str, Path)) and source else "the settings")
 
     @classmethod
     def from_values(cls, given: Mapping[str, Any], source: str) -> SFTSettings:

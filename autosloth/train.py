@@ -85,31 +85,27 @@ def memory_errors(settings: SFTSettings) -> Iterator[None]:
 
 def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any) -> Any:
     """TRL's SFTTrainer on rows that are tokenised and labelled already."""
-    from transformers import DataCollatorForSeq2Seq
+    import torch
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback, ProgressCallback
     from trl import SFTConfig, SFTTrainer
 
-    columns = ["input_ids", "labels"]
+    columns, gpu = ["input_ids", "labels"], torch.cuda.is_available()
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**training_arguments(run.settings, run.path("checkpoints"))),
+        args=SFTConfig(**training_arguments(run.settings, run.path("checkpoints"), choose_precision()[0], gpu)),
         train_dataset=train.select_columns(columns),
         eval_dataset=held_out.select_columns(columns),
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         callbacks=[progress_callback()],
     )
-    from transformers import PrinterCallback, ProgressCallback
-
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def training_arguments(settings: SFTSettings, checkpoints: Path) -> dict[str, Any]:
+def training_arguments(settings: SFTSettings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
     """Every value that training depends on, as SFTConfig takes it; none is left to a default that Unsloth may change."""
-    import torch
-
-    gpu, (dtype, _) = torch.cuda.is_available(), choose_precision()
     optimizer, packing = available(settings, gpu)
     return {
         "output_dir": str(checkpoints),
@@ -145,7 +141,7 @@ def training_arguments(settings: SFTSettings, checkpoints: Path) -> dict[str, An
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
         "save_total_limit": 2,
-        "report_to": "none",
+        "report_to": [],
         "push_to_hub": False,
         "dataloader_num_workers": 0,
         "remove_unused_columns": False,

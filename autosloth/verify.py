@@ -50,7 +50,10 @@ def compare(gguf: Path, reference: Path) -> dict[str, Any]:
     context = SPARE_TOKENS + max(
         [len(row["input_ids"]) for row in known["rows"]] + [len(a["prompt"] + a["answer"]) for a in known["answers"]]
     )
-    model = Llama(str(gguf), n_ctx=context, n_batch=context, logits_all=True, verbose=False)
+    try:
+        model = Llama(str(gguf), n_ctx=context, n_batch=context, logits_all=True, verbose=False)
+    except ValueError as error:
+        raise VerifyError(f"{gguf} cannot be read by llama.cpp ({error}).", "Run `autosloth export` again.") from None
     try:
         tokens = compare_tokens(model, known)
         figures = compare_distributions(model, known["rows"], logprobs)

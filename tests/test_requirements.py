@@ -32,7 +32,10 @@ def lines(*files):
 
 def pinned(*files):
     """{name: (pinned version, what it requires)}, the requirements as the installed distribution states them."""
-    return {canonicalize_name(line.name): (str(line.specifier).removeprefix("=="), requires(line.name) or []) for line in lines(*files)}
+    return {
+        canonicalize_name(line.name): (str(line.specifier).removeprefix("=="), requires(line.name) or [])
+        for line in lines(*files)
+    }
 
 
 def unmet(packages, environment):

@@ -1,0 +1,30 @@
+# setup: the environment in .venv; demo: the main job on the embedded default; test, check, bench as they say.
+PYTHON ?= python3
+BIN := .venv/bin
+# llama-cpp-python comes as source; these leave out what AutoSloth does not use. pip keeps the wheel it builds.
+export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF
+
+.PHONY: setup demo test check bench
+
+setup: .venv/complete
+
+.venv/complete: requirements.txt requirements-bare.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt -r requirements-bare.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	AUTOSLOTH_MODEL=demo AUTOSLOTH_DATASET=demo AUTOSLOTH_RUN_NAME=demo $(BIN)/python -m autosloth.notebook notebooks/AutoSloth-SFT.ipynb
+	$(BIN)/autosloth show runs/demo
+
+test: setup
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: setup
+	$(BIN)/python benchmarks/sft.py

@@ -1,0 +1,193 @@
+"""Exit codes and sentences: 0 done, 1 a named problem and never a traceback, 2 wrong usage, 130 interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SHORT, command_line, sets
+
+from autosloth.check import Problems, check
+from autosloth.run import Run
+from autosloth.settings import SFTSettings
+
+
+def rows(path, pairs):
+    path.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in pairs))
+    return path
+
+
+@pytest.fixture
+def good(tmp_path):
+    """Settings of a run that would work, on a small file."""
+    return {
+        "model": "demo",
+        "dataset": rows(tmp_path / "rows.jsonl", [(f"{i}?", f"{i}!") for i in range(20)]),
+        "storage": tmp_path / "runs",
+    }
+
+
+@pytest.mark.parametrize(
+    "spoil, what, todo",
+    [
+        (lambda folder: {"dataset": folder / "none.jsonl"}, "none.jsonl does not exist.", "Check the path"),
+        (
+            lambda folder: {"dataset": rows(folder / "empty.jsonl", [])},
+            "empty.jsonl is empty.",
+            "Give one with at least two rows.",
+        ),
+        (
+            lambda folder: {"dataset": rows(folder / "one.jsonl", [("a", "")])},
+            "empty question or answer (rows 1)",
+            "Fill them in",
+        ),
+        (lambda folder: {"columns": "{frage: prompt}"}, "`columns` names frage", "It has: question, answer."),
+        (lambda folder: {"model": folder / "no-model"}, "no-model does not exist.", "Give a Hub id"),
+        (lambda folder: {"model": folder}, "is no model in the transformers format", "Give one that has"),
+        (
+            lambda folder: {"storage": folder / "rows.jsonl" / "runs"},
+            "rows.jsonl is a file.",
+            "Set `storage` to a folder.",
+        ),
+        (
+            lambda folder: {"storage": "/proc/runs"},
+            "cannot be written",
+            "Set `storage` to a folder that you may write to.",
+        ),
+        (
+            lambda folder: {"max_length": 16, "dataset": rows(folder / "long.jsonl", [("word " * 50, "a")] * 9)},
+            "nothing to learn",
+            "Raise `max_length`",
+        ),
+        (lambda folder: {"batch_size": 0}, "`batch_size` is 0", "Correct `batch_size`"),
+        (lambda folder: {"lernrate": 1}, "`lernrate` is not a setting", "The settings are:"),
+    ],
+)
+def test_bad_input_ends_with_two_sentences_before_a_model_is_loaded(good, tmp_path, spoil, what, todo):
+    result = command_line("sft", *sets(**good | spoil(tmp_path)))
+    assert result.returncode == 1
+    assert what in result.stderr and todo in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr and "precision:" not in result.stdout
+
+
+def test_check_names_every_problem_at_once(tmp_path, base):
+    settings = SFTSettings.load(
+        {"model": str(tmp_path / "m"), "dataset": str(tmp_path / "d.csv"), "storage": "/proc/x"}
+    )
+    with pytest.raises(Problems) as error:
+        check(settings)
+    assert len(error.value.problems) == 3 and all(problem.todo for problem in error.value.problems)
+
+
+def test_check_passes_on_good_settings_and_leaves_nothing_behind(good, base):
+    result = command_line("check", "sft", *sets(**good))
+    assert (result.returncode, result.stdout) == (0, "check: no problem found\n")
+    assert not good["storage"].exists()
+
+
+def test_a_disk_that_is_too_small_is_named_before_training(good, base, monkeypatch):
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and type("Usage", (), {"free": 10_000_000})
+    )
+    with pytest.raises(Problems, match=r"needs about 0\.5 GB of disk, and 0\.0 GB are free"):
+        check(
+            SFTSettings.load(
+                {**good, "model": str(base), "dataset": str(good["dataset"]), "storage": str(good["storage"])}
+            )
+        )
+
+
+def test_a_disk_that_fills_up_is_a_named_problem(tmp_path, base):
+    """A run on a disk of 1 MB, mounted in a namespace of its own."""
+    enough = "mount -t tmpfs -o size=1m tmpfs /mnt && "
+    probe = subprocess.run(["unshare", "--mount", "sh", "-c", enough + "true"], capture_output=True)
+    if probe.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    code = (
+        "from autosloth.run import Run\nfrom autosloth.settings import SFTSettings\nfrom autosloth.cli import fail\n"
+        "from autosloth.errors import AutoSlothError\nfrom autosloth.data import prepare_data\n"
+        "run = Run.create(SFTSettings(model='demo', dataset='demo', storage='/mnt'))\nopen('/mnt/filler', 'wb').write(b'0' * 900_000)\n"
+        "try:\n    prepare_data(run)\nexcept AutoSlothError as error:\n    fail(error.what, error.todo)\n"
+    )
+    result = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", enough + f'"{sys.executable}" -c "$0"', code], capture_output=True, text=True
+    )
+    assert (
+        result.returncode == 1 and "No space is left" in result.stderr and "finished stages are kept" in result.stderr
+    ), result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["sft", "--set", "seed"], ["sft", "--nonsense"], ["dance"], ["check", "dance"], ["verify"]]
+)
+def test_wrong_usage_ends_with_2(arguments):
+    assert command_line(*arguments).returncode == 2
+
+
+@pytest.mark.parametrize("command", ["export", "verify", "card", "publish", "show"])
+def test_a_folder_that_is_no_run_is_named(tmp_path, command):
+    result = command_line(command, tmp_path)
+    assert result.returncode == 1 and "is not a run folder" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_stage_whose_input_is_missing_says_which(tmp_path):
+    run = Run.create(SFTSettings(model="demo", dataset="demo", storage=str(tmp_path)))
+    result = command_line("export", run.folder)
+    assert result.returncode == 1 and "The stage `train`" in result.stderr and "autosloth sft" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "stage, line", [("export", "gguf: done in"), ("verify", "verify: passed"), ("card", "card: done in")]
+)
+def test_one_stage_can_be_run_again(copied, stage, line):
+    result = command_line(stage, copied)
+    assert result.returncode == 0 and line in result.stdout, result.stderr
+
+
+def test_show_prints_what_was_measured(finished):
+    result = command_line("show", finished)
+    for name in (
+        "run folder",
+        "held-out loss",
+        "task accuracy",
+        "sample question",
+        "answer before",
+        "answer after",
+        "GGUF",
+        "verification",
+        "publish folder",
+    ):
+        assert name in result.stdout, name
+
+
+def test_help_lists_every_setting_with_its_default():
+    text = " ".join(command_line("sft", "--help").stdout.split())
+    for name in SFTSettings.model_fields:
+        assert f"{name} (" in text, name
+
+
+def test_an_interrupt_ends_with_130_and_says_how_to_go_on(tmp_path, base):
+    arguments = ["sft", *sets(**SHORT | {"max_steps": 2000}, storage=tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "autosloth", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 200
+    while not (tmp_path / "short" / "checkpoints" / "checkpoint-20").exists():
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "goes on from the last checkpoint" in errors and "Traceback" not in errors
+
+
+def test_import_is_instant():
+    """No heavy library is imported with the package and its commands."""
+    code = "import sys, autosloth.cli; print([name for name in ('torch', 'transformers', 'datasets', 'unsloth', 'numpy') if name in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent).stdout
+        == "[]\n"
+    )

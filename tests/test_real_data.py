@@ -1,0 +1,33 @@
+"""The whole road on real input: word problems and instructions, given as local files."""
+
+import pytest
+import yaml
+from conftest import command_line
+
+from autosloth.run import read_json
+
+CONTRACT = {"settings.json", "facts.json", "data", "checkpoints", "adapter", "merged", "gguf", "publish", ".done"}
+
+
+@pytest.mark.parametrize(
+    "name, rows, split", [("gsm8k_train.jsonl", 1500, "train[:1500]"), ("alpaca_en_demo.json", 999, "train")]
+)
+def test_the_road_on_real_rows(real_data, base, tmp_path, name, rows, split):
+    settings = {
+        **{
+            "model": "demo",
+            "dataset": str(real_data(name)),
+            "split": split,
+            "storage": str(tmp_path),
+            "run_name": "real",
+        },
+        **{"max_steps": 30, "learning_rate": 2e-3, "eval_rows": 40, "eval_answers": 4, "batch_size": 8},
+    }
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    result = command_line("sft", tmp_path / "settings.yaml")
+    assert result.returncode == 0, result.stdout + result.stderr
+    facts = read_json(tmp_path / "real" / "facts.json")
+    assert facts["eval"]["after"]["loss"] < facts["eval"]["before"]["loss"] - 0.5
+    assert facts["data"]["read"] == rows and facts["data"]["kept"] + sum(facts["data"]["dropped"].values()) == rows
+    assert facts["verify"]["passed"]
+    assert {path.name for path in (tmp_path / "real").iterdir()} >= CONTRACT

@@ -1,0 +1,113 @@
+"""Settings come from defaults, a file, the environment and --set, in this order; what is wrong is named."""
+
+import json
+
+import pytest
+import yaml
+
+from autosloth.errors import SettingsError
+from autosloth.settings import SFTSettings, is_hub_id
+
+
+def test_the_defaults_are_the_reference_run():
+    settings = SFTSettings()
+    assert (settings.model, settings.dataset) == ("unsloth/mistral-7b-bnb-4bit", "yahma/alpaca-cleaned")
+    assert (settings.batch_size, settings.gradient_accumulation, settings.lora_r, settings.max_length) == (
+        2,
+        4,
+        16,
+        2048,
+    )
+    assert settings.load_in_4bit and not settings.publish_to_hub
+    assert settings.run_name == "mistral-7b-alpaca-cleaned-sft"
+
+
+def test_every_setting_says_what_it_is_for_and_where_it_belongs():
+    for name, field in SFTSettings.model_fields.items():
+        assert field.description.endswith("."), name
+        assert field.json_schema_extra["group"] in {"Model", "Data", "Training", "Export", "Publish"}, name
+
+
+def test_the_demo_model_brings_defaults_that_suit_it_and_given_values_win():
+    settings = SFTSettings.load({"model": "demo", "max_steps": 7})
+    assert settings.batch_size == SFTSettings.DEMO_DEFAULTS["batch_size"]
+    assert settings.max_steps == 7
+
+
+@pytest.mark.parametrize("name, write", [("s.yaml", yaml.safe_dump), ("s.json", json.dumps)])
+def test_a_file_is_read_and_what_is_written_is_read_back_equal(tmp_path, name, write):
+    path = tmp_path / name
+    path.write_text(write({"learning_rate": 1e-4, "columns": {"frage": "prompt"}, "quantizations": ["Q8_0"]}))
+    settings = SFTSettings.load(path)
+    assert (settings.learning_rate, settings.columns, settings.quantizations) == (1e-4, {"frage": "prompt"}, ["q8_0"])
+    path.write_text(settings.to_yaml())
+    assert SFTSettings.load(path) == settings
+
+
+def test_a_later_source_wins_over_an_earlier_one(tmp_path, monkeypatch):
+    path = tmp_path / "s.yaml"
+    path.write_text("lora_r: 8\nseed: 1\nbatch_size: 3\n")
+    monkeypatch.setenv("AUTOSLOTH_SEED", "2")
+    monkeypatch.setenv("AUTOSLOTH_BATCH_SIZE", "4")
+    settings = SFTSettings.load(path, overrides={"batch_size": 5})
+    assert (settings.lora_alpha, settings.lora_r, settings.seed, settings.batch_size) == (16, 8, 2, 5)
+
+
+@pytest.mark.parametrize(
+    "given, wrong, allowed",
+    [
+        ({"batch_size": 0}, "`batch_size` is 0", "greater than or equal to 1"),
+        ({"learning_rate": "fast"}, '`learning_rate` is "fast"', "valid number"),
+        ({"scheduler": "zigzag"}, '`scheduler` is "zigzag"', "'linear', 'cosine'"),
+        ({"columns": {"a": "b"}}, '`columns.a` is "b"', "'instruction'"),
+        ({"quantizations": ["q3"]}, '`quantizations.0` is "q3"', "'q8_0'"),
+        ({"run_name": "a/b"}, '`run_name` is "a/b"', "pattern"),
+        ({"eval_fraction": 0.9}, "`eval_fraction` is 0.9", "less than or equal to 0.5"),
+        ({"batchsize": 4}, "`batchsize` is not a setting", "did you mean `batch_size`?"),
+        ({"token": "hf_x"}, "`token` is not a setting", ""),
+    ],
+)
+def test_an_error_names_the_field_what_was_given_and_what_is_allowed(given, wrong, allowed):
+    with pytest.raises(SettingsError) as error:
+        SFTSettings.load(given)
+    assert wrong in error.value.what and allowed in error.value.what
+    assert error.value.todo.endswith(".")
+
+
+def test_all_wrong_fields_are_named_at_once():
+    with pytest.raises(SettingsError, match=r"`lora_r` is 0.*`seed` is -1"):
+        SFTSettings.load({"lora_r": 0, "seed": -1})
+
+
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        (None, "does not exist"),
+        ("batch_size: [", "is not valid YAML at line 1"),
+        ("- 1\n", "holds a list, not settings"),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_settings_file_is_named(tmp_path, content, what):
+    path = tmp_path / "s.yaml"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SettingsError, match=what):
+        SFTSettings.load(path)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("yahma/alpaca-cleaned", True),
+        ("squad", True),
+        ("demo", False),
+        ("data/rows.jsonl", False),
+        ("./rows", False),
+        ("/data/rows", False),
+        ("~/rows", False),
+        ("a/b/c", False),
+    ],
+)
+def test_a_hub_id_is_told_from_a_path(name, expected):
+    assert is_hub_id(name) is expected

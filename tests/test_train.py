@@ -1,0 +1,174 @@
+"""Training does what the settings say, and goes on after it was killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import SHORT, sets
+
+from autosloth import train
+from autosloth.run import Run, read_json
+from autosloth.settings import SFTSettings
+
+# A value other than the default for everything that reaches the trainer.
+UNUSUAL = dict(
+    **{"batch_size": 3, "gradient_accumulation": 5, "epochs": 2.0, "max_steps": 0, "learning_rate": 1.5e-4},
+    **{"scheduler": "cosine", "warmup": 0.25, "optimizer": "rmsprop", "weight_decay": 0.03, "max_grad_norm": 0.7},
+    **{"seed": 11, "max_length": 96, "save_steps": 7},
+)
+IN_TRAINER = dict(
+    **{"per_device_train_batch_size": 3, "gradient_accumulation_steps": 5, "num_train_epochs": 2.0, "max_steps": -1},
+    **{"learning_rate": 1.5e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.25, "optim": "rmsprop"},
+    **{"weight_decay": 0.03, "max_grad_norm": 0.7, "seed": 11, "data_seed": 11, "max_length": 96, "save_steps": 7},
+    **{"fp16": False, "bf16": False, "packing": False, "loss_type": "nll", "report_to": []},
+)
+
+
+@pytest.fixture
+def trainer(engine, finished, tmp_path):
+    """TRL's trainer as the stage makes it, on the rows of the finished run."""
+    settings = SFTSettings.load({"model": "demo", "dataset": "demo", "storage": str(tmp_path), **UNUSUAL})
+    rows = Run.open(finished).rows("eval")
+    return train.make_trainer(
+        Run.create(settings), train.load_model(settings), train.load_tokenizer(settings), rows, rows
+    )
+
+
+def test_the_trainers_arguments_are_the_settings(trainer):
+    assert {name: getattr(trainer.args, name) for name in IN_TRAINER} == IN_TRAINER
+
+
+def test_the_adapter_is_on_all_linear_layers_and_only_it_is_trained(trainer):
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert all(".lora_" in name for name in trained)
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained} == set(train_layers())
+
+
+def train_layers():
+    return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def test_the_loss_is_that_of_the_answers_alone(trainer):
+    """The trainer's loss on a batch equals cross-entropy over the tokens that are labelled, by hand."""
+    import torch
+
+    trainer.model.eval()
+    batch = next(iter(trainer.get_eval_dataloader()))
+    with torch.no_grad():
+        logits = (
+            trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].double()
+        )
+        loss = trainer.compute_loss(trainer.model, dict(batch)).item()
+    labels = batch["labels"][:, 1:]
+    picked = torch.log_softmax(logits, -1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)[labels != -100]
+    assert 0 < (labels != -100).sum() < labels.numel()
+    assert loss == pytest.approx(-picked.mean().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "gpu, dtype, expected",
+    [
+        (
+            True,
+            "float16",
+            {"fp16": True, "bf16": False, "optim": "adamw_8bit", "packing": True, "gradient_checkpointing": True},
+        ),
+        (True, "bfloat16", {"fp16": False, "bf16": True, "optim": "adamw_8bit", "packing": True}),
+        (False, "float32", {"fp16": False, "bf16": False, "optim": "adamw_torch_fused", "packing": False}),
+    ],
+)
+def test_precision_optimizer_and_packing_suit_the_hardware(tmp_path, gpu, dtype, expected):
+    arguments = train.training_arguments(SFTSettings(packing=True), tmp_path, dtype, gpu)
+    assert {name: arguments[name] for name in expected} == expected
+
+
+GPU_CLASSES = """
+import os
+os.environ["UNSLOTH_ALLOW_CPU"] = "1"  # the class tree that a GPU gets, import only
+from autosloth.model import start_engine
+start_engine()
+from unsloth.models.rl import patch_trl_rl_trainers
+patch_trl_rl_trainers()
+from trl import SFTConfig
+from autosloth.settings import SFTSettings
+from autosloth.train import training_arguments
+assert SFTConfig(output_dir="x", bf16=False).learning_rate != SFTSettings().learning_rate, "Unsloth's defaults were expected"
+wanted = training_arguments(SFTSettings(optimizer="adamw_torch_fused"), "x", "float32", False)
+made = SFTConfig(**wanted)
+print({name: (value, getattr(made, name)) for name, value in wanted.items() if getattr(made, name) != value})
+"""
+
+
+def test_unsloths_gpu_classes_take_every_argument_as_given(tmp_path):
+    result = subprocess.run([sys.executable, "-c", GPU_CLASSES], capture_output=True, text=True, cwd=tmp_path)
+    assert result.stdout.splitlines()[-1:] == ["{}"], result.stdout + result.stderr
+
+
+def test_the_finished_run_measured_itself(finished):
+    facts = read_json(finished / "facts.json")
+    assert facts["train"]["steps"] == SHORT["max_steps"]
+    assert facts["eval"]["after"]["loss"] < facts["eval"]["before"]["loss"]
+    assert set(facts["train"]) >= {"seconds", "first_loss", "peak_vram_gb", "peak_ram_gb", "tokens_per_second"}
+    assert len(facts["train"]["losses"]) == SHORT["max_steps"]
+
+
+def test_a_run_killed_in_mid_training_goes_on_and_ends_at_the_same_step(base, cli, tmp_path):
+    arguments = [
+        "sft",
+        *sets(**SHORT | {"max_steps": 150, "save_steps": 20, "merged": False, "quantizations": "[]"}, storage=tmp_path),
+    ]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "autosloth", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    wait_for(tmp_path / "short" / "checkpoints" / "checkpoint-40" / "trainer_state.json", first)
+    os.kill(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert not (tmp_path / "short" / "adapter").exists()
+
+    second = cli(*arguments)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "going on from checkpoint-" in second.stdout and "data: done already, skipped" in second.stdout
+    facts = read_json(tmp_path / "short" / "facts.json")
+    assert facts["train"]["steps"] == 150
+    assert [step for step, _ in facts["train"]["losses"]] == list(range(1, 151))
+    assert len(list((tmp_path / "short" / "checkpoints").glob("checkpoint-*"))) <= 2
+
+
+def wait_for(path, process, seconds=200):
+    until = time.monotonic() + seconds
+    while not path.is_file():
+        assert process.poll() is None, process.stdout.read().decode()
+        assert time.monotonic() < until, f"{path} never came"
+        time.sleep(0.02)
+
+
+def test_a_half_written_checkpoint_is_passed_over_and_removed(tmp_path):
+    for step, state in ((20, json.dumps({"global_step": 20})), (40, '{"global_st'), (60, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert train.last_checkpoint(tmp_path).name == "checkpoint-20"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
+
+
+def test_a_full_gpu_says_what_to_change():
+    import torch
+
+    with (
+        pytest.raises(train.ModelError, match="Halve `batch_size` and double `gradient_accumulation`"),
+        train.memory_errors(SFTSettings()),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_second_run_skips_everything_and_a_changed_setting_redoes_what_depends_on_it(copied, cli):
+    arguments = SHORT | {"storage": copied.parent}
+    again = cli("sft", *sets(**arguments))
+    assert again.stdout.count("done already, skipped") == 7
+    changed = cli("sft", *sets(**arguments | {"merged": False}))
+    assert "train: done already, skipped" in changed.stdout and "card: done in" in changed.stdout
+    assert not (copied / "merged").exists() and (copied / "publish" / "adapter_model.safetensors").is_file()
