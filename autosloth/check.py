@@ -11,7 +11,7 @@ from .data import load_rows
 from .errors import AutoSlothError, DataError, HubError, ModelError, StorageError
 from .hub import account, hub_api, repo_id
 from .model import WEIGHT_FILES, is_quantized, model_errors, sixteen_bit_model
-from .run import GB, existing_parent, say, storage_errors
+from .run import GB, existing_parent, say
 from .settings import SFTSettings, is_hub_id
 
 CPU_LIMIT_GB = 3.0  # weights beyond which training without a GPU would take days
@@ -43,14 +43,14 @@ def check(settings: SFTSettings) -> None:
 
 def check_storage(settings: SFTSettings) -> None:
     """Whether files can be made where the run folder will be. Raises StorageError."""
-    above = existing_parent(settings.folder)
-    with storage_errors(settings.folder):
-        if not above.is_dir():
-            raise StorageError(
-                f"The run folder {settings.folder} cannot be made: {above} is a file.", "Set `storage` to a folder."
-            )
+    above, todo = existing_parent(settings.folder), "Set `storage` to a folder that you may write to."
+    if not above.is_dir():
+        raise StorageError(f"The run folder {settings.folder} cannot be made: {above} is a file.", todo)
+    try:
         with tempfile.TemporaryFile(dir=above):
             pass
+    except OSError as error:
+        raise StorageError(f"The run folder {settings.folder} cannot be made ({error.strerror}).", todo) from None
 
 
 def check_dataset(settings: SFTSettings) -> None:

@@ -153,9 +153,10 @@ def main() -> None:
         app()
     except AutoSlothError as error:
         fail(error.what, error.todo)
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C
+            print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        raise
     except Exception as error:
         with tempfile.NamedTemporaryFile("w", prefix="autosloth-error-", suffix=".log", delete=False) as log:
             traceback.print_exc(file=log)

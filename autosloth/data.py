@@ -60,6 +60,7 @@ def local_inputs(run: Run) -> list[object]:
         "seed",
     ),
     inputs=local_inputs,
+    result=lambda run: [file_hash(run.path("data", f"{name}.parquet")) for name in ("train", "eval")],
     facts=("data",),
     folders=("data",),
 )

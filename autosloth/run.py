@@ -171,6 +171,7 @@ def stage(
     reads: Iterable[str] = (),
     after: Iterable[str] = (),
     inputs: Callable[[Run], Any] | None = None,
+    result: Callable[[Run], Any] | None = None,
     facts: Iterable[str] = (),
     folders: Iterable[str] = (),
 ) -> Callable:
@@ -178,6 +179,7 @@ def stage(
 
     reads: the settings that change its result; after: the stages whose results it reads; inputs: what
     else it reads, as anything JSON can hold. The mark, written last, carries a fingerprint of all three.
+    result: what tells one result from another; without it every new one makes later stages run again.
     facts, folders: what the stage leaves in the run; dropped when it starts anew from other inputs.
     """
 
@@ -190,9 +192,9 @@ def stage(
                 started = time.perf_counter()
                 function(run)
                 seconds = round(time.perf_counter() - started, 2)
-                write_json(
-                    run.path(".done", f"{name}.json"), {"fingerprint": wanted, "seconds": seconds, "finished": now()}
-                )
+                made = fingerprint(result(run) if result else time.time_ns())
+                mark = {"fingerprint": wanted, "result": made, "seconds": seconds, "finished": now()}
+                write_json(run.path(".done", f"{name}.json"), mark)
                 say(f"{name}: done in {seconds:.1f} s")
 
         @functools.wraps(function)
@@ -219,7 +221,7 @@ def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inpu
                 f"The stage `{earlier}` of {run.folder} is not finished.",
                 f"Run `autosloth {run.settings.road}` with the settings of this run first.",
             )
-        before[earlier] = mark["fingerprint"]
+        before[earlier] = mark["result"]
     chosen = {field: getattr(run.settings, field) for field in reads}
     return fingerprint([chosen, before, inputs(run) if inputs else None])
 

@@ -51,11 +51,11 @@ def good(tmp_path):
         (
             lambda folder: {"storage": folder / "rows.jsonl" / "runs"},
             "rows.jsonl is a file.",
-            "Set `storage` to a folder.",
+            "Set `storage` to a folder that you may write to.",
         ),
         (
             lambda folder: {"storage": "/proc/runs"},
-            "cannot be written",
+            "cannot be made",
             "Set `storage` to a folder that you may write to.",
         ),
         (

@@ -1,21 +1,24 @@
 """`autosloth publish` and the checks before it, in a process of their own, against a Hub on loopback."""
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 import numpy
 import pytest
+from conftest import sets
 from hub_server import HubServer
 from safetensors.numpy import save_file
 
-from autosloth.run import Run, now, write_json
+from autosloth.run import Run, stage, write_json
 from autosloth.settings import SFTSettings
 
 NAME, GGUF, REPO = "sloth", "sloth-Q8_0.gguf", "team/sloth"
+GGUF_BYTES = b"GGUF" + bytes(range(256)) * 16
 # The text behind hf_ stands nowhere else, so that a leak is found wherever it is.
 TOKENS = {kind: f"hf_{kind}{'Zq7x' * 8}" for kind in ("write", "read", "wrong", "stranger", "scoped", "blind")}
 EVALUATION = {
@@ -79,35 +82,38 @@ def make_run(storage: Path, verified: bool = True, **settings) -> Run:
     )
     write_json(run.path("adapter", "tokenizer_config.json"), {"eos_token": "</s>"})
     save_file({"lora_A.weight": numpy.ones((16, 64), "float32")}, run.path("adapter", "adapter_model.safetensors"))
-    run.path("gguf", GGUF).write_bytes(b"GGUF" + bytes(range(256)) * 16)
+    run.path("gguf", GGUF).write_bytes(GGUF_BYTES)
     run.path("gguf", "Modelfile").write_text(f"FROM ./{GGUF}\n")
-    for stage in ("data", "train", "merge", "gguf", "verify"):
-        write_json(run.path(".done", f"{stage}.json"), {"fingerprint": stage, "seconds": 1.0, "finished": now()})
+    for name in ("data", "train", "merge", "gguf", "verify"):
+        stage(name)(lambda run: None)(run)  # only its mark
     return run
 
 
-def autosloth(hub: HubServer, home: Path, *arguments, token: str | None = "write") -> subprocess.CompletedProcess:
+def autosloth(hub: HubServer, home: Path, *arguments, token: str | None = "write", **environment):
     """One command as a user gives it; what it writes beside the run folder goes to `home`."""
     home.mkdir(parents=True, exist_ok=True)
+    given = {**hub.env(home / "huggingface", TOKENS.get(token)), "TMPDIR": str(home), **environment}
+    mine = [name for name in os.environ if name.startswith("AUTOSLOTH_") and name != "AUTOSLOTH_CACHE"]
     return subprocess.run(
         [sys.executable, "-m", "autosloth", *map(str, arguments)],
-        env={**hub.env(home / "huggingface", TOKENS.get(token)), "TMPDIR": str(home)},
+        env={name: value for name, value in given.items() if name not in mine},
         cwd=home,
         capture_output=True,
         text=True,
     )
 
 
-def check(hub: HubServer, home: Path, *pairs: str, token: str | None) -> subprocess.CompletedProcess:
+def check(hub: HubServer, home: Path, token: str | None, **settings) -> subprocess.CompletedProcess:
     """`autosloth check sft` of the embedded demo, to be published."""
-    every = ("model=demo", "dataset=demo", f"run_name={NAME}", "publish_to_hub=true", f"storage={home}", *pairs)
-    return autosloth(hub, home, "check", "sft", *(part for pair in every for part in ("--set", pair)), token=token)
+    every = {"model": "demo", "dataset": "demo", "run_name": NAME, "publish_to_hub": True, "storage": home, **settings}
+    return autosloth(hub, home, "check", "sft", *sets(**every), token=token)
 
 
 def assert_named_problem(result: subprocess.CompletedProcess, *words: str) -> None:
     """Exit code 1, one sentence that says what (with these words), one that says what to do, and no traceback."""
-    what, todo = result.stderr.partition("autosloth: ")[2].splitlines()
-    assert result.returncode == 1
+    assert result.returncode == 1, result.stdout
+    said = result.stderr.partition("autosloth: ")[2]
+    what, todo = said.split("\n\n")[0].splitlines()  # a progress bar may be closed after it
     assert what.endswith(".") and todo.startswith("  ") and todo.endswith(".")
     assert all(word in what for word in words), what
     assert "Traceback" not in result.stderr + result.stdout
@@ -191,7 +197,7 @@ def test_a_member_of_an_organisation_publishes_to_it(hub, tmp_path):
 
 
 def test_a_member_of_an_organisation_passes_the_check(hub, tmp_path):
-    assert check(hub, tmp_path, f"repo={REPO}", token="scoped").returncode == 0
+    assert check(hub, tmp_path, "scoped", repo=REPO).returncode == 0
 
 
 def test_publishing_twice_changes_nothing(hub, tmp_path):
@@ -243,7 +249,7 @@ def test_publishing_is_refused_with_a_token_that_may_not(hub, tmp_path, token, r
 
 @pytest.mark.parametrize("token, repo, words", BAD_TOKENS.values(), ids=BAD_TOKENS)
 def test_the_check_finds_a_token_that_may_not(hub, tmp_path, token, repo, words):
-    assert_named_problem(check(hub, tmp_path, f"repo={repo}", token=token), words)
+    assert_named_problem(check(hub, tmp_path, token, repo=repo), words)
     assert hub.repos() == []
 
 
@@ -256,12 +262,31 @@ def test_a_refused_token_leaves_the_publish_folder_whole(hub, tmp_path):
     assert files_of(run.path("publish")) == whole
 
 
+# -------------------- names that may not
+
+BAD_NAMES = ["team/a--b", "team/sloth.git", "team/sloth-"]
+
+
+@pytest.mark.parametrize("repo", BAD_NAMES)
+def test_the_check_finds_a_name_that_the_hub_does_not_take(hub, tmp_path, repo):
+    assert_named_problem(check(hub, tmp_path, "write", repo=repo), repo)
+
+
+@pytest.mark.parametrize("repo", BAD_NAMES)
+def test_publishing_under_a_name_that_the_hub_does_not_take_is_refused(hub, tmp_path, repo):
+    run = make_run(tmp_path / "runs", repo=repo)
+    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), repo)
+
+
 # -------------------- the proof of the GGUF
 
 
-def test_a_run_whose_gguf_is_not_proven_is_not_published(hub, tmp_path):
+@pytest.mark.parametrize("marked", [True, False], ids=["stage done", "stage failed"])
+def test_a_run_whose_gguf_is_not_proven_is_not_published(hub, tmp_path, marked):
     run = make_run(tmp_path / "runs", verified=False)
-    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), "has not passed its verification")
+    if not marked:
+        run.path(".done", "verify.json").unlink()
+    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), "verif")
     assert hub.repos() == []
 
 
@@ -320,6 +345,20 @@ def test_an_upload_that_broke_is_a_named_problem_and_a_second_one_completes_it(h
     publish_whole(hub, run, tmp_path / "home")
     assert sent == lfs_uploads(hub) == 2
     assert run.facts["publish"]["repos"] == [REPO]
+
+
+def test_a_file_that_the_hub_does_not_take_is_a_named_problem_and_a_second_upload_completes_it(hub, tmp_path):
+    run = make_run(tmp_path / "runs")
+    hub.fail_next("PUT", f"/lfs/objects/{hashlib.sha256(GGUF_BYTES).hexdigest()}", 403)
+    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), REPO)
+    assert run.mark("publish") is None
+    publish_whole(hub, run, tmp_path / "home")
+
+
+def test_the_client_s_offline_mode_is_a_named_problem(hub, tmp_path):
+    run = make_run(tmp_path / "runs", repo=REPO)
+    result = autosloth(hub, tmp_path / "home", "publish", run.folder, HF_HUB_OFFLINE="1")
+    assert_named_problem(result, "cannot be reached")
 
 
 def test_a_hub_that_is_away_is_a_named_problem(tmp_path):
