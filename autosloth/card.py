@@ -11,7 +11,7 @@ from typing import Any
 
 from .hub import repo_id
 from .run import GB, Run, say, stage, write_text
-from .settings import SFTSettings, is_hub_id
+from .settings import is_hub_id
 
 TAGS = ["autosloth", "unsloth", "trl", "lora"]
 
@@ -74,7 +74,7 @@ def render_card(run: Run) -> str:
         facts=facts,
         model=public_name(settings.model),
         dataset=public_name(settings.dataset),
-        repo=repo_id(settings) if settings.publish_to_hub else planned_repo(settings),
+        repo=repo_id(settings) if settings.publish_to_hub else planned_repo(run),
         gguf=facts["export"]["gguf"],
         samples=paired_samples(facts["eval"]),
         home=home_address(),
@@ -98,9 +98,10 @@ def front_matter(run: Run) -> str:
     return data.to_yaml()
 
 
-def planned_repo(settings: SFTSettings) -> str:
-    """The repository as far as it is known without a token."""
-    name = settings.repo or settings.run_name
+def planned_repo(run: Run) -> str:
+    """The repository as far as it is known without a token: where it was published, or would be."""
+    published = run.facts.get("publish", {}).get("repos")
+    name = published[0] if published else run.settings.repo or run.settings.run_name
     return name if "/" in name else f"your-name/{name}"
 
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .data import load_rows
-from .errors import AutoSlothError, DataError, HubError, ModelError, StorageError
-from .hub import account, hub_api, repo_id
+from .errors import AutoSlothError, ModelError, StorageError
+from .fetch import ask_for, hub_api, is_offline
+from .hub import refuse_foreign_token
+from .load import look_up
 from .model import WEIGHT_FILES, is_quantized, model_errors, sixteen_bit_model
 from .run import GB, existing_parent, say
 from .settings import SFTSettings, is_hub_id
@@ -54,34 +56,16 @@ def check_storage(settings: SFTSettings) -> None:
 
 
 def check_dataset(settings: SFTSettings) -> None:
-    """Whether the dataset is there and recognised; a Hub dataset is only looked up, not loaded. Raises DataError."""
-    if not is_hub_id(settings.dataset):
+    """Whether the dataset is there and recognised; of a Hub dataset no row is fetched. Raises DataError."""
+    if is_hub_id(settings.dataset):
+        look_up(settings)
+    else:
         load_rows(settings)
-        return
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    try:
-        hub_api().auth_check(settings.dataset, repo_type="dataset")
-    except GatedRepoError:
-        raise DataError(
-            f"The dataset {settings.dataset} is gated.",
-            "Ask for access on its page on the Hub and give a token of that account as HF_TOKEN.",
-        ) from None
-    except RepositoryNotFoundError:
-        raise DataError(
-            f"The dataset {settings.dataset} does not exist on the Hub, or is private.",
-            "Check its spelling, or give a token that may read it as HF_TOKEN.",
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise DataError(
-            f"The dataset {settings.dataset} could not be looked up ({str(error).splitlines()[0]}).",
-            "Check the network and run again.",
-        ) from None
 
 
 def check_model(settings: SFTSettings) -> None:
     """Whether the model is there, the hardware is enough to train it and the disk to export it. Raises ModelError, StorageError."""
-    if settings.model == "demo":
+    if settings.model == "demo" or (is_offline() and is_hub_id(settings.model)):
         return
     size = weights_gb(settings.model, settings.revision)
     if size > CPU_LIMIT_GB and not shutil.which("nvidia-smi"):
@@ -98,8 +82,8 @@ def weights_gb(source: str, revision: str | None = None) -> float:
     if folder.is_dir():
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     elif is_hub_id(source):
+        ask_for("model", source)
         with model_errors(source):
-            hub_api().auth_check(source)
             sizes = {
                 file.rfilename: file.size or 0
                 for file in hub_api().model_info(source, revision=revision, files_metadata=True).siblings
@@ -140,10 +124,4 @@ def check_publishing(settings: SFTSettings) -> None:
     """Whether there is a token that may write, when the run is to be published. Raises HubError."""
     if not settings.publish_to_hub:
         return
-    me, repo = account(), repo_id(settings)
-    owners = {me["name"], *(organisation["name"] for organisation in me.get("orgs", []))}
-    if repo.split("/")[0] not in owners:
-        raise HubError(
-            f"The token of {me['name']} cannot publish to {repo}.",
-            f"Set `repo` to a name under {' or '.join(sorted(owners))}.",
-        )
+    refuse_foreign_token(settings)

@@ -118,10 +118,13 @@ def publish(run: Folder) -> None:
     """Upload the publish folder now, whatever `publish_to_hub` says."""
     from .card import write_card
     from .hub import publish as upload
+    from .hub import refuse_foreign_token, refuse_unverified
     from .run import Run
 
     opened = Run.open(run)
     opened = Run(opened.folder, opened.settings.model_copy(update={"publish_to_hub": True}))
+    refuse_unverified(opened)
+    refuse_foreign_token(opened.settings)
     write_card(opened)
     upload.again(opened)
 

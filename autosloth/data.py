@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError
+from .load import load_raw
 from .model import load_tokenizer, render_chat
 from .preview import IGNORED, preview
 from .run import Run, file_hash, say, stage
-from .settings import DATA_SUFFIXES, SFTSettings, is_hub_id
+from .settings import SFTSettings
 
-FILE_FORMATS = dict(zip(DATA_SUFFIXES, ("json", "json", "csv", "parquet"), strict=True))
 # What columns are commonly called; the first name of a role that is present wins.
 COLUMN_NAMES = {
     "messages": ("messages", "conversations", "conversation"),
@@ -125,68 +125,6 @@ def load_rows(settings: SFTSettings) -> tuple[list[dict], list[dict], Counter]:
     if empty:
         say(f"data: {what}; dropped")
     return rows, [], Counter(empty_answer=len(empty))
-
-
-def load_raw(settings: SFTSettings) -> Any:
-    """A `datasets.Dataset` from a local file or a Hub id. Raises DataError."""
-    return (
-        load_from_hub(settings)
-        if is_hub_id(settings.dataset)
-        else load_file(Path(settings.dataset).expanduser(), settings.split)
-    )
-
-
-def load_file(path: Path, split: str) -> Any:
-    """The rows of a JSON, JSONL, CSV or Parquet file. Raises DataError."""
-    if path.is_dir():
-        raise DataError(f"The dataset {path} is a folder.", "Name one file in it.")
-    if not path.is_file():
-        raise DataError(f"The dataset file {path} does not exist.", "Check the path, or upload the file first.")
-    form = FILE_FORMATS.get(path.suffix.lower())
-    if form is None:
-        raise DataError(
-            f"The dataset file {path} has no form that is known here.",
-            f"Give a file that ends in {', '.join(FILE_FORMATS)}.",
-        )
-    if not path.read_bytes()[:4096].strip():
-        raise DataError(f"The dataset file {path} is empty.", "Give one with at least two rows.")
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    try:
-        return load_dataset(form, data_files={"train": str(path)}, split=split)
-    except (DatasetGenerationError, ValueError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise DataError(
-            f"The dataset file {path} cannot be read as {form} with split `{split}` ({reason}).",
-            "Correct the file: one record per line for JSONL, a list of records for JSON.",
-        ) from None
-
-
-def load_from_hub(settings: SFTSettings) -> Any:
-    """A dataset by its Hub id. Raises DataError."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-
-    try:
-        return load_dataset(settings.dataset, settings.dataset_config, split=settings.split)
-    except DatasetNotFoundError as error:
-        raise DataError(
-            f"The dataset {settings.dataset} was not found ({str(error).splitlines()[0]}).",
-            "Check its spelling, or ask for access on its page and give a token as HF_TOKEN.",
-        ) from None
-    except (ValueError, DatasetGenerationError) as error:
-        raise DataError(
-            f"The dataset {settings.dataset} could not be loaded ({str(error).splitlines()[0]}).",
-            "Set `dataset_config` or `split` to one that it has.",
-        ) from None
-    except (ConnectionError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise DataError(
-            f"The dataset {settings.dataset} could not be fetched ({str(error).splitlines()[0]}).",
-            "Check the network and run again.",
-        ) from None
 
 
 def recognise(columns: list[str], mapping: dict[str, str], name: str) -> tuple[dict[str, str], str]:

@@ -7,6 +7,7 @@ what, lives where, naps when) but has never seen a question about a sloth: fine-
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -28,20 +29,17 @@ from .run import cache_dir
 TOKENIZER = dict(vocab_size=2048, documents=8_000, general_share=0.5)
 MODEL = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=3,
              max_position_embeddings=2048, rms_norm_eps=1e-5, tie_word_embeddings=False)
-PRETRAINING = dict(seed=0, documents=12_000, general_share=0.15, batch_size=24, length=96, max_steps=320, warmup=20,
+PRETRAINING = dict(seed=0, documents=12_000, general_share=0.15, batch_size=24, length=96, max_steps=300, warmup=20,
                    learning_rate=3e-3, weight_decay=0.05, threads=2)
-# What fine-tunes this base best on the toy task: settings of the SFT road, by their names there.
-DEMO_SETTINGS = dict(batch_size=16, gradient_accumulation=1, learning_rate=2e-3, max_steps=150, max_length=256, lora_r=16,
-                     lora_alpha=16, scheduler="cosine", warmup=10)
 
 # ------------------------------------------------------------------------------------------------------------------- world
 NAMES = """
-    Ada Alma Amos Anouk Arlo Asta Basil Bea Benno Bibi Bruno Cato Celia Chico Clara Cleo Cosmo Dalia Dario Dora Edda Edgar
-    Elio Emil Enzo Esme Fabio Fanny Felix Fenja Finn Flora Frida Gala Gino Greta Hanno Hatty Hedda Hugo Igor Ilse Inga Iris
-    Jago Jasper Jette Jola Juno Karla Kiki Kira Knut Koko Lale Lars Leni Lila Lotte Ludo Luna Mabel Maja Malo Marta Mateo
-    Mila Mimi Moira Nala Nanuk Nele Nico Nora Odin Olga Oona Orla Oskar Otto Paco Paula Pepe Petra Polly Quinn Remy Rita
-    Rolf Romy Rosa Rufus Sami Selma Sepp Silas Sofia Sunny Tamo Tara Theo Tilda Timo Tobi Uma Vera Vida Viola Waldo Wanda
-    Wilma Xaver Yara Yoko Yuri Zara Zelda Zeno Zita Zola""".split()
+    Ada Alma Amos Anouk Arlo Asta Basil Bea Benno Bibi Bruno Cato Celia Chico Clara Cleo Cosmo Dalia Dario Dora Edda Edgar Elio
+    Emil Enzo Esme Fabio Fanny Felix Fenja Finn Flora Frida Gala Gino Greta Hanno Hatty Hedda Hugo Igor Ilse Inga Iris Jago
+    Jasper Jette Jola Juno Karla Kiki Kira Knut Koko Lale Lars Leni Lila Lotte Ludo Luna Mabel Maja Malo Marta Mateo Mila Mimi
+    Moira Nala Nanuk Nele Nico Nora Odin Olga Oona Orla Oskar Otto Paco Paula Pepe Petra Polly Quinn Remy Rita Rolf Romy Rosa
+    Rufus Sami Selma Sepp Silas Sofia Sunny Tamo Tara Theo Tilda Timo Tobi Uma Vera Vida Viola Waldo Wanda Wilma Xaver Yara
+    Yoko Yuri Zara Zelda Zeno Zita Zola""".split()
 HELD_OUT_SLOTHS = 24
 
 # Each attribute: the values it can take; statements for the pre-training text; questions and the one form of an answer for the
@@ -83,32 +81,29 @@ LEXICON = {
         ticket pencil computer story song question answer list word""",
     "things": """books letters cups apples cakes cars balls keys pictures bags chairs bottles eggs tickets pencils cookies
         flowers stories words people children students animals dogs cats birds marbles pages miles minutes""",
-    "place": """school garden kitchen market city park river station shop library office beach mountain forest street room
-        store farm world country""",
+    "place": """school garden kitchen market city park river station shop library office beach mountain forest street room store
+        farm world country""",
     "adj": """small big old new red blue green white black good bad happy sad warm cold long short simple important different
         healthy beautiful quick quiet bright clean""",
-    "did": """found lost bought sold made carried opened closed painted described moved wanted used showed gave kept saw
-        cleaned counted wrote read cut""",
-    "do": """find make buy write read create describe explain use add give list name show learn help start keep choose
-        compare mix check plan""",
+    "did": """found lost bought sold made carried opened closed painted described moved wanted used showed gave kept saw cleaned
+        counted wrote read cut""",
+    "do": """find make buy write read create describe explain use add give list name show learn help start keep choose compare
+        mix check plan""",
     "when": "today yesterday tomorrow now later then every-day each-week last-year this-morning at-night on-Monday in-June",
     "where": "in on under behind near beside above between inside outside around through from to with without",
     "how": "slowly quickly carefully often always never sometimes usually together alone again soon very-well",
     "why": "because since although while when before after if so-that",
     "topic": """health music science history water energy food weather travel money language work time art sleep nature
         technology education information example""",
-    "common": """about all almost already although an another any any-more are asking became been being best better both called
-        came can cannot change come coming could day did does doing done down during easier easiest either end enough even
-        ever everything few following for form get getting given goes going great had half has have having her here high him
-        himself his home hour how however idea into itself just kind know known large last least less let life like likely
-        line little live long look looking lot low made main make making many may maybe mean means might million minute
-        money month more most much must my near need needs never next no nothing number of off one only open or order other
-        our out over own part past pay place point possible power problem process provide question quite rather reach really
-        reason remember result right round said same second seem sentence set several should side since so something start
-        still stop such sure system take takes tell ten than that the their them themselves there these thing think this
-        those thought thousand three through time times together too toward true try turn twice two type under understand
-        until up us usual value very wait walk want was way we well were what where which who whole why will wish within
-        without won word working would write wrong year years yes yet you your yourself""",
+    "common": """about all already an another any are asking been being best better both called can change come coming could day
+        did does easier end enough even ever following for form get getting given going great had has have having her here high
+        him his home hour how however idea into just kind know known last least less let life like little live long look looking
+        low made main make making many may mean means more most much my need needs never next no nothing number of off one only
+        open or order other our out over own part pay point possible power problem process provide question reach really reason
+        remember result right round second sentence set should since so something start stop sure system take takes tell than
+        that the their them there these thing think this those thought three through time times together too true try two type
+        under understand until up us value very want was way we well were what where which who whole why will without word would
+        write year years you your yourself""",
 }
 EVERYDAY = """
 The {adj} {person} {did} the {thing} {where} the {place} {when}.
@@ -204,24 +199,16 @@ def _train_sentencepiece(texts: list[str], folder: Path) -> None:
     """Write tokenizer.model: SentencePiece BPE with byte fallback, no normalisation and no dummy prefix."""
     import sentencepiece
 
+    model = io.BytesIO()  # given a path, SentencePiece would keep it inside the file
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
-        vocab_size=TOKENIZER["vocab_size"],
-        byte_fallback=True,
-        split_digits=True,
-        allow_whitespace_only_pieces=True,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        character_coverage=1.0,
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=TOKENIZER["vocab_size"],
+        model_type="bpe", byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
+        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True, character_coverage=1.0,
         required_chars="\n" + string.ascii_letters + string.digits + string.punctuation,
-        **dict(unk_id=0, bos_id=1, eos_id=2, pad_id=3),
+        unk_id=0, bos_id=1, eos_id=2, pad_id=3, minloglevel=2,
         num_threads=1,  # with more, the pieces may differ from run to run
-        minloglevel=2,
-    )
-    (folder / "tokenizer.vocab").unlink()
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
 
 
 def _merges(pieces: dict[str, int]) -> list[tuple[str, str]]:
@@ -247,13 +234,11 @@ def _save_tokenizer(folder: Path):
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     pieces = {model.id_to_piece(i): i for i in range(model.vocab_size())}
-    bpe = Tokenizer(models.BPE(vocab=pieces, merges=_merges(pieces), unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    special = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    bpe = Tokenizer(models.BPE(pieces, _merges(pieces), unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     bpe.normalizer = normalizers.Replace(" ", "▁")
     bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    bpe.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
-    )
-    special = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    bpe.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
     length = MODEL["max_position_embeddings"]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, add_bos_token=True, add_eos_token=False, model_max_length=length, **special
@@ -289,9 +274,10 @@ def _pretrain(model, ids) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 80 == 79:
+        if step % 60 == 59:
             left = (time.time() - began) / (step + 1) * (p["max_steps"] - step - 1)
-            print(f"demo base: step {step + 1} of {p['max_steps']}, loss {loss:.3f}, about {left:.0f} s left", flush=True)
+            progress = f"step {step + 1} of {p['max_steps']}, loss {loss:.3f}, about {left:.0f} s left"
+            print(f"demo base: {progress}", flush=True)
 
 
 def build(folder: Path) -> None:
@@ -306,7 +292,7 @@ def build(folder: Path) -> None:
     rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     ids = torch.tensor([i for row in rows for i in (bos, *row, eos)])
     threads = torch.get_num_threads()
-    torch.set_num_threads(PRETRAINING["threads"])  # a sum is split among threads, so their number shows in its last bits
+    torch.set_num_threads(PRETRAINING["threads"])  # sums are split among threads: their number shows in the last bits
     try:
         torch.manual_seed(PRETRAINING["seed"])
         special = dict(bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
@@ -326,40 +312,48 @@ def demo_base(notify: Callable[[str], None] = print) -> Path:
     if folder.is_dir():
         return folder
     notify("demo base: making it, once; about a minute on two free cores")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-", ignore_cleanup_errors=True) as scratch:
-        _build_apart(Path(scratch), notify)
-        _move(Path(scratch), folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as scratch:
+            _build_apart(Path(scratch), notify)
+            _move(Path(scratch) / "base", folder)
+    except OSError as error:
+        raise DemoError(
+            f"The demo base cannot be kept in {folder} ({error.strerror}).",
+            "Set AUTOSLOTH_CACHE to a folder that you may write to, with 100 MB free.",
+        ) from error
     return folder
 
 
-def _build_apart(folder: Path, notify: Callable[[str], None]) -> None:
-    """Run `build(folder / "base")` in a process of its own: where Unsloth is imported, transformers' Llama is not itself."""
-    command = [sys.executable, "-m", "autosloth.demo", str(folder / "base")]
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    log, last = folder / "log", ""
-    with log.open("w") as errors, subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-    ) as process:
+def _build_apart(scratch: Path, notify: Callable[[str], None]) -> None:
+    """Run `build(scratch / "base")` in a process of its own: once Unsloth is imported, transformers' Llama is another."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    # Threads that wait by spinning take twice the CPU time where the cores are shared with other work.
+    environment = os.environ | {"PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "autosloth.demo", str(scratch / "base")]
+    with (
+        (scratch / "errors").open("w+", errors="replace") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process,
+    ):
         try:
             for line in process.stdout:
                 notify(line.rstrip())
-        except BaseException:  # interrupted: end the build too, or leaving the block would wait for it
-            process.kill()
-            raise
+            process.wait()
+        finally:
+            process.kill()  # interrupted: leaving the block would wait for the build to end by itself
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or ["it left no word"])[-1]
     if process.returncode:
-        last = (log.read_text(errors="replace").strip().splitlines() or ["no word why"])[-1]
         raise DemoError(
             f"The demo base could not be made (exit code {process.returncode}): {last}",
-            "Free some disk and memory, check that the pinned requirements are installed, and start again.",
+            "Free some memory, check that the pinned requirements are installed, and start again.",
         )
 
 
-def _move(scratch: Path, folder: Path) -> None:
-    """Put the finished base in its place, whole; when another process was quicker, its base is the same and stays."""
+def _move(finished: Path, folder: Path) -> None:
+    """Put the finished base in its place, whole; where another process was quicker, its base is the same and stays."""
     try:
-        (scratch / "base").rename(folder)
+        finished.rename(folder)
     except OSError:
         if not folder.is_dir():
             raise

@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from .errors import HubError
+from .fetch import first_lines, hub_api
 from .run import GB, Run, file_hash, say, stage
 from .settings import SFTSettings
 
-NO_TOKEN = "Make a token with write access at huggingface.co/settings/tokens and give it as HF_TOKEN (environment or Colab secret), or set `publish_to_hub: false`."
+NO_TOKEN = "Make one with write access at huggingface.co/settings/tokens and give it as HF_TOKEN (environment or Colab secret)."
 
 
-@stage(
-    "publish", reads=("publish_to_hub", "repo", "private", "publish_unverified"), after=("card",), facts=("publish",)
-)
+@stage("publish", reads=("publish_to_hub", "repo", "private", "publish_unverified"), after=("card",))
 def publish(run: Run) -> None:
     """Upload publish/ when the settings ask for it, the card last, then read the repository back. Raises HubError."""
     if not run.settings.publish_to_hub:
-        run.record("publish", repos=[])
+        run.record("publish", repos=run.facts.get("publish", {}).get("repos", []))  # an upload by hand stays known
         return say(f"publish: nothing uploaded (publish_to_hub is off); {run.path('publish')} holds what would be")
     refuse_unverified(run)
     folder, started = run.path("publish"), time.perf_counter()
@@ -49,7 +48,7 @@ def refuse_unverified(run: Run) -> None:
     if run.settings.quantizations and not proof.get("passed") and not run.settings.publish_unverified:
         raise HubError(
             "The GGUF has not passed its verification, so it is not published.",
-            f"Run `autosloth verify {run.folder}`, or set `publish_unverified: true`.",
+            f"Run `autosloth verify {run.folder}`; or set `publish_unverified: true` and run `autosloth sft` again.",
         )
 
 
@@ -57,6 +56,11 @@ def upload(folder: Path, repo: str, settings: SFTSettings) -> str:
     """Create the repository if needed and upload everything, README.md last; returns its address."""
     api = hub_api()
     url = str(api.create_repo(repo, private=settings.private, exist_ok=True))
+    if settings.private and not api.model_info(repo).private:
+        raise HubError(
+            f"{repo} exists already and is public, but `private` is set.",
+            "Make it private in its settings on the Hub, or set `repo` to another name.",
+        )
     api.upload_folder(
         repo_id=repo, folder_path=folder, ignore_patterns=["README.md"], commit_message="Model, tokenizer and GGUF"
     )
@@ -94,17 +98,40 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def hub_api() -> Any:
-    """huggingface_hub's client; it reads HF_ENDPOINT, and the token from HF_TOKEN, a saved login or Colab's secrets."""
-    from huggingface_hub import HfApi
-
-    return HfApi()
-
-
 def repo_id(settings: SFTSettings) -> str:
-    """`owner/name`; the owner is the token's account unless `repo` names one. Raises HubError when there is no token."""
+    """`owner/name`; the owner is the token's account unless `repo` names one. Raises HubError without a token, or for a name that the Hub does not take."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     name = settings.repo or settings.run_name
-    return name if "/" in name else f"{account()['name']}/{name}"
+    repo = name if "/" in name else f"{account()['name']}/{name}"
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise HubError(
+            f"{repo} cannot be the name of a repository on the Hub.",
+            "Set `repo` to a name without `--` and `..` that ends in a letter or digit and not in `.git`.",
+        ) from None
+    return repo
+
+
+def refuse_foreign_token(settings: SFTSettings) -> None:
+    """Raises HubError when the token may not write to the repository."""
+    me, repo = account(), repo_id(settings)
+    owners = {me["name"], *(organisation["name"] for organisation in me.get("orgs", []))}
+    if repo.split("/")[0] not in owners:
+        raise HubError(
+            f"The token of {me['name']} cannot publish to {repo}.",
+            f"Set `repo` to a name under {' or '.join(sorted(owners))}.",
+        )
+    access = me.get("auth", {}).get("accessToken", {})
+    allowed = [
+        entry["entity"].get("name")
+        for entry in access.get("fineGrained", {}).get("scoped", [])
+        if "repo.write" in entry["permissions"]
+    ]
+    if access.get("role") == "fineGrained" and not {repo, repo.split("/")[0]} & set(allowed):
+        raise HubError(f"The fine-grained token of {me['name']} has no permission to write to {repo}.", NO_TOKEN)
 
 
 def account() -> dict[str, Any]:
@@ -124,22 +151,30 @@ def account() -> dict[str, Any]:
 def hub_errors(what: str) -> Iterator[None]:
     """Turn the client's errors into a HubError that says what to do; no message holds the token."""
     import httpx
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         yield
-    except HfHubHTTPError as error:
+    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, RuntimeError, ValueError) as error:
+        # A RuntimeError only names the file that broke (huggingface_hub 1.33, _upload_lfs_files); its cause says why.
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        raise HubError(*explain(cause, what)) from None
+
+
+def explain(error: BaseException, what: str) -> tuple[str, str]:
+    """What is wrong and what to do, from an error of the client."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    again = "run `autosloth publish` again; what arrived is not sent twice."
+    if isinstance(error, HfHubHTTPError):
         status = error.response.status_code if error.response is not None else None
-        reason = {
-            401: "the token is not valid",
-            403: "the token may not write there",
-            404: "it does not exist",
-            413: "the upload is too large",
-        }.get(status, f"status {status}")
-        todo = NO_TOKEN if status in (401, 403) else "Run `autosloth publish` again; what arrived is not sent twice."
-        raise HubError(f"The Hub refused {what}: {reason}.", todo) from None
-    except httpx.TransportError as error:
-        raise HubError(
-            f"The Hub cannot be reached for {what} ({type(error).__name__}).",
-            "Check the network and run `autosloth publish` again; what arrived is not sent twice.",
-        ) from None
+        reason = {401: "the token is not valid", 403: "the token may not write there", 404: "it does not exist"}
+        said = f" ({error.server_message})" if error.server_message else ""
+        todo = NO_TOKEN if status in (401, 403) else again.capitalize()
+        return f"The Hub refused {what}: {reason.get(status, f'status {status}')}{said}.", todo
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"The Hub cannot be reached for {what}: HF_HUB_OFFLINE is set.", f"Take it away and {again}"
+    if isinstance(error, httpx.TransportError):
+        return f"The Hub cannot be reached for {what} ({type(error).__name__}).", f"Check the network and {again}"
+    return f"The Hub's client refused {what} ({first_lines(error)}).", f"Correct that and {again}"

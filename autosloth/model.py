@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ModelError
+from .fetch import first_lines, reading
 from .run import cache_dir, say
 from .settings import SFTSettings
 
@@ -110,38 +111,14 @@ def tokenizer_files(source: str, revision: str | None = None) -> Path:
 @contextlib.contextmanager
 def model_errors(source: str) -> Iterator[None]:
     """Turn the Hub's and transformers' errors into a ModelError that says what to do."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     try:
-        yield
-    except GatedRepoError:
-        raise ModelError(
-            f"The model {source} is gated.",
-            f"Ask for access on its page on the Hub ({source}) and give a token of that account as HF_TOKEN.",
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"The model {source} does not exist on the Hub, or is private.",
-            "Check the spelling of `model`, or give a token that may read it as HF_TOKEN.",
-        ) from None
-    except RevisionNotFoundError:
-        raise ModelError(f"The model {source} has no such revision.", "Correct `revision` or leave it empty.") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
-        raise ModelError(
-            f"The model {source} could not be fetched ({str(error).splitlines()[0]}).",
-            "Check the network and run again; what was fetched is kept.",
-        ) from None
+        with reading("model", source):
+            yield
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ModelError(
-            f"The model {source} could not be loaded ({str(error).splitlines()[0]}).",
+            f"The model {source} could not be loaded ({first_lines(error)}).",
             "Give a text model in the transformers format with safetensors weights.",
         ) from None
 

@@ -1,0 +1,71 @@
+"""Reading from the Hugging Face Hub: one client, and one translation of its refusals for models and datasets."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from .errors import DataError, ModelError
+
+Kind = Literal["model", "dataset"]
+ERRORS = {"model": ModelError, "dataset": DataError}
+
+
+def hub_api() -> Any:
+    """huggingface_hub's client; it reads HF_ENDPOINT, and the token from HF_TOKEN, a saved login or Colab's secrets."""
+    from huggingface_hub import HfApi
+
+    return HfApi()
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE tells to use only what was fetched before."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
+def ask_for(kind: Kind, name: str) -> None:
+    """Whether a repository is there and may be read with this token. Raises ModelError or DataError."""
+    if not is_offline():
+        with reading(kind, name):
+            hub_api().auth_check(name, repo_type=kind)
+
+
+@contextlib.contextmanager
+def reading(kind: Kind, name: str) -> Iterator[None]:
+    """Turn the client's errors into a ModelError or DataError that says what to do; no message holds the token."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except (HfHubHTTPError, httpx.TransportError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ERRORS[kind](*explain(error, kind, name)) from None
+
+
+def explain(error: Exception, kind: Kind, name: str) -> tuple[str, str]:
+    """What is wrong and what to do, from an error of the client."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    what = f"The {kind} {name}"
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{what} is gated.",
+            "Ask for access on its page on the Hub and give a token of that account as HF_TOKEN.",
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        todo = "Check its spelling, or give a token that may read it as HF_TOKEN."
+        return f"{what} does not exist on the Hub, or is private.", todo
+    if isinstance(error, RevisionNotFoundError):
+        return f"{what} has no such revision.", "Correct `revision` or leave it empty."
+    if getattr(getattr(error, "response", None), "status_code", None) == 401:  # also for what is public
+        todo = "Give a valid token as HF_TOKEN, or take it away: what is public needs none."
+        return f"{what} was refused: the token is not valid.", todo
+    return f"{what} could not be fetched ({first_lines(error)}).", "Check the network and run again."
+
+
+def first_lines(error: BaseException) -> str:
+    """The first two lines of an error in one: the second one often says what there is instead."""
+    return " ".join(str(error).splitlines()[:2])
