@@ -1,6 +1,7 @@
 # setup: the environment in .venv; demo: the main job on the embedded default; test, check, bench as they say.
 PYTHON ?= python3
 BIN := .venv/bin
+DEMO := AUTOSLOTH_MODEL=demo AUTOSLOTH_DATASET=demo AUTOSLOTH_RUN_NAME=demo
 # llama-cpp-python comes as source; these leave out what AutoSloth does not use. pip keeps the wheel it builds.
 export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF
 
@@ -15,12 +16,12 @@ setup: .venv/complete
 	touch $@
 
 demo: setup
-	AUTOSLOTH_MODEL=demo AUTOSLOTH_DATASET=demo AUTOSLOTH_RUN_NAME=demo $(BIN)/python -m autosloth.notebook notebooks/AutoSloth-SFT.ipynb
+	$(DEMO) $(BIN)/python -m autosloth.notebook notebooks/AutoSloth-SFT.ipynb
 	$(BIN)/autosloth show runs/demo
 
 test: setup
 	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+	$(DEMO) AUTOSLOTH_STORAGE=$$(mktemp -d) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
 
 check: setup
 	$(BIN)/ruff check .

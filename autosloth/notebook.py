@@ -5,7 +5,6 @@ The notebook's file stays as it is: its outputs go to the terminal.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ def execute(path: Path) -> None:
 if __name__ == "__main__":
     from nbclient.exceptions import CellExecutionError
 
-    # A kernel found on PATH may belong to another environment than the one that runs this.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
         execute(Path(sys.argv[1]))
     except CellExecutionError as error:

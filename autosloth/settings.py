@@ -37,10 +37,10 @@ class SFTSettings(BaseModel):
 
     road: ClassVar[str] = "sft"
     DEMO_DEFAULTS: ClassVar[dict[str, Any]] = {
-        "batch_size": 16, "gradient_accumulation": 1, "max_steps": 200, "learning_rate": 3e-3, "warmup": 10,
-        "optimizer": "adamw_torch_fused", "load_in_4bit": False, "max_length": 512, "save_steps": 50,
-        "eval_answers": 64, "max_new_tokens": 24, "merged": True,
-    }  # fmt: skip
+        **{"batch_size": 16, "gradient_accumulation": 1, "max_steps": 150, "learning_rate": 2e-3, "scheduler": "cosine"},
+        **{"warmup": 10, "optimizer": "adamw_torch_fused", "load_in_4bit": False, "max_length": 512, "save_steps": 50},
+        **{"eval_answers": 64, "max_new_tokens": 24, "merged": True},
+    }
 
     model: str = setting(
         "unsloth/mistral-7b-bnb-4bit",

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-SHORT = {
-    **{"model": "demo", "dataset": "demo", "run_name": "short", "max_steps": 40, "save_steps": 20, "eval_answers": 8},
-    **{"max_new_tokens": 16, "merged": True},
-}
+DEMO = {"model": "demo", "dataset": "demo", "run_name": "short"}
+SHORT = {**DEMO, "max_steps": 40, "save_steps": 20, "eval_answers": 8, "max_new_tokens": 16}
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +51,9 @@ def sets(**values):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, base):
-    """A run of the whole road on the embedded default, with few steps. Not to be changed: use `copied` for that."""
+    """The whole road on the embedded default. Not to be changed: use `copied` for that."""
     storage = tmp_path_factory.mktemp("runs")
-    result = command_line("sft", *sets(**SHORT, storage=storage))
+    result = command_line("sft", *sets(**DEMO, storage=storage))
     assert result.returncode == 0, result.stdout + result.stderr
     return storage / "short"
 
