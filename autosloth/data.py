@@ -23,13 +23,8 @@ COLUMN_NAMES = {
     "input": ("input", "context"),
     "system": ("system", "system_prompt"),
 }
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
+ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"} | {
+    role: role for role in ("system", "user", "assistant")
 }
 MAX_LISTED = 5
 
@@ -45,58 +40,47 @@ def local_inputs(run: Run) -> list[object]:
 
 @stage(
     "data",
-    reads=(
-        "model",
-        "revision",
-        "chat_template",
-        "max_length",
-        "dataset",
-        "dataset_config",
-        "split",
-        "columns",
-        "empty_answers",
-        "eval_fraction",
-        "eval_rows",
-        "seed",
-    ),
+    reads=("model", "revision", "chat_template", "max_length", "dataset", "dataset_config", "split", "columns", "empty_answers", "eval_fraction", "eval_rows", "seed"),
     inputs=local_inputs,
     result=lambda run: [file_hash(run.path("data", f"{name}.parquet")) for name in ("train", "eval")],
     facts=("data",),
     folders=("data",),
-)
+)  # fmt: skip
 def prepare_data(run: Run) -> None:
     """Write data/train.parquet and data/eval.parquet: `messages`, `input_ids`, `labels` (IGNORED where nothing is learnt). Raises DataError."""
     settings = run.settings
-    rows, held_out, problems = load_rows(settings)
-    read = len(rows) + len(held_out) + sum(problems.values())
-    train, held_out, dropped = split_rows(rows, held_out, settings)
+    rows, held_out, dropped = load_rows(settings)
+    read = len(rows) + len(held_out) + sum(dropped.values())
+    train, held_out, overlapping = split_rows(rows, held_out, settings)
     tokenizer = load_tokenizer(settings)
     train, cut = encode_rows(tokenizer, train, settings.max_length)
     held_out, cut_held_out = encode_rows(tokenizer, held_out, settings.max_length)
-    dropped = problems + dropped + Counter(answer_beyond_max_length=cut["dropped"] + cut_held_out["dropped"])
     if not train or not held_out:
         raise DataError(
-            f"No row of {settings.dataset} has an answer that begins within max_length = {settings.max_length} tokens, so there is nothing to learn or to measure with.",
+            f"Too few rows of {settings.dataset} have an answer that begins within max_length = {settings.max_length} tokens: {len(train)} to learn from, {len(held_out)} to measure with.",
             "Raise `max_length`, or shorten the questions.",
         )
     folder = run.fresh("data")
     write_rows(train, folder / "train.parquet")
     write_rows(held_out, folder / "eval.parquet")
-    facts = {
-        "read": read,
+    counts = dropped + overlapping + cut + cut_held_out
+    truncated = counts.pop("truncated", 0)
+    facts = describe(train, held_out) | {"read": read, "dropped": dict(counts), "truncated": truncated}
+    run.record("data", **facts)
+    say(f"data: {len(train)} rows to train on, {len(held_out)} held out, of {read} read")
+    say(f"data: dropped {dict(counts) or 'none'}; {truncated} cut at {settings.max_length} tokens")
+    preview(tokenizer, train[0])
+
+
+def describe(train: list[dict], held_out: list[dict]) -> dict[str, int]:
+    """The facts of encoded rows: how many, and tokens per epoch."""
+    return {
         "kept": len(train) + len(held_out),
-        "dropped": {reason: count for reason, count in dropped.items() if count},
         "train_rows": len(train),
         "eval_rows": len(held_out),
-        "truncated": cut["truncated"] + cut_held_out["truncated"],
         "train_tokens": sum(len(row["input_ids"]) for row in train),
         "learnt_tokens": sum(label != IGNORED for row in train for label in row["labels"]),
     }
-    run.record("data", **facts)
-    say(
-        f"data: {facts['train_rows']} rows to train on, {facts['eval_rows']} held out, of {read} read; dropped {facts['dropped'] or 'none'}; {facts['truncated']} cut at {settings.max_length} tokens"
-    )
-    preview(tokenizer, train[0])
 
 
 def load_rows(settings: SFTSettings) -> tuple[list[dict], list[dict], Counter]:
@@ -230,7 +214,7 @@ def encode_rows(tokenizer: Any, rows: list[dict], max_length: int) -> tuple[list
         for row, text, ids, offsets in zip(batch, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             labels = label_answers(ids, offsets, answer_spans(tokenizer, row["messages"], text))
             if all(label == IGNORED for label in labels[:max_length]):
-                counts["dropped"] += 1
+                counts["answer_beyond_max_length"] += 1
                 continue
             counts["truncated"] += len(ids) > max_length
             kept.append({**row, "input_ids": ids[:max_length], "labels": labels[:max_length]})

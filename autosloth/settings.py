@@ -37,7 +37,13 @@ class SFTSettings(BaseModel):
 
     road: ClassVar[str] = "sft"
     DEMO_DEFAULTS: ClassVar[dict[str, Any]] = {
-        **{"batch_size": 16, "gradient_accumulation": 1, "max_steps": 150, "learning_rate": 2e-3, "scheduler": "cosine"},
+        **{
+            "batch_size": 16,
+            "gradient_accumulation": 1,
+            "max_steps": 150,
+            "learning_rate": 2e-3,
+            "scheduler": "cosine",
+        },
         **{"warmup": 10, "optimizer": "adamw_torch_fused", "load_in_4bit": False, "max_length": 512, "save_steps": 50},
         **{"eval_answers": 64, "max_new_tokens": 24, "merged": True},
     }
@@ -99,7 +105,7 @@ class SFTSettings(BaseModel):
         20, "Training", "A checkpoint to go on from is written every so many steps.", ge=1, le=1_000_000
     )
     eval_answers: int = setting(
-        8, "Training", "Held-out questions that are answered before and after training.", ge=0, le=1000
+        8, "Training", "Held-out questions that a new training answers before and after.", ge=0, le=1000
     )
     max_new_tokens: int = setting(256, "Training", "Longest answer in tokens when answers are compared.", ge=1, le=8192)
 

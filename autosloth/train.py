@@ -19,18 +19,8 @@ from .model import answering, choose_precision, encode_prompt, load_model, load_
 from .run import GB, Run, read_json, say, stage, write_json
 from .settings import SFTSettings
 
-VERSIONS = (
-    "autosloth",
-    "unsloth",
-    "unsloth_zoo",
-    "trl",
-    "peft",
-    "transformers",
-    "datasets",
-    "torch",
-    "bitsandbytes",
-    "llama_cpp_python",
-)
+VERSIONS = ["autosloth", "unsloth", "unsloth_zoo", "trl", "peft", "transformers", "datasets", "torch", "bitsandbytes"]
+VERSIONS += ["llama_cpp_python"]
 SAMPLES = 3  # questions whose answers are shown before and after
 REFERENCE_POSITIONS = 256  # next-token distributions kept for the proof: 33 MB with a vocabulary of 32,000
 
@@ -38,8 +28,8 @@ REFERENCE_POSITIONS = 256  # next-token distributions kept for the proof: 33 MB 
 @stage(
     "train",
     reads=(
-        "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "batch_size", "gradient_accumulation", "epochs", "max_steps", "learning_rate", "scheduler", "warmup",
-        "optimizer", "weight_decay", "max_grad_norm", "packing", "eval_answers", "max_new_tokens",
+        "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "batch_size", "gradient_accumulation", "epochs",
+        "max_steps", "learning_rate", "scheduler", "warmup", "optimizer", "weight_decay", "max_grad_norm", "packing",
     ),
     after=("data",),
     facts=("train", "eval", "hardware", "versions"),

@@ -60,7 +60,7 @@ def good(tmp_path):
         ),
         (
             lambda folder: {"max_length": 16, "dataset": rows(folder / "long.jsonl", [("word " * 50, "a")] * 9)},
-            "nothing to learn",
+            "0 to learn from, 0 to measure with",
             "Raise `max_length`",
         ),
         (lambda folder: {"batch_size": 0}, "`batch_size` is 0", "Correct `batch_size`"),

@@ -179,5 +179,5 @@ def test_rows_whose_answer_lies_beyond_max_length_are_dropped_and_others_cut(eng
         for n, m in ((100, 1), (1, 100), (1, 1))
     ]
     kept, counts = data.encode_rows(tokenizer, rows, 40)
-    assert counts == {"dropped": 1, "truncated": 1}
+    assert counts == {"answer_beyond_max_length": 1, "truncated": 1}
     assert [len(row["input_ids"]) <= 40 for row in kept] == [True, True]

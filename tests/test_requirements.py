@@ -129,5 +129,6 @@ def test_autosloth_imports_only_what_it_needs():
     modules = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"autosloth"}
     modules -= {"google"}  # google.colab, which only Colab has
     modules -= {"conversion", "gguf"}  # llama.cpp's converter, out of llama-cpp-python's source package
+    modules -= {"nbclient", "nbformat"}  # notebook.py, which runs notebooks where no front end does
     owners = packages_distributions()
     assert [name for name in modules if not set(map(canonicalize_name, owners.get(name, []))) & set(NEEDED)] == []
