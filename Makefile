@@ -1,6 +1,8 @@
 # setup: the environment in .venv; demo: the main job on the embedded default; test, check, bench as they say.
 PYTHON ?= python3
 BIN := .venv/bin
+# Where other work shares the cores, threads that spin while they wait double the time of a step.
+export OMP_WAIT_POLICY ?= PASSIVE
 DEMO := AUTOSLOTH_MODEL=demo AUTOSLOTH_DATASET=demo AUTOSLOTH_RUN_NAME=demo
 # llama-cpp-python comes as source; these leave out what AutoSloth does not use. pip keeps the wheel it builds.
 export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF

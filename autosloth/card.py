@@ -72,8 +72,9 @@ def render_card(run: Run) -> str:
         front_matter=front_matter(run),
         settings=settings,
         facts=facts,
-        model=public_name(settings.model),
-        dataset=public_name(settings.dataset),
+        model=public_name(settings.model, "AutoSloth's tiny demo base"),
+        dataset=public_name(settings.dataset, "AutoSloth's demo questions"),
+        question=short_question(facts["eval"]),
         repo=repo_id(settings) if settings.publish_to_hub else planned_repo(run),
         gguf=facts["export"]["gguf"],
         samples=paired_samples(facts["eval"]),
@@ -105,10 +106,17 @@ def planned_repo(run: Run) -> str:
     return name if "/" in name else f"your-name/{name}"
 
 
-def public_name(name: str) -> str:
+def short_question(evaluation: dict[str, Any]) -> str:
+    """A held-out question that fits into a line of code, to try the model with."""
+    questions = [sample["question"] for sample in evaluation["after"].get("samples", [])]
+    fitting = [question for question in questions if len(question) <= 60 and question.isascii()]
+    return next((question for question in fitting if not set(question) & set('"\\\n')), "Hello!")
+
+
+def public_name(name: str, demo: str) -> str:
     """A model or dataset as the card names it: the id, or of a path only its last part."""
     if name == "demo":
-        return "AutoSloth's embedded demo"
+        return demo
     return name if is_hub_id(name) else Path(name).name
 
 

@@ -35,7 +35,9 @@ def write_gguf(run: Run) -> None:
     settings, made = run.settings, []
     folder = run.fresh("gguf")
     for kind in settings.quantizations:
-        made.append(convert(run, export_base(settings), folder / f"{settings.run_name}-{kind.upper()}.gguf", kind))
+        made.append(
+            convert(run, export_base(settings, "gguf"), folder / f"{settings.run_name}-{kind.upper()}.gguf", kind)
+        )
         say(
             f"gguf: {made[-1]['path']}, {made[-1]['bytes'] / GB:.3f} GB in {made[-1]['seconds']:.1f} s, {made[-1]['peak_ram_gb']:.2f} GB of RAM at most"
         )

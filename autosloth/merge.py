@@ -96,7 +96,7 @@ def write_merged(run: Run) -> None:
     shutil.rmtree(run.path("merged"), ignore_errors=True)
     if not run.settings.merged:
         return
-    base, adapter, started = export_base(run.settings), Adapter.read(run.path("adapter")), time.perf_counter()
+    base, adapter, started = export_base(run.settings, "merge"), Adapter.read(run.path("adapter")), time.perf_counter()
     shards = sorted(base.glob("*.safetensors"))
     if not shards:
         raise ExportError(f"{base} has no safetensors weights.", "Choose a model that has them.")

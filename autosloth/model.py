@@ -226,22 +226,24 @@ def load_model(settings: SFTSettings) -> Any:
 
 @contextlib.contextmanager
 def answering(model: Any) -> Iterator[Any]:
-    """The model in Unsloth's inference mode, and back in training mode afterwards."""
+    """The model in Unsloth's inference mode, in the precision of training, and back in training mode afterwards."""
     unsloth = start_engine()
     import torch
 
     unsloth.FastLanguageModel.for_inference(model)
+    dtype = getattr(torch, choose_precision()[0])
     try:
-        with torch.inference_mode():
+        # no_grad, not inference_mode: what a forward pass caches here is used by training later.
+        with torch.no_grad(), torch.autocast("cuda", dtype=dtype, enabled=torch.cuda.is_available()):
             yield model
     finally:
         unsloth.FastLanguageModel.for_training(model)
 
 
-def export_base(settings: SFTSettings) -> Path:
+def export_base(settings: SFTSettings, stage: str) -> Path:
     """The folder with the 16-bit weights that the adapter is merged into; says which they are. Raises ModelError."""
     source, found = sixteen_bit_model(settings)
-    say(f"export: the adapter goes into {source} ({found})")
+    say(f"{stage}: the adapter goes into {settings.model if settings.model == 'demo' else source} ({found})")
     return model_files(source, settings.revision if source == settings.model else None)
 
 

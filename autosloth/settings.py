@@ -165,9 +165,16 @@ class SFTSettings(BaseModel):
         """The run folder, `<storage>/<run_name>`."""
         return Path(self.storage).expanduser() / self.run_name
 
-    def to_yaml(self) -> str:
-        """The settings as the YAML text that `load` reads."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+    def to_yaml(self, changes_only: bool = False) -> str:
+        """The settings, or those that differ from the defaults, as the YAML text that `load` reads."""
+        values = self.model_dump()
+        if changes_only:
+            defaults = {
+                name: field.get_default(call_default_factory=True)
+                for name, field in self.__class__.model_fields.items()
+            }
+            values = {name: value for name, value in values.items() if value != defaults[name]}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     @classmethod
     def load(
