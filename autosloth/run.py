@@ -153,8 +153,8 @@ class storage_errors:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise StorageError(
-                f"The run folder {self.folder} cannot be written ({error.strerror}).",
-                "Set `storage` to a folder that you may write to.",
+                f"{error.filename or self.folder} cannot be written ({error.strerror}).",
+                "Make it writable, or set `storage` (or HF_HOME for what is downloaded) to a folder that is.",
             ) from error
 
 
