@@ -25,14 +25,15 @@ TAGS = ["autosloth", "unsloth", "trl", "lora"]
 )
 def write_card(run: Run) -> None:
     """Fill publish/ with exactly what goes to the Hub: the merged model or the adapter, the GGUF, and README.md last."""
-    folder = run.fresh("publish")
     model = run.path("merged") if run.settings.merged else run.path("adapter")
+    text = render_card(run)  # before the old folder goes
+    folder = run.fresh("publish")
     for path in [*model.iterdir(), *run.path("gguf").iterdir()]:
         if path.is_file() and path.name != "README.md":
             link(path, folder / path.name)
     if not run.settings.merged:
         hide_local_base(folder / "adapter_config.json")
-    write_text(folder / "README.md", render_card(run))
+    write_text(folder / "README.md", text)
     run.record("card", path="publish/README.md", files=sorted(path.name for path in folder.iterdir()))
     say(f"card: {folder / 'README.md'}")
 
@@ -49,7 +50,7 @@ def hide_local_base(path: Path) -> None:
     """PEFT writes where the base lies on this disk; a published adapter names only the folder."""
     config = json.loads(path.read_text(encoding="utf-8"))
     base = config["base_model_name_or_path"]
-    if Path(base).is_absolute():
+    if not is_hub_id(base):
         config["base_model_name_or_path"] = Path(base).name
         path.unlink()  # it may be a second name of the file in adapter/
         write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -74,6 +75,7 @@ def render_card(run: Run) -> str:
         facts=facts,
         model=public_name(settings.model, "AutoSloth's tiny demo base"),
         dataset=public_name(settings.dataset, "AutoSloth's demo questions"),
+        loads_by_name=settings.merged or is_hub_id(settings.model),
         question=short_question(facts["eval"]),
         repo=repo_id(settings) if settings.publish_to_hub else planned_repo(run),
         gguf=facts["export"]["gguf"],

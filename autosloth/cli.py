@@ -152,6 +152,9 @@ def main() -> None:
     os.environ.setdefault(
         "TOKENIZERS_PARALLELISM", "false"
     )  # the converter is a process forked off after tokenisers ran
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # threads that spin while waiting slow each other on shared cores
     try:
         app()
     except AutoSlothError as error:

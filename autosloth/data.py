@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError
+from .errors import DataError, ModelError
 from .load import load_raw
-from .model import load_tokenizer, render_chat
+from .model import end_ids, load_tokenizer, render_chat
 from .preview import IGNORED, preview
 from .run import Run, file_hash, say, stage
 from .settings import SFTSettings
@@ -60,6 +61,7 @@ def prepare_data(run: Run) -> None:
             f"Too few rows of {settings.dataset} have an answer that begins within max_length = {settings.max_length} tokens: {len(train)} to learn from, {len(held_out)} to measure with.",
             "Raise `max_length`, or shorten the questions.",
         )
+    refuse_endless(tokenizer, train, settings)
     folder = run.fresh("data")
     write_rows(train, folder / "train.parquet")
     write_rows(held_out, folder / "eval.parquet")
@@ -70,6 +72,17 @@ def prepare_data(run: Run) -> None:
     say(f"data: {len(train)} rows to train on, {len(held_out)} held out, of {read} read")
     say(f"data: dropped {dict(counts) or 'none'}; {truncated} cut at {settings.max_length} tokens")
     preview(tokenizer, train[0])
+
+
+def refuse_endless(tokenizer: Any, rows: list[dict], settings: SFTSettings) -> None:
+    """Raises ModelError when the chat template ends answers with a token that nothing takes for an end: the model would never stop."""
+    whole = next((row for row in rows if len(row["input_ids"]) < settings.max_length), None)
+    last = [label for label in whole["labels"] if label != IGNORED][-1] if whole else None
+    if last is not None and last not in end_ids(tokenizer, settings):
+        raise ModelError(
+            f"The chat template ends answers with {tokenizer.decode([last])!r}, which is no end token of {settings.model}.",
+            "Set `chat_template: alpaca`, whose answers end with the model's own end token, or choose a model whose template and end token agree.",
+        )
 
 
 def describe(train: list[dict], held_out: list[dict]) -> dict[str, int]:
@@ -100,7 +113,7 @@ def load_rows(settings: SFTSettings) -> tuple[list[dict], list[dict], Counter]:
     roles, form = recognise(raw.column_names, settings.columns, settings.dataset)
     rows, empty = [], []
     for number, row in enumerate(raw.select_columns(list(dict.fromkeys(roles.values()))), start=1):
-        chat = to_messages({role: row[column] for role, column in roles.items()}, form)
+        chat = in_row(number, to_messages, {role: row[column] for role, column in roles.items()}, form)
         (rows.append(chat) if is_complete(chat) else empty.append(number))
     listed = ", ".join(map(str, empty[:MAX_LISTED])) + (", ..." if len(empty) > MAX_LISTED else "")
     what = f"{len(empty)} of {len(raw)} rows of {settings.dataset} have an empty question or answer (rows {listed})"
@@ -109,6 +122,14 @@ def load_rows(settings: SFTSettings) -> tuple[list[dict], list[dict], Counter]:
     if empty:
         say(f"data: {what}; dropped")
     return rows, [], Counter(empty_answer=len(empty))
+
+
+def in_row(number: int, function: Callable, *arguments: Any) -> Any:
+    """Call a row's function; a DataError says in which row it arose."""
+    try:
+        return function(*arguments)
+    except DataError as error:
+        raise DataError(f"Row {number}: {error.what}", error.todo) from None
 
 
 def recognise(columns: list[str], mapping: dict[str, str], name: str) -> tuple[dict[str, str], str]:
@@ -123,6 +144,8 @@ def recognise(columns: list[str], mapping: dict[str, str], name: str) -> tuple[d
             f"`columns` names {', '.join(unknown)}, which {name} does not have.", f"It has: {', '.join(columns)}."
         )
     roles = {role: column for column, role in mapping.items()}
+    if len(roles) < len(mapping):
+        raise DataError(f"`columns` gives two columns of {name} the same meaning.", "Keep one of them.")
     for role, names in COLUMN_NAMES.items():
         present = [column for column in names if column in columns and column not in mapping]
         if present:
@@ -148,6 +171,9 @@ def to_messages(row: dict[str, Any], form: str) -> dict[str, list[dict[str, str]
     """
     if form == "messages":
         turns = row["messages"] or []
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            todo = "Give a list of turns such as {role: user, content: ...}."
+            raise DataError(f"`messages` holds no list of turns: {str(turns)[:60]}.", todo)
         return {
             "messages": [
                 {
@@ -169,7 +195,17 @@ def to_messages(row: dict[str, Any], form: str) -> dict[str, list[dict[str, str]
 
 
 def text_of(value: Any) -> str:
-    """A cell as text without blanks around it; an empty cell is the empty text."""
+    """A cell as text without blanks around it; an empty cell is the empty text. Raises DataError for what is no text.
+
+    >>> text_of([{"type": "text", "text": "two "}, {"type": "text", "text": "parts"}])
+    'two parts'
+    """
+    if isinstance(value, list) and all(isinstance(part, dict) and "text" in part for part in value):
+        value = "".join(part["text"] or "" for part in value)
+    if isinstance(value, (list, dict)):
+        raise DataError(
+            f"A cell holds a {type(value).__name__} where text is expected: {str(value)[:60]}.", "Make it text."
+        )
     return "" if value is None else str(value).strip()
 
 
@@ -229,7 +265,7 @@ def answer_spans(tokenizer: Any, messages: list[dict[str, str]], text: str) -> l
     """
     spans = []
     for i, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or not i:
             continue
         before = render_chat(tokenizer, messages[:i], answer_next=True)
         upto = render_chat(tokenizer, messages[: i + 1])

@@ -49,8 +49,9 @@ def convert(run: Run, base: Path, target: Path, kind: str) -> dict[str, object]:
     """Convert in a process of its own; the file gets its name when it is whole. Returns its facts. Raises ExportError."""
     converter, started = fetch_converter(), time.perf_counter()
     partial = target.with_suffix(".partial")
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".source-") as folder:
-        lay_source(Path(folder), base, run.path("adapter"))
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".source-") as temporary:
+        folder = Path(temporary, run.settings.run_name)  # the converter writes the folder's name into the file
+        lay_source(folder, base, run.path("adapter"))
         command = [
             sys.executable,
             "-m",
@@ -86,11 +87,13 @@ def convert(run: Run, base: Path, target: Path, kind: str) -> dict[str, object]:
 
 def last_line(text: str) -> str:
     """The last line of an output that says something."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Writing:")]
+    return lines[-1] if lines else "no output"
 
 
 def lay_source(folder: Path, base: Path, adapter: Path) -> None:
     """A folder as the converter wants it: weights and config of the base (links), tokenizer of the adapter."""
+    folder.mkdir()
     for path in [
         *base.glob("*.safetensors"),
         *base.glob("*.index.json"),
@@ -104,12 +107,14 @@ def lay_source(folder: Path, base: Path, adapter: Path) -> None:
 
 
 def modelfile(run: Run, path: str) -> str:
-    """An Ollama Modelfile; for our own chat templates with the same template in Ollama's language."""
+    """An Ollama Modelfile; for our own chat templates with the same template in Ollama's language, to the letter."""
+    end = json.loads((run.path("reference") / "rows.json").read_text(encoding="utf-8"))["end"]
     template = (run.path("adapter") / "chat_template.jinja").read_text(encoding="utf-8")
     lines = [f"FROM ./{Path(path).name}", f"PARAMETER num_ctx {run.settings.max_length}"]
     for jinja in (Path(__file__).parent / "templates" / "chat").glob("*.jinja"):
         if jinja.read_text(encoding="utf-8").rstrip("\n") == template:
-            lines.append(f'TEMPLATE """{jinja.with_suffix(".ollama").read_text(encoding="utf-8").rstrip()}"""')
+            ours = jinja.with_suffix(".ollama").read_text(encoding="utf-8").replace("</s>", end)
+            lines += [f'TEMPLATE """{ours}"""', f'PARAMETER stop "{end}"']
     return "\n".join(lines) + "\n"
 
 

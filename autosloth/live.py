@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+from .errors import SettingsError
 from .run import GB, Run, say
 
 LINES_PER_RUN = 20
@@ -87,6 +88,12 @@ def summary(run: Run) -> None:
 def summary_lines(run: Run) -> list[tuple[str, str]]:
     """(name, value) of each line of the summary, from facts.json."""
     facts = run.facts
+    missing = [name for name in ("data", "eval", "train", "export", "verify", "publish") if name not in facts]
+    if missing or "after" not in facts["eval"]:
+        raise SettingsError(
+            f"The run {run.folder} is not finished: there are no facts of {', '.join(missing) or 'eval'}.",
+            f"Run `autosloth {run.settings.road}` with its settings to the end.",
+        )
     before, after = facts["eval"]["before"], facts["eval"]["after"]
     lines = [
         ("run folder", str(run.folder)),
@@ -96,10 +103,11 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
         ),
     ]
     if "exact_match" in after:
+        cut = f"; {after['answers_cut']} cut at {run.settings.max_new_tokens} tokens" if after["answers_cut"] else ""
         lines.append(
             (
                 "task accuracy",
-                f"{before['exact_match']:.1%} before, {after['exact_match']:.1%} after (exact match of {after['answers_compared']} held-out answers)",
+                f"{before['exact_match']:.1%} before, {after['exact_match']:.1%} after (exact match of {after['answers_compared']} held-out answers{cut})",
             )
         )
         lines.append(("sample question", after["samples"][0]["question"]))
@@ -115,7 +123,7 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
     )
     for file in facts["export"]["gguf"]:
         lines.append(("GGUF", f"{run.path(file['path'])}, {file['bytes'] / 1e6:.1f} MB"))
-    if proof := facts.get("verify"):
+    if (proof := facts["verify"])["passed"] is not None:
         verdict = "passed" if proof["passed"] else "NOT passed"
         lines.append(
             (

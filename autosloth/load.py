@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def load_file(path: Path, split: str) -> Any:
     from datasets.exceptions import DatasetGenerationError
 
     try:
-        return load_dataset(form, data_files={"train": str(path)}, split=split)
+        return load_dataset(form, data_files={"train": glob.escape(str(path))}, split=split)
     except (DatasetGenerationError, ValueError) as error:
         reason = first_lines(error.__cause__ or error)
         raise DataError(

@@ -90,12 +90,12 @@ class Adapter:
             )
 
 
-@stage("merge", reads=("merged", "sixteen_bit_model"), after=("train",), facts=("merge",))
+@stage("merge", reads=("merged", "sixteen_bit_model"), after=("train",), facts=("merge",), folders=("merged",))
 def write_merged(run: Run) -> None:
     """Write merged/: the model with the adapter in its weights, as 16-bit safetensors, when the settings ask for it."""
     shutil.rmtree(run.path("merged"), ignore_errors=True)
     if not run.settings.merged:
-        return
+        return run.record("merge", path=None)
     base, adapter, started = export_base(run.settings, "merge"), Adapter.read(run.path("adapter")), time.perf_counter()
     shards = sorted(base.glob("*.safetensors"))
     if not shards:

@@ -103,9 +103,8 @@ def tokenizer_files(source: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     with model_errors(source):
-        return Path(
-            snapshot_download(source, revision=revision, allow_patterns=["config.json", *TOKENIZER_FILES, "*.jinja"])
-        )
+        files = ["config.json", "generation_config.json", *TOKENIZER_FILES, "*.jinja"]
+        return Path(snapshot_download(source, revision=revision, allow_patterns=files))
 
 
 @contextlib.contextmanager
@@ -152,15 +151,31 @@ def named_template(name: str) -> str:
 
 
 def render_chat(tokenizer: Any, messages: list[dict[str, str]], answer_next: bool = False) -> str:
-    """The text of a chat, in one way for training, generation, verification and the card.
+    """The text of a chat, in one way for training, generation, verification and the card. Raises ModelError.
 
     answer_next: end with the opening of the assistant's turn. The text carries the BOS token where the
     tokenizer would add one, so it is always encoded with `add_special_tokens=False`.
     """
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next)
+    import jinja2
+
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next)
+    except jinja2.TemplateError as error:
+        roles = " > ".join(message["role"] for message in messages)
+        raise ModelError(
+            f"The model's chat template refuses a chat of {roles} ({first_lines(error)}).",
+            "Set `chat_template: alpaca`, or leave such rows out of the dataset.",
+        ) from None
     bos = tokenizer.bos_token
     adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
     return bos + text if adds_bos and not text.startswith(bos) else text
+
+
+def end_ids(tokenizer: Any, settings: SFTSettings) -> set[int]:
+    """The ids that end an answer: the tokenizer's end token and those of the model's generation_config.json."""
+    path = tokenizer_files(model_source(settings), settings.revision) / "generation_config.json"
+    configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    return {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
 
 
 def encode_prompt(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:

@@ -15,6 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from .errors import AutoSlothError, SettingsError, StorageError
 from .settings import SFTSettings
 
@@ -49,7 +51,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """`write_text` for JSON."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n")
 
 
 def fingerprint(content: Any) -> str:
@@ -75,6 +77,7 @@ class Run:
         run = cls(settings.folder, settings)
         with storage_errors(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
+            lock(run.folder)
             write_json(run.folder / "settings.json", settings.model_dump())
         return run
 
@@ -128,9 +131,22 @@ class Run:
         return self.path(name)
 
 
+def lock(folder: Path) -> None:
+    """Keep the run folder for this process until it ends. Raises StorageError when another one has it."""
+    try:
+        FileLock(folder / ".lock", is_singleton=True).acquire(timeout=0)
+    except Timeout:
+        raise StorageError(
+            f"Another process is working in {folder}.", "Wait for it, stop it, or choose another `run_name`."
+        ) from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping; empty when the file is missing."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """A JSON file's mapping; empty when the file is missing. Raises StorageError when it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        raise StorageError(f"{path} is damaged.", "Delete it and run again: what it told is measured anew.") from None
 
 
 class storage_errors:
@@ -174,13 +190,15 @@ def stage(
     result: Callable[[Run], Any] | None = None,
     facts: Iterable[str] = (),
     folders: Iterable[str] = (),
+    scratch: Iterable[str] = (),
 ) -> Callable:
     """Decorate `f(run)` so that it is skipped when it is done already.
 
     reads: the settings that change its result; after: the stages whose results it reads; inputs: what
     else it reads, as anything JSON can hold. The mark, written last, carries a fingerprint of all three.
     result: what tells one result from another; without it every new one makes later stages run again.
-    facts, folders: what the stage leaves in the run; dropped when it starts anew from other inputs.
+    facts, folders: what the stage leaves in the run, without which it is not done; scratch: what it works in.
+    All three are dropped when it starts anew from other inputs.
     """
 
     def decorate(function: Callable[[Run], None]) -> Callable[[Run], None]:
@@ -188,20 +206,22 @@ def stage(
             """Run the stage even when it is done."""
             with storage_errors(run.folder):
                 wanted = stage_fingerprint(run, reads, after, inputs)
-                begin_stage(run, name, wanted, facts, folders)
+                begin_stage(run, name, wanted, facts, [*folders, *scratch])
                 started = time.perf_counter()
                 function(run)
                 seconds = round(time.perf_counter() - started, 2)
                 made = fingerprint(result(run) if result else time.time_ns())
                 mark = {"fingerprint": wanted, "result": made, "seconds": seconds, "finished": now()}
+                mark |= {"settings": chosen_settings(run, reads), "files": file_sizes(run, folders)}
                 write_json(run.path(".done", f"{name}.json"), mark)
                 say(f"{name}: done in {seconds:.1f} s")
 
         @functools.wraps(function)
         def run_stage(run: Run) -> None:
             with storage_errors(run.folder):
-                done = (run.mark(name) or {}).get("fingerprint") == stage_fingerprint(run, reads, after, inputs)
-                if done and all(run.path(folder).exists() for folder in folders):
+                mark, wanted = run.mark(name), stage_fingerprint(run, reads, after, inputs)
+                whole = mark and mark["files"] == file_sizes(run, folders) and set(facts) <= run.facts.keys()
+                if whole and mark["fingerprint"] == wanted:
                     return say(f"{name}: done already, skipped")
             again(run)
 
@@ -221,9 +241,26 @@ def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inpu
                 f"The stage `{earlier}` of {run.folder} is not finished.",
                 f"Run `autosloth {run.settings.road}` with the settings of this run first.",
             )
+        now_set = json.loads(json.dumps(chosen_settings(run, mark["settings"])))
+        changed = [field for field, value in mark["settings"].items() if now_set[field] != value]
+        if changed:
+            raise SettingsError(
+                f"The stage `{earlier}` of {run.folder} was done with other settings ({', '.join(changed)}).",
+                f"Run `autosloth {run.settings.road}` to the end, or set them back.",
+            )
         before[earlier] = mark["result"]
-    chosen = {field: getattr(run.settings, field) for field in reads}
-    return fingerprint([chosen, before, inputs(run) if inputs else None])
+    return fingerprint([chosen_settings(run, reads), before, inputs(run) if inputs else None])
+
+
+def chosen_settings(run: Run, names: Iterable[str]) -> dict[str, Any]:
+    """The settings of these names."""
+    return {name: getattr(run.settings, name) for name in names}
+
+
+def file_sizes(run: Run, folders: Iterable[str]) -> dict[str, int]:
+    """The files in these folders of the run, by their path in it, in bytes."""
+    files = (path for folder in folders for path in sorted(run.path(folder).rglob("*")) if path.is_file())
+    return {path.relative_to(run.folder).as_posix(): path.stat().st_size for path in files}
 
 
 def begin_stage(run: Run, name: str, wanted: str, facts: Iterable[str], folders: Iterable[str]) -> None:

@@ -158,7 +158,11 @@ class SFTSettings(BaseModel):
             for name in (self.model, self.dataset)
         )
         model = re.sub(r"(-unsloth)?-bnb-4bit$", "", model)
-        return "-".join(dict.fromkeys([model[:45] or "model", dataset.removesuffix(".json")[:40] or "data", self.road]))
+        return "-".join(
+            dict.fromkeys(
+                [model[:45] or "model", re.sub(r"\.(jsonl?|csv|parquet)$", "", dataset)[:40] or "data", self.road]
+            )
+        )
 
     @property
     def folder(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import itertools
 import math
 import os
 import platform
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelError
+from .errors import ModelError, StorageError
 from .generate import answer, end_tokens
 from .live import peak_ram_gb, peak_vram_gb, progress_callback
 from .model import answering, choose_precision, encode_prompt, load_model, load_tokenizer, render_chat, save_tokenizer
@@ -21,6 +22,7 @@ from .settings import SFTSettings
 
 VERSIONS = ["autosloth", "unsloth", "unsloth_zoo", "trl", "peft", "transformers", "datasets", "torch", "bitsandbytes"]
 VERSIONS += ["llama_cpp_python"]
+SAMPLE_LENGTH = 400
 SAMPLES = 3  # questions whose answers are shown before and after
 REFERENCE_POSITIONS = 256  # next-token distributions kept for the proof: 33 MB with a vocabulary of 32,000
 
@@ -33,7 +35,8 @@ REFERENCE_POSITIONS = 256  # next-token distributions kept for the proof: 33 MB 
     ),
     after=("data",),
     facts=("train", "eval", "hardware", "versions"),
-    folders=("checkpoints", "adapter", "reference"),
+    folders=("adapter", "reference"),
+    scratch=("checkpoints",),
 )  # fmt: skip
 def train_adapter(run: Run) -> None:
     """Train the adapter from the last checkpoint on (or from the start) and write adapter/."""
@@ -48,7 +51,8 @@ def train_adapter(run: Run) -> None:
     if checkpoint:
         say(f"train: going on from {checkpoint.name}")
     with memory_errors(settings):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        go_on(trainer, checkpoint)
+    refuse_divergence(trainer)
     record_training(run, trainer)
     facts, answers = measure(trainer, tokenizer, held_out, settings)
     run.record("eval", after=facts)
@@ -57,6 +61,35 @@ def train_adapter(run: Run) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written last, in publish/
     save_tokenizer(tokenizer, settings, folder)
     save_reference(run, model, tokenizer, held_out, answers)
+
+
+def go_on(trainer: Any, checkpoint: Path | None) -> None:
+    """Train from a checkpoint, or from the start; a checkpoint of the last step is only loaded.
+
+    Resumed from its last step, the trainer of transformers 5.17 would take one step more.
+    """
+    state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
+    if checkpoint and state["global_step"] >= state["max_steps"]:
+        from peft import load_peft_weights, set_peft_model_state_dict
+        from transformers import TrainerState
+
+        set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), device="cpu"))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def refuse_divergence(trainer: Any) -> None:
+    """Raises ModelError when a loss is no number any more."""
+    wrong = [e["step"] for e in trainer.state.log_history if "loss" in e and not math.isfinite(float(e["loss"]))]
+    if wrong:
+        raise diverged(f"from step {wrong[0]} on")
+
+
+def diverged(when: str) -> ModelError:
+    """The error of a loss that is no number."""
+    todo = "Lower `learning_rate` (and `lora_alpha`, if it was raised), and run again."
+    return ModelError(f"The loss is no number {when}: training diverged.", todo)
 
 
 @contextlib.contextmanager
@@ -126,6 +159,7 @@ def training_arguments(settings: SFTSettings, checkpoints: Path, dtype: str, gpu
         "gradient_checkpointing": gpu,
         "logging_steps": 1,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a loss that is no number shall be seen
         "include_num_input_tokens_seen": "non_padding",
         "eval_strategy": "no",
         "save_strategy": "steps",
@@ -168,7 +202,7 @@ def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint's last file, trainer_state.json, is there and can be read."""
     try:
         return "global_step" in read_json(checkpoint / "trainer_state.json")
-    except ValueError:
+    except StorageError:
         return False
 
 
@@ -204,6 +238,8 @@ def measure(
     held-out questions whose greedy answer is the expected text.
     """
     loss = trainer.evaluate()["eval_loss"]
+    if not math.isfinite(loss):
+        raise diverged("on the held-out rows")
     facts = {"loss": round(loss, 4), "perplexity": round(math.exp(min(loss, 50)), 3)}
     chats = held_out[: settings.eval_answers]["messages"] if settings.eval_answers else []
     prompts = [encode_prompt(tokenizer, chat[:-1]) for chat in chats]
@@ -213,17 +249,24 @@ def measure(
         expected = [chat[-1]["content"] for chat in chats]
         facts["exact_match"] = round(sum(a == b for a, b in zip(given, expected, strict=True)) / len(given), 4)
         facts["answers_compared"] = len(given)
+        facts["answers_cut"] = sum(len(ids) >= settings.max_new_tokens for ids in answers)
         facts["samples"] = [
-            {"question": chat[-2]["content"], "expected": right, "answer": text}
+            {"question": shortened(chat[-2]["content"]), "expected": shortened(right), "answer": shortened(text)}
             for chat, right, text in zip(chats[:SAMPLES], expected, given, strict=False)
         ]
     return facts, [{"prompt": prompt, "answer": ids} for prompt, ids in zip(prompts, answers, strict=True)]
 
 
+def shortened(text: str) -> str:
+    """A text of at most SAMPLE_LENGTH characters: samples reach the card, and rows may be long."""
+    return text if len(text) <= SAMPLE_LENGTH else text[:SAMPLE_LENGTH] + " ..."
+
+
 def save_reference(run: Run, model: Any, tokenizer: Any, held_out: Any, answers: list[dict[str, Any]]) -> None:
     """Write reference/: what the trained model says, so that the exported file can be held against it without loading the model again.
 
-    rows.json: held-out rows (`messages`, `text`, `input_ids`) and the model's own greedy `answers`;
+    rows.json: `texts`, the held-out rows (`messages`, `text`, `input_ids`); `rows`, the ids that logprobs.npy
+    goes with, of held-out rows and, where they are too few, of training rows; the model's own greedy `answers`.
     logprobs.npy: float32 (positions, vocabulary), natural log of each next token's probability.
     """
     import numpy
@@ -232,26 +275,27 @@ def save_reference(run: Run, model: Any, tokenizer: Any, held_out: Any, answers:
     rows, left = [], REFERENCE_POSITIONS
     logprobs = []
     with answering(model):
-        for row in held_out:
+        for row in itertools.chain(held_out, run.rows("train")):
             ids = row["input_ids"][:left]
             logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
             logprobs.append(torch.log_softmax(logits.float(), dim=-1).cpu().numpy())
-            rows.append(
-                {"messages": row["messages"], "text": render_chat(tokenizer, row["messages"]), "input_ids": ids}
-            )
+            rows.append(ids)
             left -= len(ids)
             if left <= 0:
                 break
+    texts = held_out.select_columns(["messages", "input_ids"])
     folder = run.fresh("reference")
     numpy.save(folder / "logprobs.npy", numpy.concatenate(logprobs))
     ends = end_tokens(model, tokenizer)
     write_json(
         folder / "rows.json",
         {
+            "texts": [{**row, "text": render_chat(tokenizer, row["messages"])} for row in texts],
             "rows": rows,
             "answers": answers,
             "bos": tokenizer.bos_token_id,
             "ends": ends,
+            "end": tokenizer.eos_token,
             "quantized": is_four_bit(model),
         },
     )

@@ -37,6 +37,7 @@ FACTS = {
             "loss": 1.0,
             "perplexity": 2.718,
             "exact_match": 0.5,
+            "answers_cut": 2,
             "answers_compared": 8,
             "samples": [{"question": "Who?", "expected": "Mila", "answer": "Mila"}],
         },
@@ -142,10 +143,12 @@ def test_the_publish_folder_holds_the_model_the_gguf_and_the_card(finished):
 
 def test_a_published_adapter_does_not_say_where_its_base_lay(copied, base):
     from autosloth.card import write_card
+    from autosloth.merge import write_merged
 
     run = Run.open(copied)
     run.settings = run.settings.model_copy(update={"merged": False})
-    write_card.again(run)
+    write_merged(run)
+    write_card(run)
     published = (copied / "publish" / "adapter_config.json").read_text()
     assert str(base) not in published and f'"base_model_name_or_path": "{base.name}"' in published
     assert str(base) in (copied / "adapter" / "adapter_config.json").read_text()

@@ -12,7 +12,7 @@ import pytest
 from conftest import SHORT, command_line, sets
 
 from autosloth.check import Problems, check
-from autosloth.run import Run
+from autosloth.run import Run, lock
 from autosloth.settings import SFTSettings
 
 
@@ -146,6 +146,30 @@ def test_a_stage_whose_input_is_missing_says_which(tmp_path):
 def test_one_stage_can_be_run_again(copied, stage, line):
     result = command_line(stage, copied)
     assert result.returncode == 0 and line in result.stdout, result.stderr
+
+
+def test_a_run_folder_that_another_process_works_in_is_refused(copied, base):
+    from conftest import DEMO
+
+    lock(copied)
+    result = command_line("sft", *sets(**DEMO, storage=copied.parent))
+    assert result.returncode == 1 and "Another process is working in" in result.stderr
+
+
+def test_a_stage_done_with_other_settings_is_not_described_as_done_with_these(copied):
+    Run.create(
+        SFTSettings.load(
+            {"model": "demo", "dataset": "demo", "run_name": "short", "storage": str(copied.parent), "lora_r": 64}
+        )
+    )
+    result = subprocess.run([sys.executable, "-m", "autosloth", "card", str(copied)], capture_output=True, text=True)
+    assert result.returncode == 1 and "done with other settings (lora_r)" in result.stderr
+
+
+def test_damaged_facts_are_a_named_problem(copied):
+    (copied / "facts.json").write_text("{")
+    result = command_line("show", copied)
+    assert result.returncode == 1 and "facts.json is damaged" in result.stderr
 
 
 def test_show_prints_what_was_measured(finished):

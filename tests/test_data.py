@@ -5,7 +5,7 @@ import json
 import pytest
 
 from autosloth import data
-from autosloth.errors import DataError
+from autosloth.errors import DataError, ModelError
 from autosloth.model import load_tokenizer, named_template, render_chat
 from autosloth.preview import IGNORED
 from autosloth.settings import SFTSettings
@@ -92,6 +92,19 @@ def test_other_columns_are_mapped_by_the_settings(tmp_path):
         ),
         ('{"question": "a"\n', {}, "cannot be read as json", "one record per line"),
         ('{"question": "a", "answer": "b"}\n', {"split": "test"}, "split `test`", "Correct"),
+        (
+            '{"question": "a", "answer": {"is": 1}}\n',
+            {},
+            "Row 1: A cell holds a dict where text is expected",
+            "Make it text",
+        ),
+        ('{"messages": ["a", "b"]}\n', {}, "Row 1: `messages` holds no list of turns", "Give a list of turns"),
+        (
+            '{"a": "1", "b": "2", "c": "3"}\n',
+            {"columns": {"a": "prompt", "b": "prompt", "c": "completion"}},
+            "two columns",
+            "Keep one",
+        ),
     ],
 )
 def test_bad_input_is_named_in_two_sentences(tmp_path, content, values, what, todo):
@@ -170,6 +183,31 @@ def test_the_prompt_is_how_the_trained_text_begins(engine, base, template):
     tokenizer = load_tokenizer(SFTSettings(model="demo", chat_template=template))
     prompt = render_chat(tokenizer, CHATS[0][:-1], answer_next=True)
     assert render_chat(tokenizer, CHATS[0]).startswith(prompt)
+
+
+def test_content_in_parts_is_joined(tmp_path):
+    parts = [
+        {"role": "user", "content": [{"type": "text", "text": "Who?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Mila"}]},
+    ]
+    rows, _, _ = data.load_rows(settings_for(write_jsonl(tmp_path / "rows.jsonl", [{"messages": parts}] * 2)))
+    assert [turn["content"] for turn in rows[0]["messages"]] == ["Who?", "Mila"]
+
+
+def test_a_template_whose_answers_never_end_is_refused(engine, base):
+    settings = SFTSettings(model="demo")
+    tokenizer = load_tokenizer(settings)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ': ' + m.content + '!\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    rows, _ = data.encode_rows(tokenizer, [{"messages": CHATS[0]}], 512)
+    with pytest.raises(ModelError, match=r"no end token of demo\. Set `chat_template: alpaca`"):
+        data.refuse_endless(tokenizer, rows, settings)
+
+
+def test_a_template_that_refuses_a_chat_is_a_named_problem(engine, base):
+    tokenizer = load_tokenizer(SFTSettings(model="demo"))
+    tokenizer.chat_template = "{{ raise_exception('no system turn, please') }}"
+    with pytest.raises(ModelError, match=r"refuses a chat of user > assistant \(no system turn, please"):
+        render_chat(tokenizer, CHATS[0])
 
 
 def test_rows_whose_answer_lies_beyond_max_length_are_dropped_and_others_cut(engine, base):

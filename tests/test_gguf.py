@@ -1,6 +1,5 @@
 """The GGUF is what llama.cpp's own converter makes of the merged model, without a merged copy."""
 
-import re
 import shutil
 import subprocess
 import sys
@@ -80,10 +79,62 @@ def test_nothing_but_the_file_and_the_modelfile_is_left(finished):
     assert sorted(path.name for path in (finished / "gguf").iterdir()) == ["Modelfile", "short-Q8_0.gguf"]
 
 
-def test_the_modelfile_speaks_the_template_that_was_trained(finished):
+def test_the_modelfile_names_the_file_and_the_end_token(finished):
     text = (finished / "gguf" / "Modelfile").read_text()
-    assert text.startswith("FROM ./short-Q8_0.gguf\n")
-    assert "### Instruction:\n{{ .Content }}" in text and re.search(r"### Response:\n?\"\"\"", text)
+    assert text.startswith("FROM ./short-Q8_0.gguf\n") and text.endswith('PARAMETER stop "</s>"\n')
+    assert '### Response:\n"""' in text, "the prompt must end as in training, with a line break"
+
+
+CHATS = [
+    [{"role": "user", "content": "One?"}],
+    [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "One?"}],
+    [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Uno."},
+        {"role": "user", "content": "Two?"},
+    ],
+]
+
+
+@pytest.mark.parametrize("chat", CHATS, ids=["one turn", "system", "two turns"])
+@pytest.mark.parametrize("name", ["alpaca", "mistral", "zephyr"])
+def test_the_template_for_ollama_renders_what_was_trained(name, chat):
+    """Go's template language is read as far as these templates use it; Ollama adds the BOS token itself."""
+    import jinja2
+
+    folder = ROOT / "autosloth" / "templates" / "chat"
+    jinja = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(
+        (folder / f"{name}.jinja").read_text().rstrip("\n")
+    )
+    trained = jinja.render(messages=chat, bos_token="", eos_token="</s>", add_generation_prompt=True)
+    assert render_go((folder / f"{name}.ollama").read_text(), chat) == trained
+
+
+def render_go(text, messages):
+    """A Go template of range, if, else, eq, assignment of $system and fields, by way of jinja2."""
+    import jinja2
+
+    swaps = {
+        "{{ range .Messages }}": "{% for m in messages %}",
+        '{{ if eq .Role "system" }}': "{% if m.role == 'system' %}",
+        '{{ else if eq .Role "user" }}': "{% elif m.role == 'user' %}",
+        '{{ else if eq .Role "assistant" }}': "{% elif m.role == 'assistant' %}",
+        "{{ end }}{{ end }}": "{% endif %}{% endfor %}",
+        "{{ end }}": "{% endfor %}",
+        "{{ .Content }}": "{{ m.content }}",
+        "{{ .Role }}": "{{ m.role }}",
+        '{{ $system := "" }}': "{% set ns = namespace(system='') %}",
+        '{{ $system = "" }}': "{% set ns.system = '' %}",
+        '{{ $system = printf "%s\\n\\n" .Content }}': "{% set ns.system = m.content + '\\n\\n' %}",
+        "{{ $system }}": "{{ ns.system }}",
+    }
+    for go, jinja in swaps.items():
+        text = text.replace(go, jinja)
+    return jinja2.Environment(keep_trailing_newline=True).from_string(text).render(messages=messages)
+
+
+def test_the_file_does_not_carry_the_name_of_a_temporary_folder(finished):
+    assert b".source-" not in next((finished / "gguf").glob("*.gguf")).read_bytes()
 
 
 def test_a_failed_conversion_is_named_and_leaves_no_file(copied):

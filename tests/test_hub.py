@@ -26,6 +26,7 @@ EVALUATION = {
     "perplexity": 4.482,
     "exact_match": 0.5,
     "answers_compared": 2,
+    "answers_cut": 0,
     "samples": [{"question": "What does Mila eat?", "expected": "Figs.", "answer": "Plums."}],
 }
 FACTS = {

@@ -152,6 +152,24 @@ def wait_for(path, process, seconds=200):
         time.sleep(0.02)
 
 
+def test_a_run_that_stopped_after_its_last_step_takes_no_step_more(copied, cli):
+    facts = read_json(copied / "facts.json")
+    (copied / ".done" / "train.json").unlink()
+    (copied / "adapter" / "adapter_model.safetensors").unlink()
+    again = cli("sft", *sets(**DEMO, storage=copied.parent))
+    assert again.returncode == 0, again.stderr
+    now = read_json(copied / "facts.json")
+    assert now["train"]["steps"] == facts["train"]["steps"] == len(now["train"]["losses"])
+    assert now["eval"]["after"] == facts["eval"]["after"]
+
+
+def test_a_training_that_diverges_is_a_named_problem(base, cli, tmp_path):
+    wild = {"learning_rate": 0.1, "lora_alpha": 4096, "lora_r": 1, "max_steps": 20, "quantizations": "[]"}
+    result = cli("sft", *sets(**SHORT | wild, storage=tmp_path))
+    assert result.returncode == 1 and "training diverged" in result.stderr and "Lower `learning_rate`" in result.stderr
+    assert not (tmp_path / "short" / "adapter").exists()
+
+
 def test_a_half_written_checkpoint_is_passed_over_and_removed(tmp_path):
     for step, state in ((20, json.dumps({"global_step": 20})), (40, '{"global_st'), (60, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -169,6 +187,16 @@ def test_a_full_gpu_says_what_to_change():
         train.memory_errors(SFTSettings()),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    "lost", ["gguf/short-Q8_0.gguf", "merged/model.safetensors", "publish/README.md", "data/train.parquet"]
+)
+def test_a_file_that_was_deleted_is_made_again(copied, cli, lost):
+    (copied / lost).unlink()
+    again = cli("sft", *sets(**DEMO, storage=copied.parent))
+    assert again.returncode == 0 and (copied / lost).is_file(), again.stderr
+    assert "train: done already, skipped" in again.stdout
 
 
 def test_a_second_run_skips_everything_and_a_changed_setting_redoes_what_depends_on_it(copied, cli):
