@@ -21,6 +21,7 @@ from .errors import AutoSlothError, SettingsError, StorageError
 from .settings import SFTSettings
 
 GB = 1e9
+LOCKS: dict[Path, FileLock] = {}  # held until the process ends
 
 
 def cache_dir() -> Path:
@@ -134,7 +135,7 @@ class Run:
 def lock(folder: Path) -> None:
     """Keep the run folder for this process until it ends. Raises StorageError when another one has it."""
     try:
-        FileLock(folder / ".lock", is_singleton=True).acquire(timeout=0)
+        LOCKS.setdefault(folder.resolve(), FileLock(folder / ".lock")).acquire(timeout=0)
     except Timeout:
         raise StorageError(
             f"Another process is working in {folder}.", "Wait for it, stop it, or choose another `run_name`."
