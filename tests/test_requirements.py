@@ -20,7 +20,7 @@ ON_COLAB, BARE = "requirements.txt", "requirements-bare.txt"
 NEEDED = [
     *["unsloth", "unsloth-zoo", "trl", "peft", "transformers", "tokenizers", "datasets", "bitsandbytes", "torchao"],
     *["torch", "numpy", "sentencepiece", "safetensors", "huggingface-hub", "llama-cpp-python", "pydantic", "pyyaml"],
-    *["typer", "rich", "jinja2", "psutil", "packaging", "matplotlib", "ipywidgets", "ipython", "httpx"],
+    *["typer", "rich", "jinja2", "psutil", "packaging", "matplotlib", "ipywidgets", "ipython", "httpx", "filelock"],
 ]
 
 
