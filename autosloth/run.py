@@ -151,7 +151,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class storage_errors:
-    """Turn an OSError in the block into a StorageError that says what to do."""
+    """Turn an error of the disk in the block into a StorageError that says what to do."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -160,17 +160,19 @@ class storage_errors:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, OSError) or isinstance(error, AutoSlothError):
+        if not isinstance(error, Exception) or isinstance(error, AutoSlothError):
             return
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        number = getattr(error, "errno", None)
+        # safetensors and torch tell of a full disk by their own errors.
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             free = shutil.disk_usage(existing_parent(self.folder)).free / GB
             raise StorageError(
                 f"No space is left for {self.folder} ({free:.1f} GB free).",
                 "Free some space or set `storage` to another disk, then run again: finished stages are kept.",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise StorageError(
-                f"{error.filename or self.folder} cannot be written ({error.strerror}).",
+                f"{getattr(error, 'filename', None) or self.folder} cannot be written ({os.strerror(number)}).",
                 "Make it writable, or set `storage` (or HF_HOME for what is downloaded) to a folder that is.",
             ) from error
 

@@ -12,7 +12,8 @@ import pytest
 from conftest import SHORT, command_line, sets
 
 from autosloth.check import Problems, check
-from autosloth.run import Run, lock
+from autosloth.errors import StorageError
+from autosloth.run import Run, lock, storage_errors
 from autosloth.settings import SFTSettings
 
 
@@ -99,6 +100,13 @@ def test_a_disk_that_is_too_small_is_named_before_training(good, base, monkeypat
                 {**good, "model": str(base), "dataset": str(good["dataset"]), "storage": str(good["storage"])}
             )
         )
+
+
+def test_a_full_disk_that_a_library_tells_of_is_named_too(tmp_path):
+    from safetensors import SafetensorError
+
+    with pytest.raises(StorageError, match="No space is left for"), storage_errors(tmp_path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 def test_a_disk_that_fills_up_is_a_named_problem(tmp_path, base):
