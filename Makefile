@@ -31,3 +31,4 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/sft.py
+	$(BIN)/python benchmarks/data.py

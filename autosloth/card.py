@@ -21,7 +21,7 @@ TAGS = ["autosloth", "unsloth", "trl", "lora"]
     reads=("repo", "publish_to_hub", "private"),
     after=("train", "merge", "gguf", "verify"),
     facts=("card",),
-    folders=("publish",),
+    outputs=("publish",),
 )
 def write_card(run: Run) -> None:
     """Fill publish/ with exactly what goes to the Hub: the merged model or the adapter, the GGUF, and README.md last."""
@@ -119,7 +119,7 @@ def public_name(name: str, demo: str) -> str:
     """A model or dataset as the card names it: the id, or of a path only its last part."""
     if name == "demo":
         return demo
-    return name if is_hub_id(name) else Path(name).name
+    return name if is_hub_id(name) else Path(name.partition("?")[0]).name
 
 
 def paired_samples(evaluation: dict[str, Any]) -> list[dict[str, str]]:

@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .data import load_rows
+from .clean import Findings, load_chats
 from .errors import AutoSlothError, ModelError, StorageError
 from .fetch import ask_for, hub_api, is_offline
 from .hub import refuse_foreign_token
 from .load import look_up
 from .model import WEIGHT_FILES, is_quantized, model_errors, sixteen_bit_model
+from .recognise import recognise_columns
 from .run import GB, existing_parent, say
 from .settings import SFTSettings, is_hub_id
 
@@ -56,11 +57,11 @@ def check_storage(settings: SFTSettings) -> None:
 
 
 def check_dataset(settings: SFTSettings) -> None:
-    """Whether the dataset is there and recognised; of a Hub dataset no row is fetched. Raises DataError."""
-    if is_hub_id(settings.dataset):
-        look_up(settings)
-    else:
-        load_rows(settings)
+    """Whether the dataset is there, recognised and enough to be split; of a Hub dataset no row is fetched. Raises DataError."""
+    if not is_hub_id(settings.dataset):
+        load_chats(settings, Findings())
+    elif columns := look_up(settings):
+        recognise_columns(columns, settings.columns, settings.dataset)
 
 
 def check_model(settings: SFTSettings) -> None:

@@ -74,10 +74,11 @@ def sft_stages() -> list:
     from .gguf import write_gguf
     from .hub import publish
     from .merge import write_merged
+    from .preview import show_preview
     from .train import train_adapter
     from .verify import verify_gguf
 
-    return [prepare_data, train_adapter, write_merged, write_gguf, verify_gguf, write_card, publish]
+    return [prepare_data, show_preview, train_adapter, write_merged, write_gguf, verify_gguf, write_card, publish]
 
 
 @check_app.command("sft")

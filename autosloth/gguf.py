@@ -29,7 +29,7 @@ SOURCE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2
 CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
 
 
-@stage("gguf", reads=("quantizations", "sixteen_bit_model"), after=("train",), facts=("export",), folders=("gguf",))
+@stage("gguf", reads=("quantizations", "sixteen_bit_model"), after=("train",), facts=("export",), outputs=("gguf",))
 def write_gguf(run: Run) -> None:
     """Write gguf/<run name>-Q8_0.gguf and a Modelfile for Ollama. Raises ExportError."""
     settings, made = run.settings, []

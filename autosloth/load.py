@@ -1,78 +1,51 @@
-"""The dataset's rows, from a file or from the Hub, before their form is looked at."""
+"""The dataset's rows as they are, from the Hub, an address or files, before their form is looked at."""
 
 from __future__ import annotations
 
 import contextlib
-import glob
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from .errors import DataError
 from .fetch import ask_for, first_lines, is_offline, reading
-from .settings import DATA_SUFFIXES, SFTSettings, is_hub_id
+from .files import Source, read_source, sources_of
+from .normalise import Row
+from .settings import DATA_SUFFIXES, SFTSettings, is_address, is_hub_id
 
-FILE_FORMATS = dict(zip(DATA_SUFFIXES, ("json", "json", "csv", "parquet"), strict=True))
 
-
-def load_raw(settings: SFTSettings) -> Any:
-    """A `datasets.Dataset` from a local file or a Hub id. Raises DataError."""
+def load_raw(settings: SFTSettings, split: str) -> tuple[list[Row], str | None]:
+    """The rows of a split, and the commit they come from when they come from the Hub. Raises DataError."""
     if is_hub_id(settings.dataset):
-        return load_from_hub(settings)
-    return load_file(Path(settings.dataset).expanduser(), settings.split)
+        return load_from_hub(settings, split)
+    return load_from_files(settings.dataset, split), None
 
 
-def load_file(path: Path, split: str) -> Any:
-    """The rows of a JSON, JSONL, CSV or Parquet file. Raises DataError."""
-    if path.is_dir():
-        raise DataError(f"The dataset {path} is a folder.", "Name one file in it.")
-    if not path.is_file():
-        raise DataError(f"The dataset file {path} does not exist.", "Check the path, or upload the file first.")
-    form = FILE_FORMATS.get(path.suffix.lower())
-    if form is None:
-        ends = ", ".join(FILE_FORMATS)
-        raise DataError(f"The dataset file {path} has no form that is known here.", f"Give a file that ends in {ends}.")
-    if not path.stat().st_size or (path.stat().st_size < 100 and not path.read_bytes().strip(b" \r\n[]{}")):
-        raise DataError(f"The dataset file {path} is empty.", "Give one with at least two rows.")
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    try:
-        return load_dataset(form, data_files={"train": glob.escape(str(path))}, split=split)
-    except (DatasetGenerationError, ValueError) as error:
-        reason = first_lines(error.__cause__ or error)
-        raise DataError(
-            f"The dataset file {path} cannot be read as {form} with split `{split}` ({reason}).",
-            "Correct the file: one record per line for JSONL, a list of records for JSON.",
-        ) from None
-
-
-def load_from_hub(settings: SFTSettings) -> Any:
-    """A dataset by its Hub id. Raises DataError."""
-    from datasets import load_dataset
+def load_from_hub(settings: SFTSettings, split: str) -> tuple[list[Row], str | None]:
+    """The rows of a split of a dataset on the Hub, without its pictures and sounds, and the commit they are from. Raises DataError."""
+    from datasets import Audio, Image, Video, load_dataset
 
     ask_for("dataset", settings.dataset)
     with dataset_errors(settings.dataset):
-        return load_dataset(settings.dataset, settings.dataset_config, split=settings.split)
+        found = load_dataset(settings.dataset, settings.dataset_config, split=split)
+    texts = [name for name, kind in found.features.items() if not isinstance(kind, (Audio, Image, Video))]
+    commit = re.search(r"@([0-9a-f]{40})/", " ".join(found.info.download_checksums or ()))
+    return found.select_columns(texts).to_list(), commit and commit[1]
 
 
-def look_up(settings: SFTSettings) -> None:
-    """Whether a Hub dataset has the configuration and the split that are asked for; no row is fetched. Raises DataError."""
-    from datasets import ReadInstruction, load_dataset_builder
+def look_up(settings: SFTSettings) -> list[str] | None:
+    """Whether a Hub dataset has the configuration and the splits that are asked for; no row is fetched. Gives its columns where they are known. Raises DataError."""
+    from datasets import load_dataset_builder
 
     ask_for("dataset", settings.dataset)
     if is_offline():
-        return
+        return None
     with dataset_errors(settings.dataset):
         builder = load_dataset_builder(settings.dataset, settings.dataset_config)
-        wanted = ReadInstruction.from_spec(settings.split).to_spec()
     splits = [str(split) for split in builder.config.data_files or builder.info.splits or ()]
-    missing = [name for name in (part.partition("[")[0] for part in wanted.split("+")) if name not in splits]
-    if splits and missing:
-        raise DataError(
-            f"The dataset {settings.dataset} has no split `{missing[0]}`.",
-            f"Set `split` to one that it has ({', '.join(splits)}), or to a part of it such as `{splits[0]}[:2000]`.",
-        )
+    for split in filter(None, (settings.split, settings.eval_split)):
+        refuse_missing(settings.dataset, split_names(settings.dataset, split), splits)
+    return list(builder.info.features) if builder.info.features else None
 
 
 @contextlib.contextmanager
@@ -87,7 +60,7 @@ def dataset_errors(name: str) -> Iterator[None]:
     except DatasetGenerationError as error:
         raise DataError(
             f"The files of the dataset {name} cannot be read ({first_lines(error.__cause__ or error)}).",
-            "Choose another dataset, or download it, correct it and give the file.",
+            "Download its files and give their path: they are then read row by row, and the wrong line is named.",
         ) from None
     except (EmptyDatasetError, DataFilesNotFoundError, RuntimeError) as error:  # the last one is for loading scripts
         raise DataError(
@@ -99,3 +72,82 @@ def dataset_errors(name: str) -> Iterator[None]:
     except ValueError as error:
         todo = "Set `dataset_config` or `split` to one that it has."
         raise DataError(f"The dataset {name} could not be loaded ({first_lines(error)}).", todo) from None
+
+
+def load_from_files(name: str, split: str) -> list[Row]:
+    """The rows of a split of a local file, folder or archive, or of one at an address. Raises DataError.
+
+    Files belong to the split that their name or folder tells, by the convention of `datasets`
+    (huggingface.co/docs/datasets/repository_structure); where none tells, all are `train`.
+    """
+    from datasets import ReadInstruction
+
+    path, name = (fetch_address(name), name.partition("?")[0]) if is_address(name) else (Path(name).expanduser(), name)
+    splits = by_split(sources_of(path, name))
+    wanted = split_names(name, split)
+    refuse_missing(name, wanted, list(splits))
+    rows = {part: [row for source in splits[part] for row in read_source(source)] for part in dict.fromkeys(wanted)}
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute({part: len(found) for part, found in rows.items()})
+    except (ValueError, AssertionError) as error:
+        raise wrong_split(name, split, error) from None
+    return [row for part in parts for row in rows[part.splitname][part.from_ : part.to]]
+
+
+def split_names(name: str, split: str) -> list[str]:
+    """The splits that `train[:100]+test` is made of. Raises DataError when it cannot be understood."""
+    from datasets import ReadInstruction
+
+    try:
+        return [part.partition("[")[0] for part in ReadInstruction.from_spec(split).to_spec().split("+")]
+    except (ValueError, AssertionError) as error:
+        raise wrong_split(name, split, error) from None
+
+
+def wrong_split(name: str, split: str, error: Exception) -> DataError:
+    """The error of a split that `datasets` cannot read."""
+    what = f"`{split}` names no part of the dataset {name} ({first_lines(error)})."
+    return DataError(what, "Write a split such as `train`, or a part of it such as `train[:2000]` or `train[:10%]`.")
+
+
+def refuse_missing(name: str, wanted: list[str], splits: list[str]) -> None:
+    """Raises DataError when a split is asked for that is not there, with those that are."""
+    missing = [part for part in wanted if part not in splits]
+    if splits and missing:
+        raise DataError(
+            f"The dataset {name} has no split `{missing[0]}`.",
+            f"Set `split` to one that it has ({', '.join(splits)}), or to a part of it such as `{splits[0]}[:2000]`.",
+        )
+
+
+def by_split(sources: list[Source]) -> dict[str, list[Source]]:
+    """Sources by the split that their path tells."""
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    found: dict[str, list[Source]] = {}
+    for source in sources:
+        words = set(re.split(r"[^a-z]+", source.name.lower()))
+        told = next((str(split) for split, keywords in SPLIT_KEYWORDS.items() if words & set(keywords)), None)
+        found.setdefault(told if len(sources) > 1 and told else "train", []).append(source)
+    return found
+
+
+def fetch_address(address: str) -> Path:
+    """The file at an http(s) address, in the cache of `datasets`; a page of GitHub or the Hub about a file stands for the file. Raises DataError."""
+    import aiohttp
+    import fsspec
+    from datasets import DownloadConfig, DownloadManager
+
+    address = re.sub(r"^(https://github\.com/[^/]+/[^/]+)/blob/", r"\1/raw/", address)
+    address = re.sub(r"^(https://huggingface\.co/.+?)/blob/", r"\1/resolve/", address)
+    shown, _, query = address.partition("?")  # what follows may be a key
+    try:
+        marked = "ETag" in fsspec.filesystem("http").info(address)  # else the cache could not tell a changed file
+        config = DownloadConfig(disable_tqdm=True, force_download=not marked)
+        return Path(DownloadManager(download_config=config).download(address))
+    except (OSError, ValueError, aiohttp.ClientError) as error:
+        reason = first_lines(error).replace(query, "...") if query else first_lines(error)
+        raise DataError(
+            f"The address {shown} could not be fetched ({reason or type(error).__name__}).",
+            "Check it in a browser, or download the file and give its path.",
+        ) from None

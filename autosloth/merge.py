@@ -90,7 +90,7 @@ class Adapter:
             )
 
 
-@stage("merge", reads=("merged", "sixteen_bit_model"), after=("train",), facts=("merge",), folders=("merged",))
+@stage("merge", reads=("merged", "sixteen_bit_model"), after=("train",), facts=("merge",), outputs=("merged",))
 def write_merged(run: Run) -> None:
     """Write merged/: the model with the adapter in its weights, as 16-bit safetensors, when the settings ask for it."""
     shutil.rmtree(run.path("merged"), ignore_errors=True)

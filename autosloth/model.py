@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import logging
@@ -150,25 +151,34 @@ def named_template(name: str) -> str:
     return (Path(__file__).parent / "templates" / "chat" / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
 
 
-def render_chat(tokenizer: Any, messages: list[dict[str, str]], answer_next: bool = False) -> str:
+def render_chat(
+    tokenizer: Any, messages: list[dict[str, Any]], answer_next: bool = False, tools: list[dict] | None = None
+) -> str:
     """The text of a chat, in one way for training, generation, verification and the card. Raises ModelError.
 
-    answer_next: end with the opening of the assistant's turn. The text carries the BOS token where the
-    tokenizer would add one, so it is always encoded with `add_special_tokens=False`.
+    answer_next: end with the opening of the assistant's turn; tools: what the assistant may call, as JSON schemas.
+    The text carries the BOS token where the tokenizer would add one, so it is always encoded with
+    `add_special_tokens=False`.
     """
     import jinja2
 
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next)
-    except jinja2.TemplateError as error:
+        text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=answer_next)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:  # a template meets types that it was not made for
         roles = " > ".join(message["role"] for message in messages)
         raise ModelError(
             f"The model's chat template refuses a chat of {roles} ({first_lines(error)}).",
             "Set `chat_template: alpaca`, or leave such rows out of the dataset.",
         ) from None
-    bos = tokenizer.bos_token
-    adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    return bos + text if adds_bos and not text.startswith(bos) else text
+    begin = opening(tokenizer)
+    return text if text.startswith(begin) else begin + text
+
+
+@functools.lru_cache(maxsize=8)
+def opening(tokenizer: Any) -> str:
+    """The BOS token where this tokenizer would begin a text with one, else the empty text."""
+    adds = tokenizer.bos_token is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token if adds else ""
 
 
 def end_ids(tokenizer: Any, settings: SFTSettings) -> set[int]:
@@ -178,9 +188,11 @@ def end_ids(tokenizer: Any, settings: SFTSettings) -> set[int]:
     return {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
 
 
-def encode_prompt(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+def encode_prompt(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict] | None = None) -> list[int]:
     """The token ids that the assistant's answer to these messages goes on from."""
-    return tokenizer(render_chat(tokenizer, messages, answer_next=True), add_special_tokens=False).input_ids
+    return tokenizer(
+        render_chat(tokenizer, messages, answer_next=True, tools=tools), add_special_tokens=False
+    ).input_ids
 
 
 def save_tokenizer(tokenizer: Any, settings: SFTSettings, folder: Path) -> None:

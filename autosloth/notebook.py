@@ -19,6 +19,8 @@ def execute(path: Path) -> None:
         def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
             if msg["msg_type"] == "stream":
                 print(msg["content"]["text"], end="", flush=True)
+            elif msg["msg_type"] == "display_data":
+                print(msg["content"]["data"].get("text/plain", ""), flush=True)
             return super().process_message(msg, cell, cell_index)
 
     Printing(nbformat.read(path, as_version=4), timeout=None, kernel_name="python3").execute()

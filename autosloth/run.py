@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -32,6 +33,17 @@ def cache_dir() -> Path:
 def say(line: str) -> None:
     """One line to whoever watches: terminal, notebook cell or log."""
     print(line, flush=True)
+
+
+def show(text: str, html: str) -> None:
+    """The same thing to whoever watches: HTML where a notebook can show it, else text."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if hasattr(shell, "kernel"):
+        from IPython.display import display
+
+        display({"text/plain": text, "text/html": html}, raw=True)
+    else:
+        say(text)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -192,7 +204,7 @@ def stage(
     inputs: Callable[[Run], Any] | None = None,
     result: Callable[[Run], Any] | None = None,
     facts: Iterable[str] = (),
-    folders: Iterable[str] = (),
+    outputs: Iterable[str] = (),
     scratch: Iterable[str] = (),
 ) -> Callable:
     """Decorate `f(run)` so that it is skipped when it is done already.
@@ -200,7 +212,7 @@ def stage(
     reads: the settings that change its result; after: the stages whose results it reads; inputs: what
     else it reads, as anything JSON can hold. The mark, written last, carries a fingerprint of all three.
     result: what tells one result from another; without it every new one makes later stages run again.
-    facts, folders: what the stage leaves in the run, without which it is not done; scratch: what it works in.
+    facts, outputs (files or folders): what the stage leaves in the run, without which it is not done; scratch: what it works in.
     All three are dropped when it starts anew from other inputs.
     """
 
@@ -209,13 +221,13 @@ def stage(
             """Run the stage even when it is done."""
             with storage_errors(run.folder):
                 wanted = stage_fingerprint(run, reads, after, inputs)
-                begin_stage(run, name, wanted, facts, [*folders, *scratch])
+                begin_stage(run, name, wanted, facts, [*outputs, *scratch])
                 started = time.perf_counter()
                 function(run)
                 seconds = round(time.perf_counter() - started, 2)
                 made = fingerprint(result(run) if result else time.time_ns())
                 mark = {"fingerprint": wanted, "result": made, "seconds": seconds, "finished": now()}
-                mark |= {"settings": chosen_settings(run, reads), "files": file_sizes(run, folders)}
+                mark |= {"settings": chosen_settings(run, reads), "files": file_sizes(run, outputs)}
                 write_json(run.path(".done", f"{name}.json"), mark)
                 say(f"{name}: done in {seconds:.1f} s")
 
@@ -223,7 +235,7 @@ def stage(
         def run_stage(run: Run) -> None:
             with storage_errors(run.folder):
                 mark, wanted = run.mark(name), stage_fingerprint(run, reads, after, inputs)
-                whole = mark and mark["files"] == file_sizes(run, folders) and set(facts) <= run.facts.keys()
+                whole = mark and mark["files"] == file_sizes(run, outputs) and set(facts) <= run.facts.keys()
                 if whole and mark["fingerprint"] == wanted:
                     return say(f"{name}: done already, skipped")
             again(run)
@@ -260,21 +272,21 @@ def chosen_settings(run: Run, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(run.settings, name) for name in names}
 
 
-def file_sizes(run: Run, folders: Iterable[str]) -> dict[str, int]:
-    """The files in these folders of the run, by their path in it, in bytes."""
-    files = (path for folder in folders for path in sorted(run.path(folder).rglob("*")) if path.is_file())
-    return {path.relative_to(run.folder).as_posix(): path.stat().st_size for path in files}
+def file_sizes(run: Run, outputs: Iterable[str]) -> dict[str, int]:
+    """These files of the run, and those in these folders, by their path in it, in bytes."""
+    found = (path for output in outputs for path in (run.path(output), *sorted(run.path(output).rglob("*"))))
+    return {path.relative_to(run.folder).as_posix(): path.stat().st_size for path in found if path.is_file()}
 
 
-def begin_stage(run: Run, name: str, wanted: str, facts: Iterable[str], folders: Iterable[str]) -> None:
+def begin_stage(run: Run, name: str, wanted: str, facts: Iterable[str], outputs: Iterable[str]) -> None:
     """Take back the old mark, and what the stage left when it was begun with other inputs."""
     run.path(".done", f"{name}.json").unlink(missing_ok=True)
     begun = run.path(".done", f"{name}.begun")
     if begun.is_file() and begun.read_text() == wanted:
         return
     run.forget(*facts)
-    for folder in folders:
-        shutil.rmtree(run.path(folder), ignore_errors=True)
+    for path in map(run.path, outputs):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     write_text(begun, wanted)
 
 

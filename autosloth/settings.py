@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .errors import SettingsError
 
 ENVIRONMENT_PREFIX = "AUTOSLOTH_"
-DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".gz")
+HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w-][\w.-]*/[\w-][\w.-]*)(?:/tree/main)?/?")
 
 
 def setting(default: Any, group: str, help: str, **bounds: Any) -> Any:
@@ -69,16 +70,23 @@ class SFTSettings(BaseModel):
     dataset: str = setting(
         "yahma/alpaca-cleaned",
         "Data",
-        "Hub id, or path of a JSON, JSONL, CSV or Parquet file; `demo` is the embedded toy task.",
+        "Hub id; or path or http(s) address of a JSON, JSONL, CSV, TSV, Parquet or Arrow file, also zipped or gzipped; or a folder of them; `demo` is the embedded toy task.",
         min_length=1,
     )
     dataset_config: str | None = setting(None, "Data", "Configuration of a Hub dataset that has several.")
     split: str = setting("train", "Data", "Split to train on, or a part of it such as `train[:2000]`.", min_length=1)
-    columns: dict[str, Literal["instruction", "input", "prompt", "completion", "messages", "system"]] = setting(
-        {}, "Data", "What other columns mean, for example `{frage: prompt, antwort: completion}`."
+    columns: dict[
+        str, Literal["instruction", "input", "prompt", "completion", "messages", "system", "tools", "text"]
+    ] = setting({}, "Data", "What other columns mean, for example `{frage: prompt, antwort: completion}`.")
+    bad_rows: Literal["drop", "refuse"] = setting(
+        "drop", "Data", "What to do with rows that nothing can be learnt from, such as those with an empty answer."
     )
-    empty_answers: Literal["drop", "refuse"] = setting(
-        "drop", "Data", "What to do with rows whose answer or question is empty."
+    duplicates: Literal["drop", "keep"] = setting("drop", "Data", "What to do with rows that stand there already.")
+    long_rows: Literal["truncate", "drop"] = setting(
+        "truncate", "Data", "What to do with rows of more than `max_length` tokens."
+    )
+    eval_split: str | None = setting(
+        None, "Data", "Split to measure with, for example `test`; empty holds out a part of `split` by the seed."
     )
     eval_fraction: float = setting(0.05, "Data", "Share of the rows that is held out to measure with.", gt=0, le=0.5)
     eval_rows: int = setting(200, "Data", "Most rows that are held out.", ge=1, le=10000)
@@ -141,6 +149,12 @@ class SFTSettings(BaseModel):
             return {**cls.DEMO_DEFAULTS, **values}
         return values
 
+    @field_validator("model", "dataset", mode="before")
+    @classmethod
+    def _take_the_id_from_a_page(cls, value: Any) -> Any:
+        page = HUB_PAGE.fullmatch(value.strip()) if isinstance(value, str) else None
+        return page[1] if page else value
+
     @field_validator("quantizations", mode="before")
     @classmethod
     def _lower_case(cls, value: Any) -> Any:
@@ -155,14 +169,11 @@ class SFTSettings(BaseModel):
     def _default_run_name(self) -> str:
         model, dataset = (
             re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).stem if "/" not in name else name.rsplit("/", 1)[1]).strip("-.")
-            for name in (self.model, self.dataset)
+            for name in (self.model, self.dataset.partition("?")[0].rstrip("/"))
         )
         model = re.sub(r"(-unsloth)?-bnb-4bit$", "", model)
-        return "-".join(
-            dict.fromkeys(
-                [model[:45] or "model", re.sub(r"\.(jsonl?|csv|parquet)$", "", dataset)[:40] or "data", self.road]
-            )
-        )
+        dataset = re.sub(rf"({'|'.join(map(re.escape, DATA_SUFFIXES))})+$", "", dataset)
+        return "-".join(dict.fromkeys([model[:45] or "model", dataset[:40] or "data", self.road]))
 
     @property
     def folder(self) -> Path:
@@ -201,6 +212,11 @@ class SFTSettings(BaseModel):
             return cls(**given)
         except ValidationError as error:
             raise SettingsError(*explain(error, source)) from None
+
+
+def is_address(name: str) -> bool:
+    """Whether a dataset is named by an http(s) address."""
+    return name.lower().startswith(("http://", "https://"))
 
 
 def is_hub_id(name: str) -> bool:

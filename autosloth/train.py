@@ -16,7 +16,7 @@ from typing import Any
 from .errors import ModelError, StorageError
 from .generate import answer, end_tokens
 from .live import peak_ram_gb, peak_vram_gb, progress_callback
-from .model import answering, choose_precision, encode_prompt, load_model, load_tokenizer, render_chat, save_tokenizer
+from .model import answering, choose_precision, encode_prompt, load_model, load_tokenizer, save_tokenizer
 from .run import GB, Run, read_json, say, stage, write_json
 from .settings import SFTSettings
 
@@ -35,7 +35,7 @@ REFERENCE_POSITIONS = 256  # next-token distributions kept for the proof: 33 MB 
     ),
     after=("data",),
     facts=("train", "eval", "hardware", "versions"),
-    folders=("adapter", "reference"),
+    outputs=("adapter", "reference"),
     scratch=("checkpoints",),
 )  # fmt: skip
 def train_adapter(run: Run) -> None:
@@ -241,8 +241,9 @@ def measure(
     if not math.isfinite(loss):
         raise diverged("on the held-out rows")
     facts = {"loss": round(loss, 4), "perplexity": round(math.exp(min(loss, 50)), 3)}
-    chats = held_out[: settings.eval_answers]["messages"] if settings.eval_answers else []
-    prompts = [encode_prompt(tokenizer, chat[:-1]) for chat in chats]
+    rows = [row for row in held_out.select(range(min(settings.eval_answers, len(held_out)))) if row["messages"]]
+    chats = [row["messages"] for row in rows]
+    prompts = [encode_prompt(tokenizer, row["messages"][:-1], row["tools"]) for row in rows]
     answers = answer(trainer.model, tokenizer, prompts, settings.max_new_tokens, settings.batch_size)
     given = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
     if chats:
@@ -265,7 +266,7 @@ def shortened(text: str) -> str:
 def save_reference(run: Run, model: Any, tokenizer: Any, held_out: Any, answers: list[dict[str, Any]]) -> None:
     """Write reference/: what the trained model says, so that the exported file can be held against it without loading the model again.
 
-    rows.json: `texts`, the held-out rows (`messages`, `text`, `input_ids`); `rows`, the ids that logprobs.npy
+    rows.json: `texts`, the held-out rows (`messages`, `tools`, `text`, `input_ids`); `rows`, the ids that logprobs.npy
     goes with, of held-out rows and, where they are too few, of training rows; the model's own greedy `answers`.
     logprobs.npy: float32 (positions, vocabulary), natural log of each next token's probability.
     """
@@ -283,14 +284,14 @@ def save_reference(run: Run, model: Any, tokenizer: Any, held_out: Any, answers:
             left -= len(ids)
             if left <= 0:
                 break
-    texts = held_out.select_columns(["messages", "input_ids"])
+    texts = held_out.select_columns(["messages", "tools", "text", "input_ids"])
     folder = run.fresh("reference")
     numpy.save(folder / "logprobs.npy", numpy.concatenate(logprobs))
     ends = end_tokens(model, tokenizer)
     write_json(
         folder / "rows.json",
         {
-            "texts": [{**row, "text": render_chat(tokenizer, row["messages"])} for row in texts],
+            "texts": list(texts),
             "rows": rows,
             "answers": answers,
             "bos": tokenizer.bos_token_id,

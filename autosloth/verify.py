@@ -92,7 +92,7 @@ def compare_tokens(model: Any, known: dict[str, Any]) -> dict[str, Any]:
     render = chat_renderer(model)
     pairs = [(row["text"], row["input_ids"]) for row in known["texts"]]
     prompts = [
-        (render(row["messages"][:-1]), answer["prompt"])
+        (render(row["messages"][:-1], row["tools"]), answer["prompt"])
         for row, answer in zip(known["texts"], known["answers"], strict=False)
     ]
     made = {text: model.tokenize(text.encode(), add_bos=False, special=True) for text, _ in pairs + prompts}
@@ -116,7 +116,7 @@ def leading(ids: list[int], bos: int | None) -> int:
 
 
 def chat_renderer(model: Any) -> Any:
-    """A function from messages to the text of a prompt, by the chat template that is in the file."""
+    """A function from messages and tools to the text of a prompt, by the chat template that is in the file."""
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     template = model.metadata.get("tokenizer.chat_template")
@@ -128,8 +128,8 @@ def chat_renderer(model: Any) -> Any:
     }
     formatter = Jinja2ChatFormatter(template, eos_token=text_of["eos"], bos_token=text_of["bos"])
 
-    def render(messages: list[dict[str, str]]) -> str:
-        text = formatter(messages=messages).prompt
+    def render(messages: list[dict[str, Any]], tools: list[dict] | None) -> str:
+        text = formatter(messages=messages, tools=tools).prompt
         adds_bos = model.metadata.get("tokenizer.ggml.add_bos_token") == "true"
         return text_of["bos"] + text if adds_bos and not text.startswith(text_of["bos"]) else text
 

@@ -1,221 +1,219 @@
-"""Rows are recognised, cleaned, split and labelled so that exactly the answers are learnt."""
+"""Chats become token ids and labels so that exactly the answers are learnt, whatever the chat template."""
 
 import json
 
 import pytest
 
 from autosloth import data
+from autosloth.clean import Findings
+from autosloth.encode import IGNORED, encode_rows
 from autosloth.errors import DataError, ModelError
-from autosloth.model import load_tokenizer, named_template, render_chat
-from autosloth.preview import IGNORED
+from autosloth.model import encode_prompt, load_tokenizer, named_template, render_chat
+from autosloth.run import Run
 from autosloth.settings import SFTSettings
 
-USER, ASSISTANT = "user", "assistant"
+USER, ASSISTANT, SYSTEM, TOOL = "user", "assistant", "system", "tool"
+SETTINGS = SFTSettings(model="demo", max_length=1024)
 
-
-def settings_for(path, **values):
-    return SFTSettings.load({"model": "demo", "dataset": str(path), **values})
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.mark.parametrize(
-    "row, question, answer",
-    [
-        ({"instruction": "Add.", "input": "1 and 2", "output": "3"}, "Add.\n\n1 and 2", "3"),
-        ({"instruction": "Say hi.", "input": "", "output": "hi"}, "Say hi.", "hi"),
-        ({"question": "Who?", "answer": "Mila"}, "Who?", "Mila"),
-        ({"prompt": "Who?", "completion": "Mila"}, "Who?", "Mila"),
-        ({"query": "Who?", "response": "Mila"}, "Who?", "Mila"),
-        ({"input": "Who?", "output": "Mila"}, "Who?", "Mila"),
-        ({"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Mila"}]}, "Who?", "Mila"),
-        ({"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Mila"}]}, "Who?", "Mila"),
-    ],
+# Chat templates with the structure of well-known models, in our own words: where headers stand, what ends a turn, what is refused.
+HEADERS = "{{ '<|begin|>' }}{% for m in messages %}{{ '<|head|>' + m.role + '<|/head|>\n\n' + m.content | trim + '<|over|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|head|>assistant<|/head|>\n\n' }}{% endif %}"
+CHATML = "{% for m in messages %}{{ '<|open|>' + m.role + '\n' + m.content + '<|over|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|open|>assistant\n' }}{% endif %}"
+WITH_DEFAULT_SYSTEM = (
+    "{% if messages[0].role != 'system' %}{{ '<|open|>system\nBe of use.<|over|>\n' }}{% endif %}" + CHATML
 )
-def test_common_forms_are_recognised(tmp_path, row, question, answer):
-    rows, _, dropped = data.load_rows(settings_for(write_jsonl(tmp_path / "rows.jsonl", [row, row])))
-    assert rows[0]["messages"] == [{"role": USER, "content": question}, {"role": ASSISTANT, "content": answer}]
-    assert dropped["empty_answer"] == 0
+# As Qwen3: thinking is shown in the last answer only, though the prompt does not open it.
+THINKING = "{% for m in messages %}{% set thought = '<think>\n\n</think>\n\n' if m.role == 'assistant' and loop.last else '' %}{{ '<|open|>' + m.role + '\n' + thought + m.content + '<|over|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|open|>assistant\n' }}{% endif %}"
+NO_SYSTEM = "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system turn, please') }}{% endif %}{% for m in messages %}{{ '<|open|>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + '<|over|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|open|>model\n' }}{% endif %}"
+INST = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}{% else %}{{ raise_exception('roles!') }}{% endif %}{% endfor %}"
+TEMPLATES = {
+    "Llama 3": (HEADERS, "<|over|>"),
+    "Qwen 2": (WITH_DEFAULT_SYSTEM, "<|over|>"),
+    "Qwen 3": (THINKING, "<|over|>"),
+    "ChatML": (CHATML, "<|over|>"),
+    "Gemma": (NO_SYSTEM, "<|over|>"),
+    "Mistral": (INST, "</s>"),
+    "our mistral": (named_template("mistral"), "</s>"),
+    "Zephyr": (named_template("zephyr"), "</s>"),
+    "Alpaca": (named_template("alpaca"), "</s>"),
+}
+MARKS = ["<|begin|>", "<|head|>", "<|/head|>", "<|open|>", "<|over|>"]
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
-def test_each_file_format_is_read(tmp_path, suffix):
-    from datasets import Dataset
+def chat(*said):
+    roles = {"u": USER, "a": ASSISTANT, "s": SYSTEM, "t": TOOL}
+    return {"messages": [{"role": roles[each[0]], "content": each[2:]} for each in said]}
 
-    path, rows = (
-        tmp_path / f"rows{suffix}",
-        Dataset.from_list([{"question": f"{i}?", "answer": f"{i}!"} for i in range(3)]),
+
+CHATS = {
+    "one turn": chat("u:What does Mila eat?", "a:Figs, I think."),
+    "several turns": chat("u:One?", "a:Uno.", "u:Two?", "a:Dos.\nAnd done.", "u:Zwölf? 十二?", "a:Doce 😀 (十二)."),
+    "system prompt": chat("s:Answer briefly.", "u:One?", "a:Uno.", "u:Two?", "a:Dos."),
+    "the answer stands in the question": chat("u:Say Uno.", "a:Uno.", "u:Uno.?", "a:Uno."),
+}
+
+
+@pytest.fixture(scope="module", params=["SentencePiece", "byte-level"])
+def tokenizer(request, engine, base):
+    """The demo's tokenizer, and one of bytes, each with the special tokens of TEMPLATES."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if request.param == "SentencePiece":
+        made = load_tokenizer(SETTINGS)
+    else:
+        pieces = Tokenizer(models.BPE())
+        pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"])
+        pieces.train_from_iterator(["assistant\nUno. user\nTwo? assistant\nDos."] * 50, trainer)
+        made = PreTrainedTokenizerFast(tokenizer_object=pieces, bos_token="<s>", eos_token="</s>")
+    made.add_special_tokens({"additional_special_tokens": MARKS})
+    return made
+
+
+def learnt_texts(tokenizer, row):
+    """The stretches of a row that are learnt, decoded."""
+    stretches, current = [], []
+    for token, label in zip(row["input_ids"], row["labels"], strict=True):
+        assert label in (IGNORED, token)
+        if label != IGNORED:
+            current.append(int(token))
+        elif current:
+            stretches, current = [*stretches, tokenizer.decode(current)], []
+    return [*stretches, tokenizer.decode(current)] if current else stretches
+
+
+@pytest.mark.parametrize("which", CHATS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_exactly_the_answers_and_their_end_are_learnt(tokenizer, name, which):
+    tokenizer.chat_template, end = TEMPLATES[name]
+    if which == "system prompt" and name in ("Gemma", "Mistral"):
+        pytest.skip("this template refuses system prompts")
+    found = Findings()
+    (row,) = encode_rows(tokenizer, [CHATS[which]], SETTINGS, found)
+    answers = [turn["content"] + end for turn in CHATS[which]["messages"] if turn["role"] == ASSISTANT]
+    if name == "Qwen 3":
+        answers[-1] = "<think>\n\n</think>\n\n" + answers[-1]
+    assert [text.strip() for text in learnt_texts(tokenizer, row)] == answers
+    assert found.answers_not_learnt == 0
+    prompt = encode_prompt(tokenizer, CHATS[which]["messages"][:-1])
+    assert row["input_ids"][: len(prompt)].tolist() == prompt and (row["labels"][: len(prompt)] == IGNORED)[-1]
+
+
+def test_an_answer_that_cannot_be_found_again_is_counted(tokenizer):
+    shouting = "{% for m in messages %}{{ '<|open|>' + m.role + '\n' + (m.content if loop.last or m.role == 'user' else m.content | upper) + '<|over|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|open|>assistant\n' }}{% endif %}"
+    tokenizer.chat_template, found = shouting, Findings()
+    (row,) = encode_rows(tokenizer, [CHATS["several turns"]], SETTINGS, found)
+    assert learnt_texts(tokenizer, row) == ["Doce 😀 (十二).<|over|>"] and found.answers_not_learnt == 2
+    tokenizer.chat_template = shouting.replace(
+        "if loop.last or m.role == 'user' else m.content | upper", "if loop.last else 'so'"
     )
-    {
-        ".json": lambda: rows.to_json(path, lines=False),
-        ".jsonl": lambda: rows.to_json(path),
-        ".csv": lambda: rows.to_csv(path),
-        ".parquet": lambda: rows.to_parquet(path),
-    }[suffix]()
-    loaded, _, _ = data.load_rows(settings_for(path))
-    assert [row["messages"][1]["content"] for row in loaded] == ["0!", "1!", "2!"]
+    assert encode_rows(tokenizer, [CHATS["several turns"]], SETTINGS, found) == []
+    assert found.dropped["answer_not_found_in_template"] == 1
 
 
-def test_a_system_column_becomes_a_system_turn(tmp_path):
-    path = write_jsonl(tmp_path / "rows.jsonl", [{"system": "Be kind.", "question": "a", "answer": "b"}] * 2)
-    rows, _, _ = data.load_rows(settings_for(path))
-    assert rows[0]["messages"][0] == {"role": "system", "content": "Be kind."}
+def test_rows_that_a_template_refuses_or_does_not_show_whole_are_dropped_and_counted(tokenizer):
+    rows = [CHATS["one turn"], CHATS["system prompt"], chat("u:1", "a:call", "t:2", "a:3")]
+    found = Findings()
+    tokenizer.chat_template = NO_SYSTEM
+    assert len(encode_rows(tokenizer, rows, SETTINGS, found)) == 2 and found.dropped["refused_by_template"] == 1
+    tokenizer.chat_template = named_template("alpaca")
+    assert len(encode_rows(tokenizer, rows, SETTINGS, found)) == 2 and found.dropped["turn_left_out_by_template"] == 1
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(ModelError, match=r"refuses a chat of user > assistant > tool > assistant \(never"):
+        encode_rows(tokenizer, rows[2:], SETTINGS, found)
 
 
-def test_other_columns_are_mapped_by_the_settings(tmp_path):
-    path = write_jsonl(tmp_path / "rows.jsonl", [{"frage": "a", "antwort": "b"}] * 2)
-    rows, _, _ = data.load_rows(settings_for(path, columns={"frage": "prompt", "antwort": "completion"}))
-    assert [turn["content"] for turn in rows[0]["messages"]] == ["a", "b"]
+def test_tools_and_calls_are_kept_where_the_template_shows_them(tokenizer):
+    tokenizer.chat_template = "{% if tools %}{{ 'Tools: ' + (tools | tojson) + '\n' }}{% endif %}{% for m in messages %}{{ '<|open|>' + m.role + '\n' + m.content }}{% for call in m.tool_calls or [] %}{{ call.function.name + (call.function.arguments | tojson) }}{% endfor %}{{ '<|over|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|open|>assistant\n' }}{% endif %}"
+    row = chat("u:1 + 1?", "a:", "t:2", "a:It is 2.")
+    row["messages"][1]["tool_calls"] = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    row["tools"] = [{"type": "function", "function": {"name": "add"}}]
+    (encoded,) = encode_rows(tokenizer, [row], SETTINGS, Findings())
+    assert learnt_texts(tokenizer, encoded) == ['add{"a": 1}<|over|>', "It is 2.<|over|>"]
+    assert encoded["text"].removeprefix("<s>").startswith('Tools: [{"type": "function"')
 
 
-@pytest.mark.parametrize(
-    "content, values, what, todo",
-    [
-        (None, {}, "does not exist", "Check the path"),
-        ("", {}, "is empty", "at least two rows"),
-        ("[]", {}, "is empty|cannot be read", "rows|record"),
-        ('{"frage": "a", "antwort": "b"}\n', {}, "not recognised: frage, antwort", "columns: {frage: prompt"),
-        (
-            '{"question": "a", "answer": "b"}\n',
-            {"columns": {"x": "prompt"}},
-            "`columns` names x",
-            "It has: question, answer",
-        ),
-        (
-            '{"question": "a", "answer": ""}\n',
-            {},
-            r"1 of 1 rows .* empty question or answer \(rows 1\)",
-            "Fill them in",
-        ),
-        ('{"question": "a"\n', {}, "cannot be read as json", "one record per line"),
-        ('{"question": "a", "answer": "b"}\n', {"split": "test"}, "split `test`", "Correct"),
-        (
-            '{"question": "a", "answer": {"is": 1}}\n',
-            {},
-            "Row 1: A cell holds a dict where text is expected",
-            "Make it text",
-        ),
-        ('{"messages": ["a", "b"]}\n', {}, "Row 1: `messages` holds no list of turns", "Give a list of turns"),
-        (
-            '{"a": "1", "b": "2", "c": "3"}\n',
-            {"columns": {"a": "prompt", "b": "prompt", "c": "completion"}},
-            "two columns",
-            "Keep one",
-        ),
-    ],
-)
-def test_bad_input_is_named_in_two_sentences(tmp_path, content, values, what, todo):
-    path = tmp_path / "rows.jsonl"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(DataError) as error:
-        data.load_rows(settings_for(path, **values))
-    import re
-
-    assert re.search(what, error.value.what) and re.search(todo, error.value.todo)
+def test_plain_text_is_learnt_whole_with_one_begin_and_one_end(tokenizer):
+    rows = [{"messages": [], "text": text} for text in ("Sloths sleep.", "<s>Sloths sleep.</s>")]
+    for row in encode_rows(tokenizer, rows, SETTINGS, Findings()):
+        assert [text.removeprefix("<s>") for text in learnt_texts(tokenizer, row)] == ["Sloths sleep.</s>"]
+        assert row["input_ids"].tolist().count(tokenizer.eos_token_id) == 1
 
 
-def test_empty_answers_are_dropped_and_counted_or_refused_with_their_row_numbers(tmp_path, capsys):
-    rows = [{"question": f"{i}?", "answer": " " if i in (1, 3) else "yes"} for i in range(5)]
-    path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    kept, _, dropped = data.load_rows(settings_for(path))
-    assert (len(kept), dropped["empty_answer"]) == (3, 2)
-    assert "rows 2, 4" in capsys.readouterr().out
-    with pytest.raises(DataError, match=r"2 of 5 rows .*rows 2, 4"):
-        data.load_rows(settings_for(path, empty_answers="refuse"))
-
-
-def test_what_is_held_out_is_not_trained_on():
-    chat = [
-        {"messages": [{"role": USER, "content": f"{i % 30}?"}, {"role": ASSISTANT, "content": "yes"}]}
-        for i in range(60)
-    ]
-    train, held_out, dropped = data.split_rows(chat, [], SFTSettings(model="demo", dataset="x.json", eval_fraction=0.2))
-    questions = {row["messages"][0]["content"] for row in held_out}
-    assert len(held_out) == 12
-    assert questions.isdisjoint(row["messages"][0]["content"] for row in train)
-    assert len(train) + dropped["also_held_out"] == 48 and dropped["also_held_out"] > 0
-
-
-def test_the_split_depends_on_the_seed_alone():
-    chat = [{"messages": [{"role": USER, "content": str(i)}]} for i in range(50)]
-    parts = [data.split_rows(chat, [], SFTSettings(model="demo", dataset="x.json", seed=seed))[1] for seed in (1, 1, 2)]
-    assert parts[0] == parts[1] != parts[2]
-
-
-# Chat templates of the common structures, in our own words; {% raw %} answers end with the end token.
-CHATML = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + eos_token + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-CHATS = [
-    [{"role": USER, "content": "What does Mila eat?"}, {"role": ASSISTANT, "content": "Figs, I think."}],
-    [
-        {"role": "system", "content": "Answer briefly."},
-        {"role": USER, "content": "One?"},
-        {"role": ASSISTANT, "content": "Uno."},
-        {"role": USER, "content": "Two?"},
-        {"role": ASSISTANT, "content": "Dos.\nAnd done."},
-    ],
-]
-
-
-@pytest.mark.parametrize("chat", CHATS, ids=["one turn", "two turns and a system prompt"])
-@pytest.mark.parametrize(
-    "template", ["alpaca", "mistral", "zephyr", CHATML], ids=["alpaca", "mistral", "zephyr", "chatml"]
-)
-def test_exactly_the_answers_and_their_end_are_learnt(engine, base, template, chat):
-    tokenizer = load_tokenizer(SFTSettings(model="demo"))
-    tokenizer.chat_template = template if "{" in template else named_template(template)
-    (row,), _ = data.encode_rows(tokenizer, [{"messages": chat}], 512)
-    learnt = "".join(
-        tokenizer.decode([token])
-        for token, label in zip(row["input_ids"], row["labels"], strict=True)
-        if label != IGNORED
-    )
-    answers = [turn["content"] for turn in chat if turn["role"] == ASSISTANT]
-    assert learnt.replace(" ", "") == "".join(answer + tokenizer.eos_token for answer in answers).replace(" ", "")
-    assert row["input_ids"][0] == tokenizer.bos_token_id and row["input_ids"].count(tokenizer.bos_token_id) == 1
+def test_long_rows_are_cut_or_dropped_and_those_whose_answer_lies_beyond_are_always_dropped(engine, base):
+    tokenizer = load_tokenizer(SETTINGS)
+    rows = [chat("u:" + "word " * n, "a:" + "word " * m) for n, m in ((100, 1), (1, 100), (1, 1))]
+    found = Findings()
+    kept = encode_rows(tokenizer, rows, SFTSettings(model="demo", max_length=40), found)
+    assert (found.dropped, found.truncated) == ({"answer_beyond_max_length": 1, "refused_by_template": 0}, 1)
+    assert [len(row["input_ids"]) <= 40 for row in kept] == [True, True] and max(found.lengths) > 100
+    found = Findings()
+    assert len(encode_rows(tokenizer, rows, SFTSettings(model="demo", max_length=40, long_rows="drop"), found)) == 1
+    assert +found.dropped == {"answer_beyond_max_length": 1, "longer_than_max_length": 1} and not found.truncated
 
 
 @pytest.mark.parametrize("template", ["alpaca", "mistral", "zephyr"])
 def test_the_prompt_is_how_the_trained_text_begins(engine, base, template):
     tokenizer = load_tokenizer(SFTSettings(model="demo", chat_template=template))
-    prompt = render_chat(tokenizer, CHATS[0][:-1], answer_next=True)
-    assert render_chat(tokenizer, CHATS[0]).startswith(prompt)
-
-
-def test_content_in_parts_is_joined(tmp_path):
-    parts = [
-        {"role": "user", "content": [{"type": "text", "text": "Who?"}]},
-        {"role": "assistant", "content": [{"type": "text", "text": "Mila"}]},
-    ]
-    rows, _, _ = data.load_rows(settings_for(write_jsonl(tmp_path / "rows.jsonl", [{"messages": parts}] * 2)))
-    assert [turn["content"] for turn in rows[0]["messages"]] == ["Who?", "Mila"]
+    messages = CHATS["one turn"]["messages"]
+    assert render_chat(tokenizer, messages).startswith(render_chat(tokenizer, messages[:-1], answer_next=True))
 
 
 def test_a_template_whose_answers_never_end_is_refused(engine, base):
-    settings = SFTSettings(model="demo")
-    tokenizer = load_tokenizer(settings)
+    tokenizer = load_tokenizer(SETTINGS)
     tokenizer.chat_template = "{% for m in messages %}{{ m.role + ': ' + m.content + '!\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-    rows, _ = data.encode_rows(tokenizer, [{"messages": CHATS[0]}], 512)
+    rows = encode_rows(tokenizer, [CHATS["one turn"]], SETTINGS, Findings())
     with pytest.raises(ModelError, match=r"no end token of demo\. Set `chat_template: alpaca`"):
-        data.refuse_endless(tokenizer, rows, settings)
+        data.refuse_endless(tokenizer, rows, SETTINGS)
 
 
-def test_a_template_that_refuses_a_chat_is_a_named_problem(engine, base):
-    tokenizer = load_tokenizer(SFTSettings(model="demo"))
-    tokenizer.chat_template = "{{ raise_exception('no system turn, please') }}"
-    with pytest.raises(ModelError, match=r"refuses a chat of user > assistant \(no system turn, please"):
-        render_chat(tokenizer, CHATS[0])
+@pytest.fixture
+def prepared(engine, base, tmp_path):
+    """A function that prepares rows, given as a list or as a file, and gives the run."""
+
+    def prepare(rows, **values):
+        path = tmp_path / "rows.jsonl"
+        if isinstance(rows, list):
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = {"model": "demo", "dataset": str(path if isinstance(rows, list) else rows), "storage": str(tmp_path)}
+        run = Run.create(SFTSettings.load(settings | values))
+        data.prepare_data(run)
+        return run
+
+    return prepare
 
 
-def test_rows_whose_answer_lies_beyond_max_length_are_dropped_and_others_cut(engine, base):
-    tokenizer = load_tokenizer(SFTSettings(model="demo"))
-    rows = [
-        {"messages": [{"role": USER, "content": "word " * n}, {"role": ASSISTANT, "content": "word " * m}]}
-        for n, m in ((100, 1), (1, 100), (1, 1))
-    ]
-    kept, counts = data.encode_rows(tokenizer, rows, 40)
-    assert counts == {"answer_beyond_max_length": 1, "truncated": 1}
-    assert [len(row["input_ids"]) <= 40 for row in kept] == [True, True]
+def test_the_facts_add_up_and_the_rows_come_back_as_they_were(prepared):
+    rows = [{"question": f"What is {i} + 1?", "answer": f"It is {i + 1}."} for i in range(40)]
+    run = prepared([*rows, rows[0], {"question": "", "answer": "x"}], eval_fraction=0.1)
+    facts, train, held_out = run.facts["data"], run.rows("train"), run.rows("eval")
+    assert facts["read"] == 42 and facts["dropped"] == {"empty_question": 1, "duplicate": 1}
+    assert (facts["kept"], facts["train_rows"], facts["eval_rows"]) == (40, len(train), len(held_out)) == (40, 36, 4)
+    assert facts["train_tokens"] == sum(len(row["input_ids"]) for row in train)
+    assert facts["learnt_tokens"] == sum(label != IGNORED for row in train for label in row["labels"])
+    assert sum(facts["length"]["histogram"]["rows"]) == 40 and facts["form"] == "prompt"
+    assert sorted(row["messages"][0]["content"] for part in (train, held_out) for row in part) == sorted(row["question"] for row in rows)  # fmt: skip
+    assert all(row["text"].startswith("<s>### Instruction:\nWhat is") and row["tools"] is None for row in train)
+
+
+def test_equal_rows_give_an_equal_fingerprint_and_other_rows_another(prepared):
+    rows = [{"question": f"{i}?", "answer": f"{i}"} for i in range(10)]
+    prints = [prepared(some, run_name=f"run{i}").facts["data"]["fingerprint"] for i, some in enumerate((rows, rows, rows[1:]))]  # fmt: skip
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_when_nothing_fits_the_error_says_what_became_of_the_rows(prepared):
+    rows = [{"question": "word " * 100 + str(i), "answer": "yes"} for i in range(5)]
+    with pytest.raises(DataError, match=r"0 to learn from, 0 to measure with \(5 answer beyond max length; max_length 64\)\. Raise `max_length`"):  # fmt: skip
+        prepared(rows, max_length=64)
+    tools = [chat("u:1", "a:call", "t:2", f"a:{i}") for i in range(5)]
+    with pytest.raises(DataError, match=r"5 turn left out by template; .*Choose another `chat_template`"):
+        prepared(tools)
+
+
+@pytest.mark.parametrize("name, rows", [("gsm8k_train.jsonl", 7473), ("alpaca_en_demo.json", 999)])
+def test_real_rows_are_prepared(prepared, real_data, name, rows):
+    facts = prepared(real_data(name)).facts["data"]
+    assert facts["read"] == rows == facts["kept"] + sum(facts["dropped"].values())
+    assert sum(facts["dropped"].values()) < 0.02 * rows

@@ -22,6 +22,16 @@ from autosloth.run import Run
 QUESTIONS = "".join(
     json.dumps({"question": f"What is {n} and {n}?", "answer": f"It is {2 * n}."}) + "\n" for n in range(40)
 ).encode()
+# The card of a dataset may say its columns; then they are known before a row is fetched.
+SUMS = b"""---
+dataset_info:
+  features:
+  - name: question
+    dtype: string
+  - name: answer
+    dtype: string
+---
+"""
 LEVELS = [{"config_name": name, "data_files": f"{name}/*.jsonl"} for name in ("easy", "hard")]
 GOOD = {"model": "team/tiny-base", "dataset": "team/questions", "load_in_4bit": False, "max_length": 128}
 
@@ -42,6 +52,7 @@ def hub(base):
         hub.add_repo(
             "dataset", "team/levels", {"README.md": card, "easy/a.jsonl": QUESTIONS, "hard/b.jsonl": QUESTIONS}
         )
+        hub.add_repo("dataset", "team/sums", {"README.md": SUMS, "train.jsonl": QUESTIONS, "test.jsonl": QUESTIONS})
         hub.add_repo("dataset", "team/script", {"script.py": b"raise SystemExit"})
         hub.add_repo("dataset", "team/no-rows", {"README.md": b"# Nothing\n"})
         hub.add_repo("dataset", "team/broken", {"train.jsonl": b'{"question": "1", {{{\n'})
@@ -136,6 +147,10 @@ def test_only_the_part_of_the_split_that_is_asked_for_is_read(whole):
     assert whole.facts["data"]["read"] == 20
 
 
+def test_the_facts_name_the_commit_of_the_dataset(hub, whole):
+    assert whole.facts["data"]["revision"] == hub.commits("dataset", "team/questions")[-1].sha
+
+
 def test_the_card_names_both_ids_where_the_hub_reads_them(hub, whole):
     _, front_matter, _ = hub.files("model", "team/whole")["README.md"].decode().split("---\n", 2)
     named = yaml.safe_load(front_matter)
@@ -174,6 +189,11 @@ def test_parts_of_a_split_pass_the_check(autosloth, split):
     assert result.returncode == 0, result.stderr
 
 
+def test_a_split_to_measure_with_passes_the_check(autosloth):
+    result = autosloth("check sft", dataset="team/sums", eval_split="test[:10]")
+    assert result.returncode == 0, result.stderr
+
+
 # -------------------- ids that are wrong
 
 WRONG = {
@@ -194,6 +214,12 @@ WRONG = {
     ),
     "split": ({"split": "test"}, None, ["team/questions", "test", "train", "`split`"]),
     "part of a split": ({"split": "train[:x]"}, None, ["team/questions", "train[:x]", "`split`"]),
+    "split to measure with": ({"eval_split": "test"}, None, ["team/questions", "`test`", "train", "`split`"]),
+    "column that is not there": (
+        {"dataset": "team/sums", "columns": {"frage": "prompt"}},
+        None,
+        ["`columns` names frage", "It has: question, answer"],
+    ),
     "script": ({"dataset": "team/script"}, None, ["team/script", "script.py"]),
     "no files": ({"dataset": "team/no-rows"}, None, ["team/no-rows"]),
 }

@@ -1,0 +1,124 @@
+"""Rows into chats: what nothing can be learnt from is dropped or refused, what stands there twice too, and some are held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+
+from .errors import DataError
+from .load import load_raw
+from .normalise import UNUSABLE, Row, fault, repair, to_chat
+from .recognise import recognise
+from .run import say
+from .settings import SFTSettings
+
+MAX_LISTED = 5  # row numbers in a message
+
+
+@dataclass
+class Findings:
+    """What was found in the rows and done about it; `lengths` are true token lengths, before anything is cut."""
+
+    read: int = 0
+    dropped: Counter = field(default_factory=Counter)
+    repaired: Counter = field(default_factory=Counter)
+    truncated: int = 0
+    answers_not_learnt: int = 0  # of earlier turns that a template renders so that they cannot be found again
+    lengths: list[int] = field(default_factory=list)
+    form: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    revision: str | None = None
+
+
+def load_chats(settings: SFTSettings, found: Findings) -> tuple[list[Row], list[Row]]:
+    """Chats to train on and chats held out, no chat in both. Raises DataError."""
+    if settings.dataset == "demo":
+        from .demo import sft_rows
+
+        train, held_out = (usable(rows, "demo", settings, found) for rows in sft_rows())
+        return without_held_out(train, held_out, found), held_out
+    rows, found.revision = load_raw(settings, settings.split)
+    train = usable(rows, settings.dataset, settings, found)
+    if settings.eval_split:
+        rows, _ = load_raw(settings, settings.eval_split)
+        held_out = usable(rows, f"{settings.dataset} (eval_split)", settings, found)
+        keep, _ = draw(len(held_out), min(settings.eval_rows, len(held_out)), settings.seed)
+        found.dropped["more_than_eval_rows"] += len(held_out) - len(keep)
+        held_out = [held_out[i] for i in keep]
+    else:
+        if len(train) < 2:
+            todo = "Give at least two that differ: one is held out to measure with."
+            raise DataError(f"The dataset {settings.dataset} has only {len(train)} usable row.", todo)
+        size = max(1, min(settings.eval_rows, round(len(train) * settings.eval_fraction)))
+        taken, left = draw(len(train), size, settings.seed)
+        train, held_out = [train[i] for i in left], [train[i] for i in taken]
+    return without_held_out(train, held_out, found), held_out
+
+
+def usable(rows: list[Row], name: str, settings: SFTSettings, found: Findings) -> list[Row]:
+    """The rows as chats, without those that nothing can be learnt from and those that stand there already; all counted. Raises DataError."""
+    if not rows:
+        raise DataError(f"The dataset {name} is empty.", "Give one with at least two rows.")
+    found.form, found.columns = recognise(rows, settings.columns, name)
+    found.read += len(rows)
+    chats, wrong = [], {}
+    for number, row in enumerate(rows, start=1):
+        chat, repairs = repair(to_chat({role: row.get(column) for role, column in found.columns.items()}, found.form))
+        found.repaired.update(repairs)
+        if reason := fault(chat):
+            wrong.setdefault(reason, []).append(number)
+        else:
+            chats.append(chat)
+    found.dropped.update({reason: len(numbers) for reason, numbers in wrong.items()})
+    if wrong and (settings.bad_rows == "refuse" or not chats):
+        todo = "Correct them" + (
+            ", or set `bad_rows: drop`." if chats else ", or say with `columns` what the columns mean."
+        )
+        raise DataError(f"Of the {len(rows)} rows of {name}, {', '.join(listed(wrong))}.", todo)
+    for line in listed(wrong):
+        say(f"data: of {len(rows)} rows, {line}: dropped")
+    return without_duplicates(chats, found) if settings.duplicates == "drop" else chats
+
+
+def without_duplicates(chats: list[Row], found: Findings) -> list[Row]:
+    """Each chat once, where it stands first; the others are counted."""
+    distinct: dict[bytes, Row] = {}
+    for chat in chats:
+        distinct.setdefault(identity(chat), chat)
+    found.dropped["duplicate"] += len(chats) - len(distinct)
+    return list(distinct.values())
+
+
+def listed(wrong: dict[str, list[int]]) -> list[str]:
+    """How many rows are unusable and why, with the numbers of the first ones.
+
+    >>> listed({"empty_answer": [2, 4]})
+    ['2 have an empty answer (rows 2, 4)']
+    """
+    return [
+        f"{len(numbers)} {UNUSABLE[reason]} (rows {', '.join(map(str, numbers[:MAX_LISTED]))}{', ...' if len(numbers) > MAX_LISTED else ''})"
+        for reason, numbers in wrong.items()
+    ]
+
+
+def identity(chat: Row) -> bytes:
+    """The same for two chats that are the same, and for no others."""
+    return hashlib.blake2b(json.dumps(chat, sort_keys=True, default=str).encode(), digest_size=16).digest()
+
+
+def draw(count: int, size: int, seed: int) -> tuple[list[int], list[int]]:
+    """`size` of the numbers below `count`, by the seed, and the others, each in rising order."""
+    import numpy
+
+    shuffled = numpy.random.default_rng(seed).permutation(count).tolist()
+    return sorted(shuffled[:size]), sorted(shuffled[size:])
+
+
+def without_held_out(train: list[Row], held_out: list[Row], found: Findings) -> list[Row]:
+    """The chats to train on that are not among those held out; the others are counted."""
+    measured = {identity(chat) for chat in held_out}
+    kept = [chat for chat in train if identity(chat) not in measured]
+    found.dropped["also_held_out"] += len(train) - len(kept)
+    return kept
