@@ -23,14 +23,18 @@ def load_raw(settings: SFTSettings, split: str) -> tuple[list[Row], str | None]:
 
 def load_from_hub(settings: SFTSettings, split: str) -> tuple[list[Row], str | None]:
     """The rows of a split of a dataset on the Hub, without its pictures and sounds, and the commit they are from. Raises DataError."""
-    from datasets import Audio, Image, Video, load_dataset
+    from datasets import Audio, Image, Video, load_dataset_builder
 
     ask_for("dataset", settings.dataset)
     with dataset_errors(settings.dataset):
-        found = load_dataset(settings.dataset, settings.dataset_config, split=split)
+        builder = load_dataset_builder(settings.dataset, settings.dataset_config)
+        builder.download_and_prepare()
+    splits = list(builder.info.splits or ())
+    refuse_missing(settings.dataset, split_names(settings.dataset, split), splits)
+    with dataset_errors(settings.dataset):
+        found = builder.as_dataset(split=split)
     texts = [name for name, kind in found.features.items() if not isinstance(kind, (Audio, Image, Video))]
-    commit = re.search(r"@([0-9a-f]{40})/", " ".join(found.info.download_checksums or ()))
-    return found.select_columns(texts).to_list(), commit and commit[1]
+    return found.select_columns(texts).to_list(), builder.hash  # `datasets` keys its cache by the commit
 
 
 def look_up(settings: SFTSettings) -> list[str] | None:

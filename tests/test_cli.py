@@ -43,8 +43,8 @@ def good(tmp_path):
         ),
         (
             lambda folder: {"dataset": rows(folder / "one.jsonl", [("a", "")])},
-            "empty question or answer (rows 1)",
-            "Fill them in",
+            "1 have an empty answer (rows 1)",
+            "Correct them",
         ),
         (lambda folder: {"columns": "{frage: prompt}"}, "`columns` names frage", "It has: question, answer."),
         (lambda folder: {"model": folder / "no-model"}, "no-model does not exist.", "Give a Hub id"),
@@ -60,7 +60,10 @@ def good(tmp_path):
             "Set `storage` to a folder that you may write to.",
         ),
         (
-            lambda folder: {"max_length": 16, "dataset": rows(folder / "long.jsonl", [("word " * 50, "a")] * 9)},
+            lambda folder: {
+                "max_length": 16,
+                "dataset": rows(folder / "long.jsonl", [(f"{n} word " * 50, "a") for n in range(9)]),
+            },
             "0 to learn from, 0 to measure with",
             "Raise `max_length`",
         ),
@@ -118,7 +121,7 @@ def test_a_disk_that_fills_up_is_a_named_problem(tmp_path, base):
     code = (
         "from autosloth.run import Run\nfrom autosloth.settings import SFTSettings\nfrom autosloth.cli import fail\n"
         "from autosloth.errors import AutoSlothError\nfrom autosloth.data import prepare_data\n"
-        "run = Run.create(SFTSettings(model='demo', dataset='demo', storage='/mnt'))\nopen('/mnt/filler', 'wb').write(b'0' * 900_000)\n"
+        "run = Run.create(SFTSettings(model='demo', dataset='demo', storage='/mnt'))\nopen('/mnt/filler', 'wb', buffering=0).write(b'0' * 2_000_000)\n"
         "try:\n    prepare_data(run)\nexcept AutoSlothError as error:\n    fail(error.what, error.todo)\n"
     )
     result = subprocess.run(

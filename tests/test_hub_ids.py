@@ -213,7 +213,7 @@ WRONG = {
         ["'odd'", "easy", "hard", "`dataset_config`"],
     ),
     "split": ({"split": "test"}, None, ["team/questions", "test", "train", "`split`"]),
-    "part of a split": ({"split": "train[:x]"}, None, ["team/questions", "train[:x]", "`split`"]),
+    "part of a split": ({"split": "train[:x]"}, None, ["team/questions", "`train[:x]` names no part"]),
     "split to measure with": ({"eval_split": "test"}, None, ["team/questions", "`test`", "train", "`split`"]),
     "column that is not there": (
         {"dataset": "team/sums", "columns": {"frage": "prompt"}},

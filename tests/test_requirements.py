@@ -21,6 +21,7 @@ NEEDED = [
     *["unsloth", "unsloth-zoo", "trl", "peft", "transformers", "tokenizers", "datasets", "bitsandbytes", "torchao"],
     *["torch", "numpy", "sentencepiece", "safetensors", "huggingface-hub", "llama-cpp-python", "pydantic", "pyyaml"],
     *["typer", "rich", "jinja2", "psutil", "packaging", "matplotlib", "ipywidgets", "ipython", "httpx", "filelock"],
+    *["pyarrow", "fsspec", "aiohttp"],
 ]
 
 
