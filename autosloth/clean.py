@@ -15,6 +15,7 @@ from .run import say
 from .settings import SFTSettings
 
 MAX_LISTED = 5  # row numbers in a message
+AS_JSON = json.JSONEncoder(sort_keys=True, default=str)
 
 
 @dataclass
@@ -105,7 +106,7 @@ def listed(wrong: dict[str, list[int]]) -> list[str]:
 
 def identity(chat: Row) -> bytes:
     """The same for two chats that are the same, and for no others."""
-    return hashlib.blake2b(json.dumps(chat, sort_keys=True, default=str).encode(), digest_size=16).digest()
+    return hashlib.blake2b(AS_JSON.encode(chat).encode(), digest_size=16).digest()
 
 
 def draw(count: int, size: int, seed: int) -> tuple[list[int], list[int]]:

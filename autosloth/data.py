@@ -86,11 +86,12 @@ def write_rows(rows: list[Row], path: Path) -> None:
     import pyarrow.parquet
     from datasets import Features, Json, List, Value
 
+    as_json = json.JSONEncoder(default=str).encode
     numbers, chat = List(Value("int32")), Json()
     features = Features(messages=chat, tools=chat, text=Value("string"), input_ids=numbers, labels=numbers)
     columns = {
-        "messages": [json.dumps(row["messages"], default=str) for row in rows],
-        "tools": [json.dumps(row.get("tools"), default=str) for row in rows],
+        "messages": [as_json(row["messages"]) for row in rows],
+        "tools": [as_json(row.get("tools")) for row in rows],
         **{name: [row[name] for row in rows] for name in ("text", "input_ids", "labels")},
     }
     pyarrow.parquet.write_table(pyarrow.table(columns).cast(features.arrow_schema), path)

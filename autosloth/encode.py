@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .clean import Findings
@@ -23,13 +24,31 @@ def encode_rows(tokenizer: Any, rows: list[Row], settings: SFTSettings, found: F
     Raises ModelError when the chat template refuses every row.
     """
     kept = []
-    for start in range(0, len(rows), BATCH):
-        rendered = render_rows(tokenizer, rows[start : start + BATCH], found)
-        encodings = tokenize(tokenizer, [text for _, text, _ in rendered])
+    batches = (render_rows(tokenizer, rows[start : start + BATCH], found) for start in range(0, len(rows), BATCH))
+    for rendered, encodings in one_ahead(
+        lambda batch: (batch, tokenize(tokenizer, [text for _, text, _ in batch])), batches
+    ):
         for (row, text, spans), encoded in zip(rendered, encodings, strict=True):
             if labelled := cut_and_label(encoded, spans, len(text), settings, found):
                 kept.append(row | {"text": text} | labelled)
     return kept
+
+
+def one_ahead(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """work(item) for each in turn, done in a thread while the caller is busy with the one before (tokenizers work without the GIL).
+
+    >>> list(one_ahead(abs, [-1, -2]))
+    [1, 2]
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for item in items:
+            following = pool.submit(work, item)
+            if waiting:
+                yield waiting.result()
+            waiting = following
+        if waiting:
+            yield waiting.result()
 
 
 def render_rows(tokenizer: Any, rows: list[Row], found: Findings) -> list[tuple[Row, str, list[tuple[int, int]]]]:
