@@ -96,7 +96,7 @@ def listed(wrong: dict[str, list[int]]) -> list[str]:
     """How many rows are unusable and why, with the numbers of the first ones.
 
     >>> listed({"empty_answer": [2, 4]})
-    ['2 have an empty answer (rows 2, 4)']
+    ['2 with an empty answer (rows 2, 4)']
     """
     return [
         f"{len(numbers)} {UNUSABLE[reason]} (rows {', '.join(map(str, numbers[:MAX_LISTED]))}{', ...' if len(numbers) > MAX_LISTED else ''})"

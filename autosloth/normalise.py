@@ -21,15 +21,15 @@ ROLES = (
 )
 IN_ORDER = re.compile(r"s?(ua(t+a)*)+")  # system first, then questions and answers in turn, with tools in between
 UNUSABLE = {
-    "empty_question": "have an empty question",
-    "empty_answer": "have an empty answer",
-    "no_answer": "have no answer to a question",
-    "no_prompt": "have no prompt",
-    "unknown_role": "have a turn of a role that is not known",
-    "roles_out_of_order": "have turns out of order",
-    "not_text": "hold something else where text is expected",
-    "equal_answers": "have a chosen answer equal to the rejected one",
-    "prompts_differ": "pair answers to different prompts",
+    "empty_question": "with an empty question",
+    "empty_answer": "with an empty answer",
+    "no_answer": "without an answer to a question",
+    "no_prompt": "without a prompt",
+    "unknown_role": "with a turn of a role that is not known",
+    "roles_out_of_order": "with turns out of order",
+    "not_text": "with something else where text is expected",
+    "equal_answers": "with a chosen answer equal to the rejected one",
+    "prompts_differ": "with answers to different prompts",
 }
 
 

@@ -43,7 +43,7 @@ def good(tmp_path):
         ),
         (
             lambda folder: {"dataset": rows(folder / "one.jsonl", [("a", "")])},
-            "1 have an empty answer (rows 1)",
+            "1 with an empty answer (rows 1)",
             "Correct them",
         ),
         (lambda folder: {"columns": "{frage: prompt}"}, "`columns` names frage", "It has: question, answer."),

@@ -292,21 +292,21 @@ REFUSED = {
         "rows.jsonl",
         '{"question": "a", "answer": ""}\n' * 2,
         {},
-        r"2 have an empty answer \(rows 1, 2\)",
+        r"2 with an empty answer \(rows 1, 2\)",
         "Correct them",
     ),
     "every answer a mapping": (
         "rows.jsonl",
         '{"question": "a", "answer": {"is": 1}}\n',
         {},
-        r"1 hold something else .*\(rows 1\)",
+        r"1 with something else .*\(rows 1\)",
         "Correct them",
     ),
     "only questions": (
         "rows.jsonl",
         json.dumps({"messages": turns("u:a", "u:b")}),
         {},
-        "1 have no answer to a question",
+        "1 without an answer to a question",
         "Correct them",
     ),
     "an unknown role": (
@@ -334,7 +334,7 @@ REFUSED = {
         "rows.jsonl",
         LINES + '{"question": "", "answer": "b"}\n',
         {"bad_rows": "refuse"},
-        r"Of the 3 rows .* 1 have an empty question \(rows 3\)",
+        r"Of the 3 rows .* 1 with an empty question \(rows 3\)",
         "or set `bad_rows: drop`",
     ),
     "equal rows": ("rows.jsonl", '{"question": "a", "answer": "b"}\n' * 20, {}, "only 1 usable row", "two that differ"),
@@ -389,7 +389,7 @@ def test_bad_rows_are_dropped_counted_by_reason_and_named(tmp_path, capsys):
     chats, found = chats_of(path)
     assert chats == CHATS
     assert +found.dropped == {"empty_question": 1, "empty_answer": 1, "not_text": 1, "duplicate": 2}
-    assert "data: of 7 rows, 1 have an empty answer (rows 4): dropped" in capsys.readouterr().out
+    assert "data: of 7 rows, 1 with an empty answer (rows 4): dropped" in capsys.readouterr().out
 
 
 def test_repairs_are_counted(tmp_path):
