@@ -5,19 +5,21 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from .base import is_quantized, refuse_without_gpu, sixteen_bit_model, weights_gb
 from .clean import Findings, load_chats
 from .errors import AutoSlothError, ModelError, StorageError
-from .fetch import ask_for, hub_api, is_offline
+from .fetch import is_offline
 from .hub import refuse_foreign_token
+from .live import show_box
 from .load import look_up
-from .model import WEIGHT_FILES, is_quantized, model_errors, sixteen_bit_model
 from .recognise import recognise_columns
 from .run import GB, existing_parent, say
+from .runtime import DRIVE, drive_folder, place
 from .settings import SFTSettings, is_hub_id
 
-CPU_LIMIT_GB = 3.0  # weights beyond which training without a GPU would take days
 Q8_0_SHARE = 34 / 64  # bytes of Q8_0 per byte of 16-bit weights: 32 weights and a scale in 34 bytes
 SPARE_GB = 0.5  # checkpoints, data and what else a run leaves
 
@@ -30,15 +32,16 @@ class Problems(AutoSlothError):
         super().__init__("\n".join(f"{problem.what}\n  {problem.todo}" for problem in problems))
 
 
-def check(settings: SFTSettings) -> None:
-    """Look for every problem that can be known before training. Raises Problems."""
+def check(settings: SFTSettings, setting_up: bool = False) -> None:
+    """Look for every problem that can be known before training; setting_up: a GPU may come later. Raises Problems."""
     checks: list[Callable[[SFTSettings], object]] = [check_storage, check_dataset, check_model, check_publishing]
     problems = []
-    for look in checks:
+    for look in [*checks, partial(check_gpu, setting_up=setting_up)]:
         try:
             look(settings)
         except AutoSlothError as problem:
             problems.append(problem)
+    problems = list({problem.what: problem for problem in problems}.values())
     if problems:
         raise Problems(problems)
     say("check: no problem found")
@@ -46,6 +49,11 @@ def check(settings: SFTSettings) -> None:
 
 def check_storage(settings: SFTSettings) -> None:
     """Whether files can be made where the run folder will be. Raises StorageError."""
+    if place() == "colab" and settings.folder.is_relative_to(DRIVE) and drive_folder() is None:
+        raise StorageError(
+            f"`storage` is {settings.storage}, and Google Drive is not mounted.",
+            "Run the form cell again and give leave, or set `storage` to `runs`, which lasts as long as this runtime.",
+        )
     above, todo = existing_parent(settings.folder), "Set `storage` to a folder that you may write to."
     if not above.is_dir():
         raise StorageError(f"The run folder {settings.folder} cannot be made: {above} is a file.", todo)
@@ -65,42 +73,22 @@ def check_dataset(settings: SFTSettings) -> None:
 
 
 def check_model(settings: SFTSettings) -> None:
-    """Whether the model is there, the hardware is enough to train it and the disk to export it. Raises ModelError, StorageError."""
+    """Whether the model is there, and the disk is enough to export it. Raises ModelError, StorageError."""
     if settings.model == "demo" or (is_offline() and is_hub_id(settings.model)):
         return
-    size = weights_gb(settings.model, settings.revision)
-    if size > CPU_LIMIT_GB and not shutil.which("nvidia-smi"):
-        raise ModelError(
-            f"{settings.model} has {size:.1f} GB of weights, and there is no GPU to train it on.",
-            "On Colab choose Runtime > Change runtime type > T4 GPU; elsewhere use a machine with an NVIDIA GPU, or a smaller model.",
-        )
-    check_disk(settings, size)
+    check_disk(settings, weights_gb(settings.model, settings.revision))
 
 
-def weights_gb(source: str, revision: str | None = None) -> float:
-    """The size of a model's safetensors files in GB. Raises ModelError when there are none, or no such model."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-    elif is_hub_id(source):
-        ask_for("model", source)
-        with model_errors(source):
-            sizes = {
-                file.rfilename: file.size or 0
-                for file in hub_api().model_info(source, revision=revision, files_metadata=True).siblings
-            }
-    else:
-        raise ModelError(
-            f"The model folder {source} does not exist.",
-            "Give a Hub id such as `unsloth/mistral-7b-bnb-4bit`, or a folder.",
+def check_gpu(settings: SFTSettings, setting_up: bool) -> None:
+    """Whether there is a GPU for a model that needs one: if not, said in a box while setting up. Raises ModelError otherwise."""
+    try:
+        refuse_without_gpu(settings)
+    except ModelError as problem:
+        if not setting_up:
+            raise
+        show_box(
+            problem.what, f"Checks and data need none and go on. To train: {problem.todo[0].lower()}{problem.todo[1:]}"
         )
-    weights = [size for name, size in sizes.items() if name.endswith(".safetensors") and "/" not in name]
-    if "config.json" not in sizes or not weights:
-        raise ModelError(
-            f"{source} is no model in the transformers format with safetensors weights.",
-            f"Give one that has {WEIGHT_FILES[2]} and {WEIGHT_FILES[0]}.",
-        )
-    return sum(weights) / GB
 
 
 def check_disk(settings: SFTSettings, base_gb: float) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import AutoSlothError
+from .errors import AutoSlothError, Interrupted
 from .settings import SFTSettings, parse_value
 
 app = typer.Typer(
@@ -73,12 +73,23 @@ def sft_stages() -> list:
     from .data import prepare_data
     from .gguf import write_gguf
     from .hub import publish
+    from .live import show_answers
     from .merge import write_merged
     from .preview import show_preview
     from .train import train_adapter
     from .verify import verify_gguf
 
-    return [prepare_data, show_preview, train_adapter, write_merged, write_gguf, verify_gguf, write_card, publish]
+    return [
+        prepare_data,
+        show_preview,
+        train_adapter,
+        show_answers,
+        write_merged,
+        write_gguf,
+        verify_gguf,
+        write_card,
+        publish,
+    ]
 
 
 @check_app.command("sft")
@@ -158,6 +169,9 @@ def main() -> None:
     )  # threads that spin while waiting slow each other on shared cores
     try:
         app()
+    except Interrupted as error:
+        print(f"\nautosloth: {error.what}\n  {error.todo}", file=sys.stderr)
+        sys.exit(130)
     except AutoSlothError as error:
         fail(error.what, error.todo)
     except SystemExit as end:

@@ -8,7 +8,8 @@ AutoSlothError
 ├── ExportError     merging or converting failed
 ├── VerifyError     the GGUF does not answer like the trained model
 ├── HubError        the Hugging Face Hub refused or returned something else
-└── DemoError       the embedded demo model could not be made
+├── DemoError       the embedded demo model could not be made
+└── Interrupted     the user stopped it; what is done is kept
 """
 
 
@@ -58,3 +59,7 @@ class HubError(AutoSlothError):
 
 class DemoError(AutoSlothError):
     """The embedded demo model could not be made."""
+
+
+class Interrupted(AutoSlothError):
+    """The user stopped it; what is done is kept."""

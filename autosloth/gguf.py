@@ -16,10 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from .base import export_base
 from .errors import ExportError
 from .live import peak_ram_gb
 from .merge import Adapter, tokenizer_of
-from .model import export_base
 from .run import GB, Run, cache_dir, fingerprint, say, stage, write_text
 
 # The converter comes out of the source package of the llama-cpp-python that reads the result, so that both

@@ -1,16 +1,23 @@
-"""What the user sees while the trainer works: a line now and then, each number with its unit and its limit."""
+"""What the user sees: the training while it goes on, answers before and after, what came out; each number with its unit and its limit."""
 
 from __future__ import annotations
 
+import math
 import resource
+import signal
 import sys
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from .errors import SettingsError
-from .run import GB, Run, say
+from .run import GB, Run, say, show
+from .runtime import front_end_attached
 
-LINES_PER_RUN = 20
+LINES_PER_RUN = 20  # where nobody watches
+SECONDS_PER_FRAME = 1.0
+POINTS = 200  # of the curve
 
 
 def peak_ram_gb() -> float:
@@ -38,28 +45,132 @@ def memory_line() -> str:
     return f"{(total - free) / GB:.1f} of {total / GB:.1f} GB VRAM, {ram}"
 
 
-def progress_callback() -> Any:
-    """A trainer callback that prints about LINES_PER_RUN lines and keeps the seconds spent in the trainer's log, over resumes too."""
+class Interruption:
+    """While it lasts, the stop button (or Ctrl-C) asks for an end after the step; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Interruption:
+        self.before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self.ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self.before)
+
+    def ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        say("train: stopping after this step, with a checkpoint; interrupt again to stop at once")
+
+
+def progress_callback(interruption: Interruption) -> Any:
+    """A trainer callback that shows the training, keeps the seconds spent in the trainer's log, over resumes too, and ends it when asked to."""
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             spent = next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
             self.started, self.first_step = time.perf_counter() - spent, state.global_step
-            self.resumed_at = time.perf_counter()
+            self.resumed_at, self.drawn_at, self.panel = time.perf_counter(), 0.0, None
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if interruption.asked:
+                control.should_save = control.should_training_stop = True
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" not in logs:
                 return
-            state.log_history[-1]["seconds"] = round(time.perf_counter() - self.started, 2)
+            elapsed = time.perf_counter() - self.started
+            state.log_history[-1]["seconds"] = round(elapsed, 2)
             done, total = state.global_step, state.max_steps
-            if done * LINES_PER_RUN // total > (done - 1) * LINES_PER_RUN // total:
-                pace = (time.perf_counter() - self.resumed_at) / (done - self.first_step)
-                say(
-                    f"train: step {done} of {total}, loss {float(logs['loss']):.4f}, about {duration(pace * (total - done))} left, {memory_line()}"
+            pace = (time.perf_counter() - self.resumed_at) / (done - self.first_step)
+            text = f"train: step {done} of {total}, loss {float(logs['loss']):.4f}, about {duration(pace * (total - done))} left, {memory_line()}"
+            if not front_end_attached():
+                if done * LINES_PER_RUN // total > (done - 1) * LINES_PER_RUN // total:
+                    say(text)
+            elif done == total or interruption.asked or time.perf_counter() - self.drawn_at > SECONDS_PER_FRAME:
+                self.drawn_at = time.perf_counter()
+                self.panel = redraw(
+                    self.panel, text, panel_html(state.log_history, total, elapsed, pace * (total - done))
                 )
 
     return Progress()
+
+
+def redraw(panel: Any, text: str, html: str) -> Any:
+    """Show a panel, or what has become of it in the same place; gives its handle."""
+    from IPython.display import display
+
+    bundle = {"text/plain": text, "text/html": html}
+    if panel is None:
+        return display(bundle, raw=True, display_id=True)
+    panel.update(bundle, raw=True)
+    return panel
+
+
+def panel_html(log: list[dict[str, Any]], total: int, elapsed: float, left: float) -> str:
+    """The state of a training: bar, loss with its curve, time and memory. Its size does not grow with the run's length."""
+    losses = [(entry["step"], float(entry["loss"])) for entry in log if "loss" in entry]
+    done, loss = losses[-1]
+    return render_html(
+        "panel.html.j2", done=done, total=total, loss=loss, first=losses[0][1], curve=curve(losses, total),
+        elapsed=duration(elapsed), left=duration(left), memory=memory_line(),
+    )  # fmt: skip
+
+
+def curve(losses: list[tuple[int, float]], total: int) -> dict[str, Any]:
+    """The loss over the steps as the points of two SVG lines in a box of 600 x 120, raw and smoothed, and the ends of its axis.
+
+    At most POINTS points; smoothed is a running mean with the weight 0.9 on the past, corrected for its start (as Adam does).
+    """
+    smoothed, mean = [], 0.0
+    finite = [(step, loss) for step, loss in losses if math.isfinite(loss)]
+    for number, (step, loss) in enumerate(finite, start=1):
+        mean = 0.9 * mean + 0.1 * loss
+        smoothed.append((step, mean / (1 - 0.9**number)))
+    low, high = min((loss for _, loss in finite), default=0.0), max((loss for _, loss in finite), default=1.0)
+    every = -(-len(finite) // POINTS) or 1
+
+    def points(line: list[tuple[int, float]]) -> str:
+        kept = line[::-1][::every][::-1]
+        return " ".join(
+            f"{600 * step / total:.1f},{115 - 110 * (loss - low) / (high - low or 1):.1f}" for step, loss in kept
+        )
+
+    return {"raw": points(finite), "smoothed": points(smoothed), "low": low, "high": high}
+
+
+def render_html(template: str, **view: Any) -> str:
+    """One of our HTML templates, filled; what is filled in is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    return environment.get_template(template).render(view)
+
+
+def show_box(what: str, todo: str) -> None:
+    """One thing that the user should know before going on."""
+    show(f"{what}\n  {todo}", render_html("box.html.j2", what=what, todo=todo))
+
+
+def show_answers(run: Run) -> None:
+    """Held-out questions with the base's answers and the trained model's, side by side."""
+    before, after = (run.facts["eval"][when].get("samples", []) for when in ("before", "after"))
+    rows = [{**old, "before": old["answer"], "after": new["answer"]} for old, new in zip(before, after, strict=True)]
+    if not rows:
+        return
+    parts = ("question", "before", "after", "expected")
+    text = "\n".join(f"{part:>9} | {row[part] or '(nothing)'}" for row in rows for part in parts)
+    show(text, render_html("answers.html.j2", rows=rows))
 
 
 def duration(seconds: float) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .base import TOKENIZER_FILES, export_base
 from .errors import ExportError
-from .model import TOKENIZER_FILES, export_base
 from .run import Run, stage
 
 # Other ways of PEFT to change a weight; each needs a rule of its own to be merged right.

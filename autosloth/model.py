@@ -4,41 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import logging
 import os
-import re
-import runpy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .base import TOKENIZER_FILES, model_errors, model_source, tokenizer_files
 from .errors import ModelError
-from .fetch import first_lines, reading
+from .fetch import first_lines
 from .run import cache_dir, say
 from .settings import SFTSettings
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
-QUANTIZED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
-WEIGHT_FILES = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    *TOKENIZER_FILES,
-    "*.jinja",
-]
 
 
 def start_engine() -> Any:
@@ -75,52 +55,6 @@ def choose_precision() -> tuple[str, str]:
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bfloat16", f"{name} has bf16"
     return "float16", f"{name} has no bf16"
-
-
-def model_source(settings: SFTSettings) -> str:
-    """The Hub id or folder that `model` stands for; `demo` is built when it is not there yet."""
-    if settings.model == "demo":
-        from .demo import demo_base
-
-        return str(demo_base())
-    folder = Path(settings.model).expanduser()
-    return str(folder) if folder.is_dir() else settings.model
-
-
-def model_files(source: str, revision: str | None = None) -> Path:
-    """The folder with a model's config, tokenizer and safetensors, downloaded when it is a Hub id. Raises ModelError."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    with model_errors(source):
-        return Path(snapshot_download(source, revision=revision, allow_patterns=WEIGHT_FILES))
-
-
-def tokenizer_files(source: str, revision: str | None = None) -> Path:
-    """The folder with a model's tokenizer, without its weights. Raises ModelError."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    with model_errors(source):
-        files = ["config.json", "generation_config.json", *TOKENIZER_FILES, "*.jinja"]
-        return Path(snapshot_download(source, revision=revision, allow_patterns=files))
-
-
-@contextlib.contextmanager
-def model_errors(source: str) -> Iterator[None]:
-    """Turn the Hub's and transformers' errors into a ModelError that says what to do."""
-    try:
-        with reading("model", source):
-            yield
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise ModelError(
-            f"The model {source} could not be loaded ({first_lines(error)}).",
-            "Give a text model in the transformers format with safetensors weights.",
-        ) from None
 
 
 def load_tokenizer(settings: SFTSettings) -> Any:
@@ -265,42 +199,3 @@ def answering(model: Any) -> Iterator[Any]:
             yield model
     finally:
         unsloth.FastLanguageModel.for_training(model)
-
-
-def export_base(settings: SFTSettings, stage: str) -> Path:
-    """The folder with the 16-bit weights that the adapter is merged into; says which they are. Raises ModelError."""
-    source, found = sixteen_bit_model(settings)
-    say(f"{stage}: the adapter goes into {settings.model if settings.model == 'demo' else source} ({found})")
-    return model_files(source, settings.revision if source == settings.model else None)
-
-
-def sixteen_bit_model(settings: SFTSettings) -> tuple[str, str]:
-    """The name of the 16-bit model that the adapter is merged into, and how it was found. Raises ModelError.
-
-    A 4-bit repository cannot be merged into without loss; Unsloth's own list names each one's original, and
-    where it is silent its naming does.
-    """
-    if settings.sixteen_bit_model:
-        return settings.sixteen_bit_model, "set by `sixteen_bit_model`"
-    source = model_source(settings)
-    if not is_quantized(source, settings.revision):
-        return source, "the base itself"
-    original = unsloth_originals().get(source.lower()) or QUANTIZED_NAME.sub("", source)
-    if original == source or Path(source).is_dir():
-        raise ModelError(
-            f"The 16-bit original of the 4-bit model {source} is not known.", "Name it as `sixteen_bit_model`."
-        )
-    return original, f"the 16-bit original of {source}"
-
-
-def unsloth_originals() -> dict[str, str]:
-    """Unsloth's list, 4-bit repository (lower case) -> 16-bit repository; read without importing Unsloth, which takes seconds."""
-    package = Path(importlib.util.find_spec("unsloth").origin).parent
-    listed = runpy.run_path(str(package / "models" / "mapper.py"))["INT_TO_FLOAT_MAPPER"]
-    return {quantized.lower(): original for quantized, original in listed.items()}
-
-
-def is_quantized(source: str, revision: str | None = None) -> bool:
-    """Whether a model's weights are stored quantised, by its config.json."""
-    config = tokenizer_files(source, revision) / "config.json"
-    return "quantization_config" in json.loads(config.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .encode import IGNORED
+from .live import render_html
 from .model import load_tokenizer
 from .run import Run, show, write_text
 from .settings import SFTSettings, is_hub_id
@@ -20,8 +21,6 @@ BAR = 40  # characters
 
 def show_preview(run: Run) -> None:
     """Show the prepared data, as HTML in a notebook and as text elsewhere, and write data/preview.html."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     facts, settings = run.facts["data"], run.settings
     tokenizer = load_tokenizer(settings)
     rows = [
@@ -31,12 +30,7 @@ def show_preview(run: Run) -> None:
     view = {"facts": facts, "settings": settings, "rows": rows, "plan": plan(facts["train_rows"], settings)}
     view["dataset"] = settings.dataset if is_hub_id(settings.dataset) else Path(settings.dataset.partition("?")[0]).name
     view |= {"axis": axis(facts["length"], settings.max_length)}
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-    environment = Environment(
-        loader=loader, undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    html = environment.get_template("preview.html.j2").render(view)
+    html = render_html("preview.html.j2", **view)
     write_text(
         run.path("data", "preview.html"),
         f'<!doctype html><meta charset="utf-8"><title>{settings.run_name}</title>\n{html}',

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .errors import AutoSlothError, SettingsError, StorageError
+from .errors import AutoSlothError, Interrupted, SettingsError, StorageError
 from .settings import SFTSettings
 
 GB = 1e9
@@ -223,7 +223,11 @@ def stage(
                 wanted = stage_fingerprint(run, reads, after, inputs)
                 begin_stage(run, name, wanted, facts, [*outputs, *scratch])
                 started = time.perf_counter()
-                function(run)
+                try:
+                    function(run)
+                except KeyboardInterrupt:
+                    todo = "Run the same again: finished stages are skipped, training goes on from its last checkpoint."
+                    raise Interrupted(f"Stopped in the stage `{name}`.", todo) from None
                 seconds = round(time.perf_counter() - started, 2)
                 made = fingerprint(result(run) if result else time.time_ns())
                 mark = {"fingerprint": wanted, "result": made, "seconds": seconds, "finished": now()}

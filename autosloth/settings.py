@@ -17,14 +17,29 @@ from .errors import SettingsError
 
 ENVIRONMENT_PREFIX = "AUTOSLOTH_"
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".gz")
+MODELS = (
+    "unsloth/mistral-7b-bnb-4bit",
+    "unsloth/Llama-3.2-1B-Instruct-bnb-4bit",
+    "unsloth/Llama-3.2-3B-Instruct-bnb-4bit",
+    "unsloth/Qwen2.5-7B-Instruct-bnb-4bit",
+    "unsloth/gemma-2-2b-it-bnb-4bit",
+    "demo",
+)
+DATASETS = ("yahma/alpaca-cleaned", "mlabonne/FineTome-100k", "demo")
 HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w-][\w.-]*/[\w-][\w.-]*)(?:/tree/main)?/?")
 
 
-def setting(default: Any, group: str, help: str, **bounds: Any) -> Any:
-    """One field: its default, the group that the form shows it in, a one-line help and pydantic's bounds."""
-    if isinstance(default, (list, dict)):
-        return Field(default_factory=default.copy, description=help, json_schema_extra={"group": group}, **bounds)
-    return Field(default, description=help, json_schema_extra={"group": group}, **bounds)
+def setting(
+    default: Any, group: str, help: str, *, front: bool = False, suggestions: tuple[str, ...] = (), **bounds: Any
+) -> Any:
+    """One field: its default, a one-line help, pydantic's bounds, and what the form needs to know.
+
+    group: where the form shows it; front: whether it is one of the few that most people touch; suggestions: values to
+    choose from besides any other; `title`: its label, where the field's name does not make one.
+    """
+    extra: dict[str, Any] = {"group": group, "front": front, "suggestions": list(suggestions)}
+    kind = {"default_factory": default.copy} if isinstance(default, (list, dict)) else {"default": default}
+    return Field(**kind, description=help, json_schema_extra=extra, **bounds)
 
 
 class SFTSettings(BaseModel):
@@ -54,30 +69,46 @@ class SFTSettings(BaseModel):
         "Model",
         "Hub id or folder of the base model; `demo` is the embedded tiny base.",
         min_length=1,
+        front=True,
+        suggestions=MODELS,
     )
     revision: str | None = setting(
         None, "Model", "Branch, tag or commit of the model on the Hub; empty means its main branch."
     )
-    load_in_4bit: bool = setting(True, "Model", "Load the base in 4 bit (NF4): a 7B model then fits a free T4.")
-    max_length: int = setting(2048, "Model", "Longest row in tokens; longer rows are cut.", ge=16, le=131072)
+    load_in_4bit: bool = setting(
+        True, "Model", "Load the base in 4 bit (NF4): a 7B model then fits a free T4.", title="4 bit", front=True
+    )
+    max_length: int = setting(
+        2048, "Model", "Longest row in tokens; longer rows are cut.", ge=16, le=131072, front=True
+    )
     chat_template: Literal["auto", "alpaca", "mistral", "zephyr"] = setting(
         "auto", "Model", "`auto` keeps the tokenizer's own chat template and takes `alpaca` where it has none."
     )
-    lora_r: int = setting(16, "Model", "Rank of the LoRA adapter.", ge=1, le=1024)
-    lora_alpha: int = setting(16, "Model", "LoRA scale: the adapter counts alpha / r times.", ge=1, le=4096)
-    lora_dropout: float = setting(0.0, "Model", "Dropout in the adapter; 0 is fastest.", ge=0, lt=1)
+    lora_r: int = setting(16, "Model", "Rank of the LoRA adapter.", ge=1, le=1024, title="LoRA rank")
+    lora_alpha: int = setting(
+        16, "Model", "LoRA scale: the adapter counts alpha / r times.", ge=1, le=4096, title="LoRA alpha"
+    )
+    lora_dropout: float = setting(
+        0.0, "Model", "Dropout in the adapter; 0 is fastest.", ge=0, lt=1, title="LoRA dropout"
+    )
 
     dataset: str = setting(
         "yahma/alpaca-cleaned",
         "Data",
         "Hub id; or path or http(s) address of a JSON, JSONL, CSV, TSV, Parquet or Arrow file, also zipped or gzipped; or a folder of them; `demo` is the embedded toy task.",
         min_length=1,
+        front=True,
+        suggestions=DATASETS,
     )
     dataset_config: str | None = setting(None, "Data", "Configuration of a Hub dataset that has several.")
-    split: str = setting("train", "Data", "Split to train on, or a part of it such as `train[:2000]`.", min_length=1)
+    split: str = setting(
+        "train", "Data", "Split to train on, or a part of it such as `train[:2000]`.", min_length=1, front=True
+    )
     columns: dict[
         str, Literal["instruction", "input", "prompt", "completion", "messages", "system", "tools", "text"]
-    ] = setting({}, "Data", "What other columns mean, for example `{frage: prompt, antwort: completion}`.")
+    ] = setting(
+        {}, "Data", "What other columns mean, for example `{frage: prompt, antwort: completion}`.", title="Columns"
+    )
     bad_rows: Literal["drop", "refuse"] = setting(
         "drop", "Data", "What to do with rows that nothing can be learnt from, such as those with an empty answer."
     )
@@ -91,11 +122,15 @@ class SFTSettings(BaseModel):
     eval_fraction: float = setting(0.05, "Data", "Share of the rows that is held out to measure with.", gt=0, le=0.5)
     eval_rows: int = setting(200, "Data", "Most rows that are held out.", ge=1, le=10000)
 
-    batch_size: int = setting(2, "Training", "Rows per forward pass.", ge=1, le=1024)
-    gradient_accumulation: int = setting(4, "Training", "Forward passes per optimizer step.", ge=1, le=1024)
-    epochs: float = setting(1.0, "Training", "Passes over the rows; counts when `max_steps` is 0.", gt=0, le=100)
-    max_steps: int = setting(60, "Training", "Optimizer steps; 0 trains for `epochs` instead.", ge=0, le=10_000_000)
-    learning_rate: float = setting(2e-4, "Training", "Peak learning rate.", gt=0, le=0.1)
+    batch_size: int = setting(2, "Training", "Rows per forward pass.", ge=1, le=1024, front=True)
+    gradient_accumulation: int = setting(4, "Training", "Forward passes per optimizer step.", ge=1, le=1024, front=True)
+    epochs: float = setting(
+        1.0, "Training", "Passes over the rows; counts when `max_steps` is 0.", gt=0, le=100, front=True
+    )
+    max_steps: int = setting(
+        60, "Training", "Optimizer steps; 0 trains for `epochs` instead.", ge=0, le=10_000_000, front=True
+    )
+    learning_rate: float = setting(2e-4, "Training", "Peak learning rate.", gt=0, le=0.1, front=True)
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = setting(
         "linear", "Training", "How the learning rate changes after the warm-up."
     )
@@ -117,12 +152,19 @@ class SFTSettings(BaseModel):
     )
     max_new_tokens: int = setting(256, "Training", "Longest answer in tokens when answers are compared.", ge=1, le=8192)
 
-    merged: bool = setting(False, "Export", "Also write the merged model as 16-bit safetensors.")
+    merged: bool = setting(
+        False, "Export", "Also write the merged model as 16-bit safetensors.", title="Merged model", front=True
+    )
     quantizations: list[Literal["q8_0"]] = setting(
-        ["q8_0"], "Export", "GGUF files to make; an empty list makes none.", max_length=1
+        ["q8_0"],
+        "Export",
+        "GGUF files to make; an empty list makes none.",
+        max_length=1,
+        title="GGUF files",
+        front=True,
     )
     sixteen_bit_model: str | None = setting(
-        None, "Export", "16-bit original of a 4-bit base; found by itself for Unsloth's."
+        None, "Export", "16-bit original of a 4-bit base; found by itself for Unsloth's.", title="16-bit original"
     )
 
     run_name: str = setting(
@@ -137,9 +179,12 @@ class SFTSettings(BaseModel):
         "Publish",
         "Hub repository `name` or `owner/name`; the run name when empty.",
         pattern=r"^$|^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]{0,94}$",
+        front=True,
     )
-    private: bool = setting(False, "Publish", "Make the repository private.")
-    publish_to_hub: bool = setting(False, "Publish", "Upload the publish folder; needs a token with write access.")
+    private: bool = setting(False, "Publish", "Make the repository private.", front=True)
+    publish_to_hub: bool = setting(
+        False, "Publish", "Upload the publish folder; needs a token with write access.", front=True
+    )
     publish_unverified: bool = setting(False, "Publish", "Upload even when the GGUF failed its verification.")
 
     @model_validator(mode="before")
@@ -188,6 +233,7 @@ class SFTSettings(BaseModel):
                 name: field.get_default(call_default_factory=True)
                 for name, field in self.__class__.model_fields.items()
             }
+            defaults["run_name"] = self._default_run_name()
             values = {name: value for name, value in values.items() if value != defaults[name]}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
@@ -212,6 +258,9 @@ class SFTSettings(BaseModel):
             return cls(**given)
         except ValidationError as error:
             raise SettingsError(*explain(error, source)) from None
+
+
+ROADS = {road.road: road for road in (SFTSettings,)}
 
 
 def is_address(name: str) -> bool:
@@ -294,9 +343,12 @@ def explain(error: ValidationError, source: str) -> tuple[str, str]:
     wrong = []
     for problem in error.errors(include_url=False):
         field = ".".join(str(part) for part in problem["loc"])
-        allowed = problem["msg"][0].lower() + problem["msg"][1:]
-        wrong.append(
-            f"`{field}` is {json.dumps(problem['input'], default=str)}, but {allowed.replace('input should', 'it should')}"
-        )
+        wrong.append(f"`{field}` is {json.dumps(problem['input'], default=str)}, but {allowed(problem)}")
     names = dict.fromkeys(f"`{problem['loc'][0]}`" for problem in error.errors() if problem["loc"])
     return "; ".join(wrong) + ".", f"Correct {', '.join(names)} in {source}."
+
+
+def allowed(problem: Mapping[str, Any]) -> str:
+    """What a field takes, from one of pydantic's errors: `it should be greater than 0`."""
+    said = problem["msg"].removeprefix("Value error, ")
+    return (said[0].lower() + said[1:]).replace("input should", "it should")

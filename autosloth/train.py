@@ -13,10 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelError, StorageError
+from .base import refuse_without_gpu
+from .errors import Interrupted, ModelError, StorageError
 from .generate import answer, end_tokens
-from .live import peak_ram_gb, peak_vram_gb, progress_callback
-from .model import answering, choose_precision, encode_prompt, load_model, load_tokenizer, save_tokenizer
+from .live import Interruption, peak_ram_gb, peak_vram_gb, progress_callback
+from .model import (
+    answering,
+    choose_precision,
+    encode_prompt,
+    load_model,
+    load_tokenizer,
+    save_tokenizer,
+)  # fmt: skip
 from .run import GB, Run, read_json, say, stage, write_json
 from .settings import SFTSettings
 
@@ -40,9 +48,10 @@ REFERENCE_POSITIONS = 256  # next-token distributions kept for the proof: 33 MB 
 )  # fmt: skip
 def train_adapter(run: Run) -> None:
     """Train the adapter from the last checkpoint on (or from the start) and write adapter/."""
-    settings, held_out = run.settings, run.rows("eval")
+    refuse_without_gpu(run.settings)
+    settings, held_out, interruption = run.settings, run.rows("eval"), Interruption()
     tokenizer, model = load_tokenizer(settings), load_model(settings)
-    trainer = make_trainer(run, model, tokenizer, run.rows("train"), held_out)
+    trainer = make_trainer(run, model, tokenizer, run.rows("train"), held_out, interruption)
     run.record("hardware", **hardware())
     run.record("versions", **versions())
     if "before" not in run.facts.get("eval", {}):
@@ -50,9 +59,14 @@ def train_adapter(run: Run) -> None:
     checkpoint = last_checkpoint(run.path("checkpoints"))
     if checkpoint:
         say(f"train: going on from {checkpoint.name}")
-    with memory_errors(settings):
+    with memory_errors(settings), interruption:
         go_on(trainer, checkpoint)
     refuse_divergence(trainer)
+    if interruption.asked and trainer.state.global_step < trainer.state.max_steps:
+        done = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
+        raise Interrupted(
+            f"Training was stopped after {done}, with a checkpoint.", "Run the same again to go on from there."
+        )
     record_training(run, trainer)
     facts, answers = measure(trainer, tokenizer, held_out, settings)
     run.record("eval", after=facts)
@@ -106,7 +120,7 @@ def memory_errors(settings: SFTSettings) -> Iterator[None]:
         ) from None
 
 
-def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any) -> Any:
+def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any, interruption: Interruption) -> Any:
     """TRL's SFTTrainer on rows that are tokenised and labelled already."""
     import torch
     from transformers import DataCollatorForSeq2Seq, PrinterCallback, ProgressCallback
@@ -120,7 +134,7 @@ def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any
         eval_dataset=held_out.select_columns(columns),
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
-        callbacks=[progress_callback()],
+        callbacks=[progress_callback(interruption)],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -216,7 +217,9 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(tmp_path, base):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "goes on from the last checkpoint" in errors and "Traceback" not in errors
+    assert process.returncode == 130 and "with a checkpoint" in errors and "Traceback" not in errors
+    step = int(re.search(r"after step (\d+) of 2000", errors)[1])
+    assert (tmp_path / "short" / "checkpoints" / f"checkpoint-{step}").is_dir()
 
 
 def test_import_is_instant():

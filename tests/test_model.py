@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from autosloth import base as base_files
 from autosloth import model
 from autosloth.errors import ModelError
 from autosloth.settings import SFTSettings
@@ -18,19 +19,19 @@ from autosloth.settings import SFTSettings
     ],
 )
 def test_the_16_bit_original_of_a_4_bit_base_is_found(monkeypatch, quantized, original):
-    monkeypatch.setattr(model, "is_quantized", lambda source, revision=None: True)
-    assert model.sixteen_bit_model(SFTSettings(model=quantized))[0] == original
+    monkeypatch.setattr(base_files, "is_quantized", lambda source, revision=None: True)
+    assert base_files.sixteen_bit_model(SFTSettings(model=quantized))[0] == original
 
 
 def test_an_unknown_4_bit_base_asks_for_its_original(tmp_path):
     (tmp_path / "config.json").write_text('{"quantization_config": {}}')
     with pytest.raises(ModelError, match="Name it as `sixteen_bit_model`"):
-        model.sixteen_bit_model(SFTSettings(model=str(tmp_path)))
-    assert model.sixteen_bit_model(SFTSettings(model=str(tmp_path), sixteen_bit_model="me/full"))[0] == "me/full"
+        base_files.sixteen_bit_model(SFTSettings(model=str(tmp_path)))
+    assert base_files.sixteen_bit_model(SFTSettings(model=str(tmp_path), sixteen_bit_model="me/full"))[0] == "me/full"
 
 
 def test_a_base_in_16_bit_is_its_own_original(base):
-    assert model.sixteen_bit_model(SFTSettings(model=str(base)))[0] == str(base)
+    assert base_files.sixteen_bit_model(SFTSettings(model=str(base)))[0] == str(base)
 
 
 def test_the_tokenizer_is_saved_with_what_transformers_leaves_out(engine, base, tmp_path):

@@ -51,22 +51,53 @@ def test_colab_gets_a_gpu_and_hidden_form_cells(notebook):
 def test_the_home_address_and_version_are_those_of_pyproject(notebook):
     text = json.dumps(notebook)
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f'home, version = \\"{HOME}\\", \\"v{version}\\"' in text
+    assert f'home, version = \\"{HOME}\\", \\"{version}\\"' in text
     owner_and_name = HOME.removeprefix("https://github.com/")
     assert set(re.findall(r"github(?:\.com)?/([\w-]+/[\w-]+)", text.replace("https://github.com/", "github/"))) == {
         owner_and_name
     }
 
 
-def test_every_value_of_the_settings_cell_is_the_declared_default(notebook):
-    from autosloth.settings import SFTSettings
+@pytest.mark.parametrize(
+    "badge", ["colab.research.google.com/github/{}/blob", "kaggle.com/kernels/welcome?src={}/blob"]
+)
+def test_badges_open_this_notebook(notebook, request, badge):
+    name = request.node.callspec.params["notebook"].name
+    start = badge.format(HOME.removeprefix("https://github.com/") if "colab" in badge else HOME)
+    assert f"(https://{start}/main/notebooks/{name})" in "".join(notebook["cells"][0]["source"])
 
-    cell = next(cell for cell in code_of(notebook) if "# @title Settings" in cell)
-    shown = re.findall(r"^(\w+) = (.+?)  # @param", cell, re.M)
-    fields = {name: value for name, value in shown if name in SFTSettings.model_fields}
-    assert len(fields) >= 4
-    for name, value in fields.items():
-        assert (
-            json.loads(value.replace("False", "false").replace("True", "true"))
-            == SFTSettings.model_fields[name].default
-        ), name
+
+def test_every_switch_that_is_a_setting_stands_at_its_default_and_offers_what_may_be_chosen(notebook):
+    from autosloth.settings import ROADS
+
+    cell = next(cell for cell in code_of(notebook) if "# @title The form" in cell)
+    road = ROADS[re.search(r'open_form\("(\w+)"', cell)[1]]
+    switches = re.findall(r"^(\w+) = (.+?)  # @param (\[.*?\])", cell, re.M)
+    assert [name for name, *_ in switches][:2] == ["first_run_all", "storage"]
+    for name, value, choices in switches:
+        assert json.loads(value) in json.loads(choices)
+        if name in road.model_fields:
+            assert json.loads(value) == road.model_fields[name].default and f"{name}={name}" in cell
+            assert all(road(**{name: choice}) for choice in json.loads(choices))
+
+
+def test_training_goes_on_with_what_the_form_holds(notebook):
+    cells = code_of(notebook)
+    gate = next(index for index, cell in enumerate(cells) if "settings = form.settings()" in cell)
+    assert "form = open_form(" in cells[gate - 1] and cells[gate - 1].rstrip().endswith("\nform")
+    assert gate < next(
+        index for index, cell in enumerate(cells) if "train" in cell and "import" in cell and index > gate
+    )
+
+
+@pytest.mark.parametrize(
+    "title", ["1. Install", "2. Fill in the form", "3. ", "5. Export", "6. Prove it", "7. Card", "8. What"]
+)
+def test_notebooks_do_the_same_in_the_same_words(title):
+    """Under each of these headings the code cell is the same in all, but for the road's name in the form's."""
+    found = set()
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text())["cells"]
+        heading = next(i for i, cell in enumerate(cells) if "".join(cell["source"]).startswith(f"## {title}"))
+        found.add(re.sub(r'open_form\("\w+"', "open_form(ROAD", "".join(cells[heading + 1]["source"])))
+    assert len(found) == 1

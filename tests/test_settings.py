@@ -46,7 +46,7 @@ def test_a_file_is_read_and_what_is_written_is_read_back_equal(tmp_path, name, w
 
 def test_only_what_differs_from_the_defaults_is_shown_when_asked_for():
     shown = yaml.safe_load(SFTSettings(lora_r=8).to_yaml(changes_only=True))
-    assert shown == {"lora_r": 8, "run_name": "mistral-7b-alpaca-cleaned-sft"}
+    assert shown == {"lora_r": 8}
 
 
 def test_a_later_source_wins_over_an_earlier_one(tmp_path, monkeypatch):

@@ -1,0 +1,160 @@
+"""The base model as files: where it is, how large it is, and the 16-bit weights that the adapter is merged into."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import ModelError
+from .fetch import ask_for, first_lines, hub_api, is_offline, reading
+from .run import GB, say
+from .runtime import gpu_name
+from .settings import SFTSettings, is_hub_id
+
+CPU_LIMIT_GB = 3.0  # weights beyond which training without a GPU would take days
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+QUANTIZED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
+WEIGHT_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    *TOKENIZER_FILES,
+    "*.jinja",
+]
+
+
+def model_source(settings: SFTSettings) -> str:
+    """The Hub id or folder that `model` stands for; `demo` is built when it is not there yet."""
+    if settings.model == "demo":
+        from .demo import demo_base
+
+        return str(demo_base())
+    folder = Path(settings.model).expanduser()
+    return str(folder) if folder.is_dir() else settings.model
+
+
+def model_files(source: str, revision: str | None = None) -> Path:
+    """The folder with a model's config, tokenizer and safetensors, downloaded when it is a Hub id. Raises ModelError."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    with model_errors(source):
+        return Path(snapshot_download(source, revision=revision, allow_patterns=WEIGHT_FILES))
+
+
+def tokenizer_files(source: str, revision: str | None = None) -> Path:
+    """The folder with a model's tokenizer, without its weights. Raises ModelError."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    with model_errors(source):
+        files = ["config.json", "generation_config.json", *TOKENIZER_FILES, "*.jinja"]
+        return Path(snapshot_download(source, revision=revision, allow_patterns=files))
+
+
+@contextlib.contextmanager
+def model_errors(source: str) -> Iterator[None]:
+    """Turn the Hub's and transformers' errors into a ModelError that says what to do."""
+    try:
+        with reading("model", source):
+            yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ModelError(
+            f"The model {source} could not be loaded ({first_lines(error)}).",
+            "Give a text model in the transformers format with safetensors weights.",
+        ) from None
+
+
+def export_base(settings: SFTSettings, stage: str) -> Path:
+    """The folder with the 16-bit weights that the adapter is merged into; says which they are. Raises ModelError."""
+    source, found = sixteen_bit_model(settings)
+    say(f"{stage}: the adapter goes into {settings.model if settings.model == 'demo' else source} ({found})")
+    return model_files(source, settings.revision if source == settings.model else None)
+
+
+def sixteen_bit_model(settings: SFTSettings) -> tuple[str, str]:
+    """The name of the 16-bit model that the adapter is merged into, and how it was found. Raises ModelError.
+
+    A 4-bit repository cannot be merged into without loss; Unsloth's own list names each one's original, and
+    where it is silent its naming does.
+    """
+    if settings.sixteen_bit_model:
+        return settings.sixteen_bit_model, "set by `sixteen_bit_model`"
+    source = model_source(settings)
+    if not is_quantized(source, settings.revision):
+        return source, "the base itself"
+    original = unsloth_originals().get(source.lower()) or QUANTIZED_NAME.sub("", source)
+    if original == source or Path(source).is_dir():
+        raise ModelError(
+            f"The 16-bit original of the 4-bit model {source} is not known.", "Name it as `sixteen_bit_model`."
+        )
+    return original, f"the 16-bit original of {source}"
+
+
+def unsloth_originals() -> dict[str, str]:
+    """Unsloth's list, 4-bit repository (lower case) -> 16-bit repository; read without importing Unsloth, which takes seconds."""
+    package = Path(importlib.util.find_spec("unsloth").origin).parent
+    listed = runpy.run_path(str(package / "models" / "mapper.py"))["INT_TO_FLOAT_MAPPER"]
+    return {quantized.lower(): original for quantized, original in listed.items()}
+
+
+def is_quantized(source: str, revision: str | None = None) -> bool:
+    """Whether a model's weights are stored quantised, by its config.json."""
+    config = tokenizer_files(source, revision) / "config.json"
+    return "quantization_config" in json.loads(config.read_text(encoding="utf-8"))
+
+
+def weights_gb(source: str, revision: str | None = None) -> float:
+    """The size of a model's safetensors files in GB. Raises ModelError when there are none, or no such model."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    elif is_hub_id(source):
+        ask_for("model", source)
+        with model_errors(source):
+            sizes = {
+                file.rfilename: file.size or 0
+                for file in hub_api().model_info(source, revision=revision, files_metadata=True).siblings
+            }
+    else:
+        raise ModelError(
+            f"The model folder {source} does not exist.",
+            "Give a Hub id such as `unsloth/mistral-7b-bnb-4bit`, or a folder.",
+        )
+    weights = [size for name, size in sizes.items() if name.endswith(".safetensors") and "/" not in name]
+    if "config.json" not in sizes or not weights:
+        raise ModelError(
+            f"{source} is no model in the transformers format with safetensors weights.",
+            f"Give one that has {WEIGHT_FILES[2]} and {WEIGHT_FILES[0]}.",
+        )
+    return sum(weights) / GB
+
+
+def refuse_without_gpu(settings: SFTSettings) -> None:
+    """Raises ModelError for a model that would take days without a GPU, where there is none."""
+    if settings.model == "demo" or gpu_name() or (is_offline() and is_hub_id(settings.model)):
+        return
+    size = weights_gb(settings.model, settings.revision)
+    if size > CPU_LIMIT_GB:
+        raise ModelError(
+            f"{settings.model} has {size:.1f} GB of weights, and there is no GPU to train it on.",
+            "On Colab choose Runtime > Change runtime type > T4 GPU and Run all again; elsewhere use a machine with an NVIDIA GPU, or a smaller model.",
+        )
