@@ -57,11 +57,14 @@ def sft(settings: File = None, set: Set = None) -> None:
     """Supervised fine-tuning, the whole road: check, data, train, export, verify, card, publish. Run again, it goes on where it stood."""
     from .check import check
     from .live import summary
+    from .llama import compile_llama_cpp
     from .run import Run
 
     chosen = load_settings(settings, set)
     check(chosen)
     run = Run.create(chosen)
+    if chosen.quantizations:
+        compile_llama_cpp()
     for stage in sft_stages():
         stage(run)
     summary(run)

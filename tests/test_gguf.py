@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from autosloth import gguf
+from autosloth import gguf, llama
 from autosloth.errors import ExportError
 from autosloth.run import Run, read_json
-
-ROOT = Path(__file__).parents[1]
 
 READ = """
 import sys
@@ -25,23 +23,9 @@ for tensor in GGUFReader(sys.argv[2]).tensors:
 
 def tensors(path):
     """{name: (type, hash of the bytes)} of a GGUF file, by the reader that comes with the converter."""
-    command = [sys.executable, "-c", READ, gguf.fetch_converter() / "gguf-py", path]
+    command = [sys.executable, "-c", READ, llama.fetch_converter() / "gguf-py", path]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return {name: (kind, content) for name, kind, content in map(str.split, lines)}
-
-
-def test_the_converter_is_of_the_pinned_llama_cpp_python():
-    assert f"llama-cpp-python=={gguf.LLAMA_CPP_PYTHON}\n" in (ROOT / "requirements.txt").read_text()
-    folder = gguf.fetch_converter()
-    assert (folder / "convert_hf_to_gguf.py").is_file() and (folder / "gguf-py" / "gguf" / "__init__.py").is_file()
-
-
-def test_another_source_package_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("AUTOSLOTH_CACHE", str(tmp_path))
-    monkeypatch.setattr(gguf, "SOURCE_SHA256", "0" * 64)
-    with pytest.raises(ExportError, match="could not be fetched"):
-        gguf.fetch_converter()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_streamed_file_holds_the_same_bits_as_the_merged_model_converted(engine, finished, base, tmp_path):
@@ -55,7 +39,7 @@ def test_the_streamed_file_holds_the_same_bits_as_the_merged_model_converted(eng
         shutil.copyfile(path, tmp_path / path.name)
     command = [
         sys.executable,
-        gguf.fetch_converter() / "convert_hf_to_gguf.py",
+        llama.fetch_converter() / "convert_hf_to_gguf.py",
         tmp_path,
         "--outtype",
         "q8_0",
@@ -102,7 +86,7 @@ def test_the_template_for_ollama_renders_what_was_trained(name, chat):
     """Go's template language is read as far as these templates use it; Ollama adds the BOS token itself."""
     import jinja2
 
-    folder = ROOT / "autosloth" / "templates" / "chat"
+    folder = Path(gguf.__file__).parent / "templates" / "chat"
     jinja = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(
         (folder / f"{name}.jinja").read_text().rstrip("\n")
     )

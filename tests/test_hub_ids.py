@@ -16,7 +16,7 @@ import yaml
 from conftest import sets
 from hub_server import HubServer
 
-from autosloth.gguf import fetch_converter
+from autosloth.llama import fetch_converter
 from autosloth.run import Run
 
 QUESTIONS = "".join(

@@ -171,6 +171,14 @@ FORMS = {
         },
         ["u:Who?", "a:Ann"],
     ),
+    "exchanges": (
+        {"conversation": [{"input": "Hi", "output": "Hello"}, {"input": "Who?", "output": "Ann"}]},
+        ["u:Hi", "a:Hello", "u:Who?", "a:Ann"],
+    ),
+    "Alpaca with a history": (
+        {"instruction": "Who?", "input": "", "output": "Ann", "history": [["Hi", "Hello"]]},
+        ["u:Hi", "a:Hello", "u:Who?", "a:Ann"],
+    ),
     "plain text": ({"text": "All of this is learnt. \n"}, "All of this is learnt. \n"),
     "numbers and truth values": ({"question": 7, "answer": True}, ["u:7", "a:true"]),
     "a tool's turn": ({"messages": turns("u:1", "a:call", "t:2", "a:3")}, ["u:1", "a:call", "t:2", "a:3"]),
@@ -194,8 +202,8 @@ def test_the_form_is_recognised_without_being_told(tmp_path, name):
     names = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
     if isinstance(expected, list):
         expected = tuple(f"{names[each[0]]}: {each[2:]}" for each in expected)
-    chat = turns("u:other", "a:other")
-    other = {column: chat if column in ("messages", "conversations") else "other" for column in row}
+    chat = {"history": [], **dict.fromkeys(("messages", "conversations", "conversation"), turns("u:other", "a:other"))}
+    other = {column: chat.get(column, "other") for column in row}
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n" + json.dumps(other) + "\n")
     assert expected in chats_of(path)[0]
@@ -344,6 +352,20 @@ REFUSED = {
         {},
         "mark each answer as good or bad",
         "Keep only the good ones",
+    ),
+    "chats labelled good and bad": (
+        "rows.jsonl",
+        "".join(json.dumps({"messages": turns("u:a", f"a:{i}"), "label": bool(i)}) + "\n" for i in range(2)),
+        {},
+        "mark each answer as good or bad",
+        "columns: {messages: messages}",
+    ),
+    "labels as a table holds them": (
+        "rows.csv",
+        "prompt,completion,label\na,b,True\na,c,False\n",
+        {},
+        "as KTO takes",
+        "Keep",
     ),
     "preference pairs": ("rows.jsonl", PAIRS, {}, "a better and a worse answer", "AutoSloth-DPO takes them"),
     "an unknown split": ("rows.jsonl", LINES, {"split": "test"}, "no split `test`", r"that it has \(train\)"),

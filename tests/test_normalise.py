@@ -5,9 +5,13 @@ import importlib
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from test_load import json_values, turn_values
 
 from autosloth.errors import DataError
-from autosloth.normalise import fault_of_pair, to_pair
+from autosloth.normalise import UNUSABLE, fault_of_pair, to_pair
 from autosloth.recognise import recognise
 
 USER, A, B = (
@@ -101,6 +105,22 @@ def test_rows_that_are_no_pairs_are_refused_for_preference_training(row, what, t
     with pytest.raises(DataError) as error:
         recognise([row], {}, "x", road="dpo")
     assert what in error.value.what and todo in error.value.todo
+
+
+pair_columns = st.sampled_from(["prompt", "instruction", "input", "messages", "chosen", "rejected", "system", "label"])
+
+
+@given(st.lists(st.dictionaries(pair_columns, json_values | st.lists(turn_values, max_size=4), max_size=5), max_size=4))
+@hypothesis_settings(max_examples=300, deadline=None)
+def test_any_rows_become_pairs_or_have_a_named_fault(rows):
+    try:
+        _, roles = recognise(rows, {}, "x", road="dpo")
+    except DataError as error:
+        assert error.what.endswith(".") and error.todo.endswith(".")
+        return
+    for row in rows:
+        pair = to_pair({role: row.get(column) for role, column in roles.items()})
+        assert fault_of_pair(pair) in (None, *UNUSABLE)
 
 
 def test_pairs_of_a_real_file_are_recognised(real_data):

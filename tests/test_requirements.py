@@ -97,6 +97,7 @@ KNOWN_EXCEPTIONS = {
     ("unsloth", "torchvision"): TORCHVISION,
 }
 COLAB_HAS = {"triton", "torchvision"}
+COMPILED = {"llama-cpp-python", "diskcache"}  # there, by autosloth/llama.py, while the model trains
 
 
 def linux(python):
@@ -118,7 +119,9 @@ def test_laid_over_colab_nothing_is_missing_or_refused():
     # here, also when that is under another Python than Colab's: their wheels state the same for both.
     image = json.loads((HOME / "tests/data/colab_2026-08.json").read_text())["packages"]
     as_shipped = {name: (package["version"], package["requires"]) for name, package in image.items()}
-    packages = as_shipped | pinned(ON_COLAB) | {"autosloth": ("0", NEEDED)}
+    compiled = {name: entry for name, entry in pinned(BARE).items() if name in COMPILED}
+    assert compiled.keys() == COMPILED
+    packages = as_shipped | pinned(ON_COLAB) | compiled | {"autosloth": ("0", NEEDED)}
     assert unmet(packages, linux("3.13")) == {known for known in KNOWN_EXCEPTIONS if known[1] not in COLAB_HAS}
 
 
