@@ -11,6 +11,7 @@ import pytest
 from conftest import DEMO, SHORT, sets
 
 from autosloth import train
+from autosloth.live import Interruption
 from autosloth.run import Run, read_json
 from autosloth.settings import SFTSettings
 
@@ -33,9 +34,8 @@ def trainer(engine, finished, tmp_path):
     """TRL's trainer as the stage makes it, on the rows of the finished run."""
     settings = SFTSettings.load({"model": "demo", "dataset": "demo", "storage": str(tmp_path), **UNUSUAL})
     rows = Run.open(finished).rows("eval")
-    return train.make_trainer(
-        Run.create(settings), train.load_model(settings), train.load_tokenizer(settings), rows, rows
-    )
+    model, tokenizer = train.load_model(settings), train.load_tokenizer(settings)
+    return train.make_trainer(Run.create(settings), model, tokenizer, rows, rows, Interruption())
 
 
 def test_the_trainers_arguments_are_the_settings(trainer):
