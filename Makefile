@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Where other work shares the cores, threads that spin while they wait double the time of a step.
 export OMP_WAIT_POLICY ?= PASSIVE
-DEMO := AUTOSLOTH_MODEL=demo AUTOSLOTH_DATASET=demo AUTOSLOTH_RUN_NAME=demo
+DEMO := AUTOSLOTH_MODEL=demo AUTOSLOTH_DATASET=demo
 # llama-cpp-python comes as source; these leave out what AutoSloth does not use. pip keeps the wheel it builds.
 export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/autosloth/llama.cmake
 
@@ -18,7 +18,7 @@ setup: .venv/complete
 	touch $@
 
 demo: setup
-	$(DEMO) $(BIN)/python -m autosloth.notebook notebooks/AutoSloth-SFT.ipynb
+	$(DEMO) AUTOSLOTH_RUN_NAME=demo $(BIN)/python -m autosloth.notebook notebooks/AutoSloth-SFT.ipynb
 	$(BIN)/autosloth show runs/demo
 
 test: setup

@@ -14,7 +14,8 @@ from .errors import ModelError
 from .fetch import ask_for, first_lines, hub_api, is_offline, reading
 from .run import GB, say
 from .runtime import gpu_name
-from .settings import SFTSettings, is_hub_id
+from .settings import Settings
+from .values import is_hub_id
 
 CPU_LIMIT_GB = 3.0  # weights beyond which training without a GPU would take days
 TOKENIZER_FILES = (
@@ -37,7 +38,7 @@ WEIGHT_FILES = [
 ]
 
 
-def model_source(settings: SFTSettings) -> str:
+def model_source(settings: Settings) -> str:
     """The Hub id or folder that `model` stands for; `demo` is built when it is not there yet."""
     if settings.model == "demo":
         from .demo import demo_base
@@ -83,14 +84,14 @@ def model_errors(source: str) -> Iterator[None]:
         ) from None
 
 
-def export_base(settings: SFTSettings, stage: str) -> Path:
+def export_base(settings: Settings, stage: str) -> Path:
     """The folder with the 16-bit weights that the adapter is merged into; says which they are. Raises ModelError."""
     source, found = sixteen_bit_model(settings)
     say(f"{stage}: the adapter goes into {settings.model if settings.model == 'demo' else source} ({found})")
     return model_files(source, settings.revision if source == settings.model else None)
 
 
-def sixteen_bit_model(settings: SFTSettings) -> tuple[str, str]:
+def sixteen_bit_model(settings: Settings) -> tuple[str, str]:
     """The name of the 16-bit model that the adapter is merged into, and how it was found. Raises ModelError.
 
     A 4-bit repository cannot be merged into without loss; Unsloth's own list names each one's original, and
@@ -148,7 +149,7 @@ def weights_gb(source: str, revision: str | None = None) -> float:
     return sum(weights) / GB
 
 
-def refuse_without_gpu(settings: SFTSettings) -> None:
+def refuse_without_gpu(settings: Settings) -> None:
     """Raises ModelError for a model that would take days without a GPU, where there is none."""
     if settings.model == "demo" or gpu_name() or (is_offline() and is_hub_id(settings.model)):
         return

@@ -11,7 +11,7 @@ from typing import Any
 
 from .hub import repo_id
 from .run import GB, Run, say, stage, write_text
-from .settings import is_hub_id
+from .values import is_hub_id
 
 TAGS = ["autosloth", "unsloth", "trl", "lora"]
 
@@ -75,6 +75,7 @@ def render_card(run: Run) -> str:
         facts=facts,
         model=public_name(settings.model, "AutoSloth's tiny demo base"),
         dataset=public_name(settings.dataset, "AutoSloth's demo questions"),
+        start=settings.adapter and public_name(settings.adapter, "the demo's adapter of both manners"),
         loads_by_name=settings.merged or is_hub_id(settings.model),
         question=short_question(facts["eval"]),
         repo=repo_id(settings) if settings.publish_to_hub else planned_repo(run),

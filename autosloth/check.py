@@ -8,8 +8,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from .adapter import starting_adapter
 from .base import is_quantized, refuse_without_gpu, sixteen_bit_model, weights_gb
-from .clean import Findings, load_chats
+from .clean import Findings, load_rows
 from .errors import AutoSlothError, ModelError, StorageError
 from .fetch import is_offline
 from .hub import refuse_foreign_token
@@ -18,7 +19,8 @@ from .load import look_up
 from .recognise import recognise_columns
 from .run import GB, existing_parent, say
 from .runtime import DRIVE, drive_folder, place
-from .settings import SFTSettings, is_hub_id
+from .settings import Settings
+from .values import is_hub_id
 
 Q8_0_SHARE = 34 / 64  # bytes of Q8_0 per byte of 16-bit weights: 32 weights and a scale in 34 bytes
 SPARE_GB = 0.5  # checkpoints, data and what else a run leaves
@@ -32,11 +34,11 @@ class Problems(AutoSlothError):
         super().__init__("\n".join(f"{problem.what}\n  {problem.todo}" for problem in problems))
 
 
-def check(settings: SFTSettings, setting_up: bool = False) -> None:
+def check(settings: Settings, setting_up: bool = False) -> None:
     """Look for every problem that can be known before training; setting_up: a GPU may come later. Raises Problems."""
-    checks: list[Callable[[SFTSettings], object]] = [check_storage, check_dataset, check_model, check_publishing]
+    checks: list[Callable[[Settings], object]] = [check_storage, check_dataset, check_model, starting_adapter]
     problems = []
-    for look in [*checks, partial(check_gpu, setting_up=setting_up)]:
+    for look in [*checks, check_publishing, partial(check_gpu, setting_up=setting_up)]:
         try:
             look(settings)
         except AutoSlothError as problem:
@@ -47,7 +49,7 @@ def check(settings: SFTSettings, setting_up: bool = False) -> None:
     say("check: no problem found")
 
 
-def check_storage(settings: SFTSettings) -> None:
+def check_storage(settings: Settings) -> None:
     """Whether files can be made where the run folder will be. Raises StorageError."""
     if place() == "colab" and settings.folder.is_relative_to(DRIVE) and drive_folder() is None:
         raise StorageError(
@@ -64,22 +66,22 @@ def check_storage(settings: SFTSettings) -> None:
         raise StorageError(f"The run folder {settings.folder} cannot be made ({error.strerror}).", todo) from None
 
 
-def check_dataset(settings: SFTSettings) -> None:
+def check_dataset(settings: Settings) -> None:
     """Whether the dataset is there, recognised and enough to be split; of a Hub dataset no row is fetched. Raises DataError."""
     if not is_hub_id(settings.dataset):
-        load_chats(settings, Findings())
+        load_rows(settings, Findings())
     elif columns := look_up(settings):
-        recognise_columns(columns, settings.columns, settings.dataset)
+        recognise_columns(columns, settings.columns, settings.dataset, settings.road)
 
 
-def check_model(settings: SFTSettings) -> None:
+def check_model(settings: Settings) -> None:
     """Whether the model is there, and the disk is enough to export it. Raises ModelError, StorageError."""
     if settings.model == "demo" or (is_offline() and is_hub_id(settings.model)):
         return
     check_disk(settings, weights_gb(settings.model, settings.revision))
 
 
-def check_gpu(settings: SFTSettings, setting_up: bool) -> None:
+def check_gpu(settings: Settings, setting_up: bool) -> None:
     """Whether there is a GPU for a model that needs one: if not, said in a box while setting up. Raises ModelError otherwise."""
     try:
         refuse_without_gpu(settings)
@@ -91,7 +93,7 @@ def check_gpu(settings: SFTSettings, setting_up: bool) -> None:
         )
 
 
-def check_disk(settings: SFTSettings, base_gb: float) -> None:
+def check_disk(settings: Settings, base_gb: float) -> None:
     """Whether the run folder's disk holds what export will write (the Hub's cache is counted in). Raises StorageError."""
     sixteen, quantized = base_gb, False
     if settings.quantizations or settings.merged:
@@ -109,7 +111,7 @@ def check_disk(settings: SFTSettings, base_gb: float) -> None:
         )
 
 
-def check_publishing(settings: SFTSettings) -> None:
+def check_publishing(settings: Settings) -> None:
     """Whether there is a token that may write, when the run is to be published. Raises HubError."""
     if not settings.publish_to_hub:
         return

@@ -1,4 +1,4 @@
-"""Rows into chats: what nothing can be learnt from is dropped or refused, what stands there twice too, and some are held out."""
+"""Rows into chats or pairs: what nothing can be learnt from is dropped or refused, what stands there twice too, and some are held out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from .errors import DataError
 from .load import load_raw
-from .normalise import UNUSABLE, Row, fault, repair, to_chat
+from .normalise import UNUSABLE, Row, fault, fault_of_pair, repair, to_chat, to_pair
 from .recognise import recognise
 from .run import say
-from .settings import SFTSettings
+from .settings import Settings
 
 MAX_LISTED = 5  # row numbers in a message
 AS_JSON = json.JSONEncoder(sort_keys=True, default=str)
@@ -33,12 +33,10 @@ class Findings:
     revision: str | None = None
 
 
-def load_chats(settings: SFTSettings, found: Findings) -> tuple[list[Row], list[Row]]:
-    """Chats to train on and chats held out, no chat in both. Raises DataError."""
+def load_rows(settings: Settings, found: Findings) -> tuple[list[Row], list[Row]]:
+    """Rows to train on and rows held out, as chats or, for DPO, pairs; none is in both, nor the prompt of a pair. Raises DataError."""
     if settings.dataset == "demo":
-        from .demo import sft_rows
-
-        train, held_out = (usable(rows, "demo", settings, found) for rows in sft_rows())
+        train, held_out = (usable(rows, "demo", settings, found) for rows in demo_rows(settings.road))
         return without_held_out(train, held_out, found), held_out
     rows, found.revision = load_raw(settings, settings.split)
     train = usable(rows, settings.dataset, settings, found)
@@ -58,29 +56,45 @@ def load_chats(settings: SFTSettings, found: Findings) -> tuple[list[Row], list[
     return without_held_out(train, held_out, found), held_out
 
 
-def usable(rows: list[Row], name: str, settings: SFTSettings, found: Findings) -> list[Row]:
-    """The rows as chats, without those that nothing can be learnt from and those that stand there already; all counted. Raises DataError."""
+def demo_rows(road: str) -> tuple[list[Row], list[Row]]:
+    """The demo's rows for a road, to train on and held out."""
+    from . import demo, manners
+
+    return manners.dpo_rows() if road == "dpo" else demo.sft_rows()
+
+
+def usable(rows: list[Row], name: str, settings: Settings, found: Findings) -> list[Row]:
+    """The rows as chats or pairs, without those that nothing can be learnt from and those that stand there already; all counted. Raises DataError."""
     if not rows:
         raise DataError(f"The dataset {name} is empty.", "Give one with at least two rows.")
-    found.form, found.columns = recognise(rows, settings.columns, name)
+    found.form, found.columns = recognise(rows, settings.columns, name, settings.road)
     found.read += len(rows)
-    chats, wrong = [], {}
+    good, wrong = [], {}
     for number, row in enumerate(rows, start=1):
-        chat, repairs = repair(to_chat({role: row.get(column) for role, column in found.columns.items()}, found.form))
+        normalised, repairs, reason = normalise({role: row.get(column) for role, column in found.columns.items()}, found.form)  # fmt: skip
         found.repaired.update(repairs)
-        if reason := fault(chat):
+        if reason:
             wrong.setdefault(reason, []).append(number)
         else:
-            chats.append(chat)
+            good.append(normalised)
     found.dropped.update({reason: len(numbers) for reason, numbers in wrong.items()})
-    if wrong and (settings.bad_rows == "refuse" or not chats):
+    if wrong and (settings.bad_rows == "refuse" or not good):
         todo = "Correct them" + (
-            ", or set `bad_rows: drop`." if chats else ", or say with `columns` what the columns mean."
+            ", or set `bad_rows: drop`." if good else ", or say with `columns` what the columns mean."
         )
         raise DataError(f"Of the {len(rows)} rows of {name}, {', '.join(listed(wrong))}.", todo)
     for line in listed(wrong):
         say(f"data: of {len(rows)} rows, {line}: dropped")
-    return without_duplicates(chats, found) if settings.duplicates == "drop" else chats
+    return without_duplicates(good, found) if settings.duplicates == "drop" else good
+
+
+def normalise(row: Row, form: str) -> tuple[Row, list[str], str | None]:
+    """A row, its columns named by their roles, as a chat or a pair; what was repaired; and why nothing can be learnt from it, if so."""
+    if form == "pair":
+        pair = to_pair(row)
+        return pair, [], fault_of_pair(pair)
+    chat, repairs = repair(to_chat(row, form))
+    return chat, repairs, fault(chat)
 
 
 def without_duplicates(chats: list[Row], found: Findings) -> list[Row]:
@@ -118,8 +132,12 @@ def draw(count: int, size: int, seed: int) -> tuple[list[int], list[int]]:
 
 
 def without_held_out(train: list[Row], held_out: list[Row], found: Findings) -> list[Row]:
-    """The chats to train on that are not among those held out; the others are counted."""
-    measured = {identity(chat) for chat in held_out}
-    kept = [chat for chat in train if identity(chat) not in measured]
+    """The rows to train on that are not among those held out, nor pairs for the same prompt; the others are counted."""
+
+    def measured_by(row: Row) -> bytes:
+        return identity(row.get("prompt", row))
+
+    measured = {measured_by(row) for row in held_out}
+    kept = [row for row in train if measured_by(row) not in measured]
     found.dropped["also_held_out"] += len(train) - len(kept)
     return kept

@@ -1,4 +1,4 @@
-"""The commands: `autosloth sft`, `check`, `export`, `verify`, `card`, `publish`, `show`. Exit codes: 0 done, 1 a named problem, 2 wrong usage, 130 interrupted."""
+"""The commands: `autosloth sft`, `dpo`, `check`, `export`, `verify`, `card`, `publish`, `show`. Exit codes: 0 done, 1 a named problem, 2 wrong usage, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from .errors import AutoSlothError, Interrupted
-from .settings import SFTSettings, parse_value
+from .settings import DPOSettings, Settings, SFTSettings
+from .values import parse_value
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,16 +33,16 @@ Set = Annotated[
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/my-run.")]
 
 
-def settings_help() -> str:
-    """Every setting with its default and its one-line help, from the declaration."""
+def settings_help(road: type[Settings]) -> str:
+    """Every setting of a road with its default and its one-line help, from the declaration."""
     lines = []
-    for name, field in SFTSettings.model_fields.items():
+    for name, field in road.model_fields.items():
         default = field.get_default(call_default_factory=True)
         lines.append(f"{name} ({'from model and dataset' if name == 'run_name' else default}): {field.description}")
     return "Settings, with their defaults:\n\n" + "\n\n".join(lines)
 
 
-def load_settings(path: Path | None, pairs: list[str] | None) -> SFTSettings:
+def load_settings(road: type[Settings], path: Path | None, pairs: list[str] | None) -> Settings:
     """The settings of a file and of `--set`; a pair without `=` is wrong usage."""
     overrides = {}
     for pair in pairs or []:
@@ -49,31 +50,44 @@ def load_settings(path: Path | None, pairs: list[str] | None) -> SFTSettings:
         if not equals:
             raise typer.BadParameter(f"{pair!r} has no `=`; write --set key=value.", param_hint="--set")
         overrides[key.strip()] = parse_value(value)
-    return SFTSettings.load(path, overrides=overrides)
+    return road.load(path, overrides=overrides)
 
 
-@app.command(epilog=settings_help())
+@app.command(epilog=settings_help(SFTSettings))
 def sft(settings: File = None, set: Set = None) -> None:
     """Supervised fine-tuning, the whole road: check, data, train, export, verify, card, publish. Run again, it goes on where it stood."""
+    follow(load_settings(SFTSettings, settings, set))
+
+
+@app.command(epilog=settings_help(DPOSettings))
+def dpo(settings: File = None, set: Set = None) -> None:
+    """Preference tuning, the whole road: check, data, train, export, verify, card, publish. Run again, it goes on where it stood."""
+    follow(load_settings(DPOSettings, settings, set))
+
+
+def follow(settings: Settings) -> None:
+    """The whole road of these settings."""
     from .check import check
     from .live import summary
     from .llama import compile_llama_cpp
-    from .run import Run
+    from .run import Run, say
 
-    chosen = load_settings(settings, set)
-    check(chosen)
-    run = Run.create(chosen)
-    if chosen.quantizations:
+    for reason in settings.reasons():
+        say(reason)
+    check(settings)
+    run = Run.create(settings)
+    if settings.quantizations:
         compile_llama_cpp()
-    for stage in sft_stages():
+    for stage in stages(settings.road):
         stage(run)
     summary(run)
 
 
-def sft_stages() -> list:
-    """The road of supervised fine-tuning, stage by stage."""
+def stages(road: str) -> list:
+    """A road, stage by stage."""
     from .card import write_card
     from .data import prepare_data
+    from .dpo import train_preferences
     from .gguf import write_gguf
     from .hub import publish
     from .live import show_answers
@@ -82,17 +96,9 @@ def sft_stages() -> list:
     from .train import train_adapter
     from .verify import verify_gguf
 
-    return [
-        prepare_data,
-        show_preview,
-        train_adapter,
-        show_answers,
-        write_merged,
-        write_gguf,
-        verify_gguf,
-        write_card,
-        publish,
-    ]
+    train = {"sft": train_adapter, "dpo": train_preferences}[road]
+    export = [write_merged, write_gguf, verify_gguf]
+    return [prepare_data, show_preview, train, show_answers, *export, write_card, publish]
 
 
 @check_app.command("sft")
@@ -100,7 +106,15 @@ def check_sft(settings: File = None, set: Set = None) -> None:
     """Find every problem of a supervised run that can be known before training; exit code 1 if there is any."""
     from .check import check
 
-    check(load_settings(settings, set))
+    check(load_settings(SFTSettings, settings, set))
+
+
+@check_app.command("dpo")
+def check_dpo(settings: File = None, set: Set = None) -> None:
+    """Find every problem of a preference run that can be known before training; exit code 1 if there is any."""
+    from .check import check
+
+    check(load_settings(DPOSettings, settings, set))
 
 
 @app.command()

@@ -8,14 +8,15 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from .clean import Findings, load_chats
+from .clean import Findings, load_rows
 from .encode import IGNORED, encode_rows
 from .errors import DataError, ModelError
 from .model import end_ids, load_tokenizer
 from .normalise import Row
+from .pairs import encode_pairs
 from .preview import histogram
 from .run import Run, file_hash, fingerprint, say, stage
-from .settings import SFTSettings
+from .settings import Settings
 
 
 def local_inputs(run: Run) -> list[object]:
@@ -42,9 +43,9 @@ def local_inputs(run: Run) -> list[object]:
 def prepare_data(run: Run) -> None:
     """Write data/train.parquet, data/eval.parquet (see `write_rows`). Raises DataError."""
     settings, found = run.settings, Findings()
-    chats = load_chats(settings, found)
-    tokenizer = load_tokenizer(settings)
-    train, held_out = (encode_rows(tokenizer, rows, settings, found) for rows in chats)
+    rows = load_rows(settings, found)
+    tokenizer, encode = load_tokenizer(settings), encode_pairs if settings.road == "dpo" else encode_rows
+    train, held_out = (encode(tokenizer, part, settings, found) for part in rows)
     refuse_too_few(train, held_out, settings, found)
     refuse_endless(tokenizer, train, settings)
     folder = run.fresh("data")
@@ -55,7 +56,7 @@ def prepare_data(run: Run) -> None:
     report(facts, settings)
 
 
-def refuse_too_few(train: list[Row], held_out: list[Row], settings: SFTSettings, found: Findings) -> None:
+def refuse_too_few(train: list[Row], held_out: list[Row], settings: Settings, found: Findings) -> None:
     """Raises DataError when no row is left to learn from or to measure with."""
     if train and held_out:
         return
@@ -69,7 +70,7 @@ def refuse_too_few(train: list[Row], held_out: list[Row], settings: SFTSettings,
     )
 
 
-def refuse_endless(tokenizer: Any, rows: list[Row], settings: SFTSettings) -> None:
+def refuse_endless(tokenizer: Any, rows: list[Row], settings: Settings) -> None:
     """Raises ModelError when the chat template ends answers with a token that nothing takes for an end: the model would never stop."""
     whole = next((row for row in rows if len(row["input_ids"]) < settings.max_length), None)
     last = [int(label) for label in whole["labels"] if label != IGNORED][-1] if whole else None
@@ -81,23 +82,24 @@ def refuse_endless(tokenizer: Any, rows: list[Row], settings: SFTSettings) -> No
 
 
 def write_rows(rows: list[Row], path: Path) -> None:
-    """Rows as one Parquet file: `messages` and `tools` (JSON), `text`, `input_ids` and `labels` (int32 lists)."""
+    """Rows as one Parquet file: `messages` and `tools` (JSON), `text`, `input_ids` and `labels` (int32 lists); pairs with what `encode_pairs` adds."""
     import pyarrow
     import pyarrow.parquet
     from datasets import Features, Json, List, Value
 
     as_json = json.JSONEncoder(default=str).encode
-    numbers, chat = List(Value("int32")), Json()
-    features = Features(messages=chat, tools=chat, text=Value("string"), input_ids=numbers, labels=numbers)
+    numbers, chat, text = List(Value("int32")), Json(), Value("string")
+    kinds = {"messages": chat, "tools": chat, "text": text, "input_ids": numbers, "labels": numbers}
+    if "rejected_ids" in rows[0]:
+        kinds |= {"prompt": chat, "chosen": chat, "rejected": chat, "rejected_text": text}
+        kinds |= {"prompt_ids": numbers, "chosen_ids": numbers, "rejected_ids": numbers}
     columns = {
-        "messages": [as_json(row["messages"]) for row in rows],
-        "tools": [as_json(row.get("tools")) for row in rows],
-        **{name: [row[name] for row in rows] for name in ("text", "input_ids", "labels")},
+        name: [as_json(row.get(name)) if kind is chat else row[name] for row in rows] for name, kind in kinds.items()
     }
-    pyarrow.parquet.write_table(pyarrow.table(columns).cast(features.arrow_schema), path)
+    pyarrow.parquet.write_table(pyarrow.table(columns).cast(Features(kinds).arrow_schema), path)
 
 
-def describe(train: list[Row], held_out: list[Row], found: Findings, settings: SFTSettings) -> dict[str, Any]:
+def describe(train: list[Row], held_out: list[Row], found: Findings, settings: Settings) -> dict[str, Any]:
     """The facts of the rows: how many and why others are not there, tokens per epoch, and true lengths in tokens."""
     lengths = sorted(found.lengths)
     return {
@@ -109,8 +111,10 @@ def describe(train: list[Row], held_out: list[Row], found: Findings, settings: S
         "answers_not_learnt": found.answers_not_learnt,
         "train_rows": len(train),
         "eval_rows": len(held_out),
-        "train_tokens": sum(len(row["input_ids"]) for row in train),
-        "learnt_tokens": sum(int((row["labels"] != IGNORED).sum()) for row in train),
+        "train_tokens": sum(
+            len(row["input_ids"]) + len(row.get("prompt_ids", ())) + len(row.get("rejected_ids", ())) for row in train
+        ),
+        "learnt_tokens": sum(int((row["labels"] != IGNORED).sum()) + len(row.get("rejected_ids", ())) for row in train),
         "length": {
             "median": int(statistics.median(lengths)),
             "p95": lengths[math.ceil(0.95 * len(lengths)) - 1],
@@ -123,7 +127,7 @@ def describe(train: list[Row], held_out: list[Row], found: Findings, settings: S
     }
 
 
-def report(facts: dict[str, Any], settings: SFTSettings) -> None:
+def report(facts: dict[str, Any], settings: Settings) -> None:
     """Say what was recognised, kept, dropped and cut."""
     columns = ", ".join(
         f"{column} as {role}" if column != role else column for role, column in facts["columns"].items()

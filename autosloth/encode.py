@@ -1,4 +1,4 @@
-"""Chats into token ids and labels: the text that the model reads, and which of its tokens are learnt."""
+"""Chats and pairs into token ids: the text that the model reads, and which of its tokens are learnt."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .clean import Findings
 from .errors import ModelError
 from .model import opening, render_chat
 from .normalise import Row
-from .settings import SFTSettings
+from .settings import Settings
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 BATCH = 1000  # rows that are tokenised at once
 
 
-def encode_rows(tokenizer: Any, rows: list[Row], settings: SFTSettings, found: Findings) -> list[Row]:
+def encode_rows(tokenizer: Any, rows: list[Row], settings: Settings, found: Findings) -> list[Row]:
     """Each row with its `text`, `input_ids` and `labels` (IGNORED where nothing is learnt); rows that do not fit are left out and counted.
 
     Raises ModelError when the chat template refuses every row.
@@ -78,7 +78,7 @@ def render_rows(tokenizer: Any, rows: list[Row], found: Findings) -> list[tuple[
 
 
 def cut_and_label(
-    encoded: Any, spans: list[tuple[int, int]], length: int, settings: SFTSettings, found: Findings
+    encoded: Any, spans: list[tuple[int, int]], length: int, settings: Settings, found: Findings
 ) -> Row | None:
     """`input_ids` and `labels` of a row as int32 (tokens,), cut at max_length; None, counted, for a row that is to be dropped."""
     import numpy
@@ -122,8 +122,8 @@ def render_row(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]]]:
     return text, [(len(begin), len(text))]
 
 
-def answer_spans(tokenizer: Any, row: Row, text: str) -> list[tuple[int, int]]:
-    """Where in the rendered text the assistant's answers stand, end token included, as (start, end) characters.
+def answer_spans(tokenizer: Any, row: Row, text: str, first: int = 0) -> list[tuple[int, int]]:
+    """Where in the rendered text the assistant's answers from the `first` message on stand, end token included, as (start, end) characters.
 
     An answer begins where the prompt for it ends, and ends where the chat up to it does. Some templates render an answer
     otherwise once the chat goes on (Qwen3 shows thinking only in the last one): then it ends with what ends the last answer.
@@ -132,7 +132,7 @@ def answer_spans(tokenizer: Any, row: Row, text: str) -> list[tuple[int, int]]:
     final = messages[-1]["content"]
     ending = text[text.rfind(final) + len(final) :].rstrip() if final and final in text else None
     for i, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if i < first or message["role"] != "assistant":
             continue
         before = render_chat(tokenizer, messages[:i], answer_next=True, tools=tools)
         upto = text if i == len(messages) - 1 else render_chat(tokenizer, messages[: i + 1], tools=tools)

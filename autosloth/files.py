@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 from .errors import DataError
 from .fetch import first_lines
 from .normalise import Row
-from .settings import DATA_SUFFIXES
+from .values import DATA_SUFFIXES
 
 # What `datasets` writes beside its Arrow files, and what macOS puts into archives.
 NO_DATA = re.compile(r"(^|/)(\..*|__MACOSX/.*|dataset_infos?\.json|dataset_dict\.json|state\.json)$")

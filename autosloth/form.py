@@ -14,7 +14,7 @@ import yaml
 from .errors import AutoSlothError, SettingsError
 from .run import say, write_text
 from .runtime import drive_folder, front_end_attached, mount_drive
-from .settings import ROADS, SFTSettings
+from .settings import ROADS, Settings
 from .store import Store
 from .widgets import (
     AMBER,
@@ -168,7 +168,7 @@ class Form:
             self.store.notes.append(f"{name} is no settings file: it is left out.")
         self.refresh()
 
-    def settings(self) -> SFTSettings:
+    def settings(self) -> Settings:
         """The settings as they stand, and what they are; what Run all goes on with.
 
         Raises Paused when the first Run all is to stop here, SettingsError when a value is wrong. Headless it waits for nobody.
@@ -187,6 +187,8 @@ class Form:
         mount_drive(store.settings.storage)
         changes = store.settings.to_yaml(changes_only=True).rstrip() if store.given() else ""
         say(f"settings: the defaults, but for\n{changes}" if changes else "settings: the defaults")
+        for reason in store.settings.reasons():
+            say(reason)
         say(f"settings: the run folder is {store.settings.folder}")
         return store.settings
 

@@ -12,7 +12,7 @@ from typing import Any
 from .errors import HubError
 from .fetch import first_lines, hub_api
 from .run import GB, Run, file_hash, say, stage
-from .settings import SFTSettings
+from .settings import Settings
 
 NO_TOKEN = "Make one with write access at huggingface.co/settings/tokens and give it as HF_TOKEN (environment or Colab secret)."
 
@@ -48,11 +48,11 @@ def refuse_unverified(run: Run) -> None:
     if run.settings.quantizations and not proof.get("passed") and not run.settings.publish_unverified:
         raise HubError(
             "The GGUF has not passed its verification, so it is not published.",
-            f"Run `autosloth verify {run.folder}`; or set `publish_unverified: true` and run `autosloth sft` again.",
+            f"Run `autosloth verify {run.folder}`; or set `publish_unverified: true` and run `autosloth {run.settings.road}` again.",
         )
 
 
-def upload(folder: Path, repo: str, settings: SFTSettings) -> str:
+def upload(folder: Path, repo: str, settings: Settings) -> str:
     """Create the repository if needed and upload everything, README.md last; returns its address."""
     api = hub_api()
     url = str(api.create_repo(repo, private=settings.private, exist_ok=True))
@@ -98,7 +98,7 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def repo_id(settings: SFTSettings) -> str:
+def repo_id(settings: Settings) -> str:
     """`owner/name`; the owner is the token's account unless `repo` names one. Raises HubError without a token, or for a name that the Hub does not take."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -115,7 +115,7 @@ def repo_id(settings: SFTSettings) -> str:
     return repo
 
 
-def refuse_foreign_token(settings: SFTSettings) -> None:
+def refuse_foreign_token(settings: Settings) -> None:
     """Raises HubError when the token may not write to the repository."""
     me, repo = account(), repo_id(settings)
     owners = {me["name"], *(organisation["name"] for organisation in me.get("orgs", []))}

@@ -89,7 +89,10 @@ def progress_callback(interruption: Interruption) -> Any:
             state.log_history[-1]["seconds"] = round(elapsed, 2)
             done, total = state.global_step, state.max_steps
             pace = (time.perf_counter() - self.resumed_at) / (done - self.first_step)
-            text = f"train: step {done} of {total}, loss {float(logs['loss']):.4f}, about {duration(pace * (total - done))} left, {memory_line()}"
+            told = ", ".join(filter(None, [f"loss {float(logs['loss']):.4f}", preference_line(logs)]))
+            text = (
+                f"train: step {done} of {total}, {told}, about {duration(pace * (total - done))} left, {memory_line()}"
+            )
             if not front_end_attached():
                 if done * LINES_PER_RUN // total > (done - 1) * LINES_PER_RUN // total:
                     say(text)
@@ -100,6 +103,13 @@ def progress_callback(interruption: Interruption) -> Any:
                 )
 
     return Progress()
+
+
+def preference_line(logs: dict[str, Any]) -> str:
+    """How a step of DPO tells the answers apart: the margin of their implicit rewards, and how often the better one's is the higher."""
+    if "rewards/margins" not in logs:
+        return ""
+    return f"margin {float(logs['rewards/margins']):.3f}, accuracy {float(logs['rewards/accuracies']):.0%}"
 
 
 def redraw(panel: Any, text: str, html: str) -> Any:
@@ -115,11 +125,12 @@ def redraw(panel: Any, text: str, html: str) -> Any:
 
 def panel_html(log: list[dict[str, Any]], total: int, elapsed: float, left: float) -> str:
     """The state of a training: bar, loss with its curve, time and memory. Its size does not grow with the run's length."""
-    losses = [(entry["step"], float(entry["loss"])) for entry in log if "loss" in entry]
+    steps = [entry for entry in log if "loss" in entry]
+    losses = [(entry["step"], float(entry["loss"])) for entry in steps]
     done, loss = losses[-1]
     return render_html(
         "panel.html.j2", done=done, total=total, loss=loss, first=losses[0][1], curve=curve(losses, total),
-        elapsed=duration(elapsed), left=duration(left), memory=memory_line(),
+        preference=preference_line(steps[-1]), elapsed=duration(elapsed), left=duration(left), memory=memory_line(),
     )  # fmt: skip
 
 
@@ -206,13 +217,9 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
             f"Run `autosloth {run.settings.road}` with its settings to the end.",
         )
     before, after = facts["eval"]["before"], facts["eval"]["after"]
-    lines = [
-        ("run folder", str(run.folder)),
-        (
-            "held-out loss",
-            f"{before['loss']:.4f} before, {after['loss']:.4f} after (nats per token, {facts['data']['eval_rows']} rows)",
-        ),
-    ]
+    lines = [("run folder", str(run.folder)), held_out_line(before, after, facts["data"]["eval_rows"])]
+    if "reward_accuracy" in after:
+        lines += preference_lines(before, after)
     if "exact_match" in after:
         cut = f"; {after['answers_cut']} cut at {run.settings.max_new_tokens} tokens" if after["answers_cut"] else ""
         lines.append(
@@ -245,6 +252,28 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
     lines.append(("publish folder", str(run.path("publish"))))
     lines.append(("on the Hub", ", ".join(facts["publish"]["repos"]) or "no (publish_to_hub is off)"))
     return lines
+
+
+def held_out_line(before: dict[str, Any], after: dict[str, Any], rows: int) -> tuple[str, str]:
+    """The loss on what was held out; that of answers has a unit, that of preferences has none."""
+    what = f"{rows} pairs" if "reward_accuracy" in after else f"nats per token, {rows} rows"
+    return "held-out loss", f"{before['loss']:.4f} before, {after['loss']:.4f} after ({what})"
+
+
+def preference_lines(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str]]:
+    """What DPO changed, on the held-out pairs."""
+    return [
+        (
+            "reward accuracy",
+            f"{before['reward_accuracy']:.1%} before, {after['reward_accuracy']:.1%} after; the better answer is the likelier one in {before['prefers_chosen']:.1%}, then {after['prefers_chosen']:.1%}",
+        ),
+        ("reward margin", f"{before['reward_margin']:.3f} before, {after['reward_margin']:.3f} after"),
+        (
+            "log-probabilities",
+            f"better answers {before['chosen_logp']:.1f} before, {after['chosen_logp']:.1f} after; worse ones {before['rejected_logp']:.1f}, then {after['rejected_logp']:.1f} (nats an answer)",
+        ),
+        ("KL to the start", f"{after['kl']:.3g} nats per token"),
+    ]
 
 
 def memory_facts(facts: dict[str, Any]) -> str:

@@ -11,17 +11,18 @@ from .errors import DataError
 from .fetch import ask_for, first_lines, is_offline, reading
 from .files import Source, read_source, sources_of
 from .normalise import Row
-from .settings import DATA_SUFFIXES, SFTSettings, is_address, is_hub_id
+from .settings import Settings
+from .values import DATA_SUFFIXES, is_address, is_hub_id
 
 
-def load_raw(settings: SFTSettings, split: str) -> tuple[list[Row], str | None]:
+def load_raw(settings: Settings, split: str) -> tuple[list[Row], str | None]:
     """The rows of a split, and the commit they come from when they come from the Hub. Raises DataError."""
     if is_hub_id(settings.dataset):
         return load_from_hub(settings, split)
     return load_from_files(settings.dataset, split), None
 
 
-def load_from_hub(settings: SFTSettings, split: str) -> tuple[list[Row], str | None]:
+def load_from_hub(settings: Settings, split: str) -> tuple[list[Row], str | None]:
     """The rows of a split of a dataset on the Hub, without its pictures and sounds, and the commit they are from. Raises DataError."""
     from datasets import Audio, Image, Video, load_dataset_builder
 
@@ -37,7 +38,7 @@ def load_from_hub(settings: SFTSettings, split: str) -> tuple[list[Row], str | N
     return found.select_columns(texts).to_list(), builder.hash  # `datasets` keys its cache by the commit
 
 
-def look_up(settings: SFTSettings) -> list[str] | None:
+def look_up(settings: Settings) -> list[str] | None:
     """Whether a Hub dataset has the configuration and the splits that are asked for; no row is fetched. Gives its columns where they are known. Raises DataError."""
     from datasets import load_dataset_builder
 

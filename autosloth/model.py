@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .adapter import adapter_config, starting_adapter
 from .base import TOKENIZER_FILES, model_errors, model_source, tokenizer_files
 from .errors import ModelError
 from .fetch import first_lines
 from .run import cache_dir, say
-from .settings import SFTSettings
+from .settings import Settings
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -45,19 +46,21 @@ def start_engine() -> Any:
     return unsloth
 
 
-def choose_precision() -> tuple[str, str]:
-    """The name of the torch dtype to train in, and the reason for it."""
+def choose_precision(settings: Settings) -> tuple[str, str]:
+    """The name of the torch dtype to train in, and the reason for it. Raises ModelError for bfloat16 on a GPU without it."""
     import torch
 
     if not torch.cuda.is_available():
         return "float32", "no GPU"
-    name = torch.cuda.get_device_name()
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bfloat16", f"{name} has bf16"
-    return "float16", f"{name} has no bf16"
+    name, has_bf16 = torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
+    if settings.precision == "bfloat16" and not has_bf16:
+        raise ModelError(f"`precision` is bfloat16, which {name} does not have.", "Set `precision: auto`.")
+    if settings.precision != "auto":
+        return settings.precision, "as set"
+    return ("bfloat16", f"{name} has bf16") if has_bf16 else ("float16", f"{name} has no bf16")
 
 
-def load_tokenizer(settings: SFTSettings) -> Any:
+def load_tokenizer(settings: Settings) -> Any:
     """The base model's tokenizer with the chat template that the settings ask for. Raises ModelError."""
     start_engine()
     from transformers import AutoTokenizer
@@ -70,14 +73,20 @@ def load_tokenizer(settings: SFTSettings) -> Any:
             f"The tokenizer of {source} has no fast form or no end token.",
             "Choose a model whose repository has a tokenizer.json.",
         )
-    if settings.chat_template != "auto" or not tokenizer.chat_template:
-        tokenizer.chat_template = named_template(
-            "alpaca" if settings.chat_template == "auto" else settings.chat_template
-        )
+    tokenizer.chat_template = chosen_template(settings) or tokenizer.chat_template or named_template("alpaca")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def chosen_template(settings: Settings) -> str | None:
+    """The chat template that the settings name, or the one that the adapter to start from was trained with."""
+    if settings.chat_template != "auto":
+        return named_template(settings.chat_template)
+    folder = starting_adapter(settings)
+    path = folder / "chat_template.jinja" if folder else None
+    return path.read_text(encoding="utf-8") if path and path.is_file() else None
 
 
 def named_template(name: str) -> str:
@@ -115,7 +124,7 @@ def opening(tokenizer: Any) -> str:
     return tokenizer.bos_token if adds else ""
 
 
-def end_ids(tokenizer: Any, settings: SFTSettings) -> set[int]:
+def end_ids(tokenizer: Any, settings: Settings) -> set[int]:
     """The ids that end an answer: the tokenizer's end token and those of the model's generation_config.json."""
     path = tokenizer_files(model_source(settings), settings.revision) / "generation_config.json"
     configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
@@ -129,7 +138,7 @@ def encode_prompt(tokenizer: Any, messages: list[dict[str, Any]], tools: list[di
     ).input_ids
 
 
-def save_tokenizer(tokenizer: Any, settings: SFTSettings, folder: Path) -> None:
+def save_tokenizer(tokenizer: Any, settings: Settings, folder: Path) -> None:
     """Write the tokenizer as its author published it, with our chat template.
 
     `save_pretrained` of transformers 5 drops `tokenizer.model` and `added_tokens_decoder`, without which
@@ -157,12 +166,15 @@ def described(token: Any) -> dict[str, Any]:
     return {key: getattr(token, key) for key in ("content", "lstrip", "normalized", "rstrip", "single_word", "special")}
 
 
-def load_model(settings: SFTSettings) -> Any:
-    """The base model, in 4 bit where asked for and possible, with a fresh LoRA adapter on all linear layers. Raises ModelError."""
+def load_model(settings: Settings) -> Any:
+    """The base model, in 4 bit where asked for and possible, with a LoRA adapter to train: a fresh one on all linear layers, or the one to start from.
+
+    Raises ModelError.
+    """
     unsloth = start_engine()
     import torch
 
-    source, (dtype, reason) = model_source(settings), choose_precision()
+    source, (dtype, reason), start = model_source(settings), choose_precision(settings), starting_adapter(settings)
     say(f"precision: {dtype} ({reason})")
     with model_errors(source):
         model, _ = unsloth.FastLanguageModel.from_pretrained(
@@ -172,17 +184,43 @@ def load_model(settings: SFTSettings) -> Any:
             dtype=getattr(torch, dtype),
             load_in_4bit=settings.load_in_4bit,
         )
-    return unsloth.FastLanguageModel.get_peft_model(
+    model = unsloth.FastLanguageModel.get_peft_model(
         model,
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
+        **lora_shape(settings, start),
         lora_dropout=settings.lora_dropout,
-        target_modules=LINEAR_LAYERS,
         bias="none",
         use_gradient_checkpointing="unsloth" if torch.cuda.is_available() else False,
         random_state=settings.seed,
         max_seq_length=settings.max_length,
     )
+    if start:
+        fill_adapter(model, start, settings)
+    return model
+
+
+def lora_shape(settings: Settings, start: Path | None) -> dict[str, Any]:
+    """Rank, scale and layers of the adapter: as the settings say, or as the adapter to start from has them."""
+    if start is None:
+        return {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "target_modules": LINEAR_LAYERS}
+    config = adapter_config(start)
+    if (config["r"], config["lora_alpha"]) != (settings.lora_r, settings.lora_alpha):
+        say(f"adapter: LoRA rank {config['r']} and alpha {config['lora_alpha']}, as {settings.adapter} has them")
+    same = {name: config.get(name) for name in ("r", "lora_alpha", "target_modules")}
+    return same | {"use_rslora": bool(config.get("use_rslora"))}
+
+
+def fill_adapter(model: Any, start: Path, settings: Settings) -> None:
+    """Put the weights of the adapter to start from into the model's. Raises ModelError when they do not fit."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    try:
+        result = set_peft_model_state_dict(model, load_peft_weights(str(start), device="cpu"))
+        strange = result.unexpected_keys
+    except (RuntimeError, ValueError, KeyError) as error:
+        strange = [first_lines(error)]
+    if strange:
+        todo = "Set `model` to the base that the adapter was trained on."
+        raise ModelError(f"The adapter {settings.adapter} does not fit {settings.model} ({strange[0]}).", todo)
 
 
 @contextlib.contextmanager
@@ -192,7 +230,7 @@ def answering(model: Any) -> Iterator[Any]:
     import torch
 
     unsloth.FastLanguageModel.for_inference(model)
-    dtype = getattr(torch, choose_precision()[0])
+    dtype = model.get_input_embeddings().weight.dtype  # what it was loaded in, in 4 bit too
     try:
         # no_grad, not inference_mode: what a forward pass caches here is used by training later.
         with torch.no_grad(), torch.autocast("cuda", dtype=dtype, enabled=torch.cuda.is_available()):

@@ -11,7 +11,8 @@ from .encode import IGNORED
 from .live import render_html
 from .model import load_tokenizer
 from .run import Run, show, write_text
-from .settings import SFTSettings, is_hub_id
+from .settings import Settings
+from .values import is_hub_id
 
 BINS = 40  # of the histogram of lengths
 ROWS, TOKENS, IN_TEXT = 3, 600, 150  # rows that are shown, and the most tokens of each as HTML and as text
@@ -24,8 +25,9 @@ def show_preview(run: Run) -> None:
     facts, settings = run.facts["data"], run.settings
     tokenizer = load_tokenizer(settings)
     rows = [
-        as_tokens(tokenizer, row, settings.max_length)
+        as_tokens(tokenizer, side, settings.max_length)
         for row in chosen_rows(run.path("data", "train.parquet"), settings)
+        for side in sides_of(row)
     ]
     view = {"facts": facts, "settings": settings, "rows": rows, "plan": plan(facts["train_rows"], settings)}
     view["dataset"] = settings.dataset if is_hub_id(settings.dataset) else Path(settings.dataset.partition("?")[0]).name
@@ -59,19 +61,25 @@ def axis(length: dict[str, Any], max_length: int) -> dict[str, Any]:
     return {"bars": bars, "end": width * BINS, "limit": limit if limit <= 100 else None}
 
 
-def plan(rows: int, settings: SFTSettings) -> dict[str, Any]:
-    """Optimizer steps that follow from the rows, as transformers' Trainer counts them on one GPU: `steps`, `per_epoch`, `per_step`, `epochs`."""
+def plan(rows: int, settings: Settings) -> dict[str, Any]:
+    """Optimizer steps that follow from the rows, as transformers' Trainer counts them on one GPU: `steps`, `per_epoch`, `per_step`, `epochs`, and whether rows are `packed`."""
     per_epoch = math.ceil(math.ceil(rows / settings.batch_size) / settings.gradient_accumulation)
     steps = settings.max_steps or math.ceil(settings.epochs * per_epoch)
-    per_step = settings.batch_size * settings.gradient_accumulation
-    return {"steps": steps, "per_epoch": per_epoch, "per_step": per_step, "epochs": round(steps / per_epoch, 2)}
+    per_step, packed = settings.batch_size * settings.gradient_accumulation, settings.road == "sft" and settings.packing
+    return {
+        "steps": steps,
+        "per_epoch": per_epoch,
+        "per_step": per_step,
+        "epochs": round(steps / per_epoch, 2),
+        "packed": packed,
+    }
 
 
-def chosen_rows(path: Path, settings: SFTSettings) -> list[dict[str, Any]]:
+def chosen_rows(path: Path, settings: Settings) -> list[dict[str, Any]]:
     """ROWS of the first rows, among them one that was cut and the one of most answers, where there are such."""
     import pyarrow.parquet
 
-    batch = next(pyarrow.parquet.ParquetFile(path).iter_batches(LOOKED_AT, columns=["text", "input_ids", "labels"]))
+    batch = next(pyarrow.parquet.ParquetFile(path).iter_batches(LOOKED_AT))
     rows = batch.to_pylist()
     cut = [row for row in rows if len(row["input_ids"]) >= settings.max_length][:1]
     most = max(rows, key=lambda row: sum(learnt for learnt, _ in groupby(label != IGNORED for label in row["labels"])))
@@ -79,22 +87,31 @@ def chosen_rows(path: Path, settings: SFTSettings) -> list[dict[str, Any]]:
     return list({row["text"]: row for row in chosen}.values())[:ROWS]
 
 
+def sides_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is shown of a row: itself; of a pair the prompt with each of its answers."""
+    if "rejected_ids" not in row:
+        return [row | {"kind": "learnt"}]
+    labels = [IGNORED] * len(row["prompt_ids"]) + row["rejected_ids"]
+    return [row | {"kind": "chosen"}, {"text": row["rejected_text"], "labels": labels, "kind": "rejected"}]
+
+
 def as_tokens(tokenizer: Any, row: dict[str, Any], max_length: int) -> dict[str, Any]:
     """A row for showing: `tokens` as (text, kind), of at most TOKENS tokens, with the counts `length`, `learnt`, `hidden`.
 
-    kind: `given`, `learnt`, `cut`, and with ` special` after it for the tokenizer's own tokens. Text is taken from where the
+    kind: `given`, what the row's own `kind` calls its answers (`learnt`, `chosen`, `rejected`), `cut`, and with ` special` after it for the tokenizer's own tokens. Text is taken from where the
     token stands in the row's text, so that nothing is lost or invented; characters of several tokens are shown with the first.
     """
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     encoded = tokenizer.backend_tokenizer.encode(row["text"], add_special_tokens=False)
     tokens, shown = [], 0
+    labels = row["labels"] + [IGNORED] * (len(encoded.ids) - len(row["labels"]))  # what follows an end token
     for position, (token, (_, end)) in enumerate(zip(encoded.ids[:TOKENS], encoded.offsets, strict=False)):
-        learnt = position < max_length and row["labels"][position] != IGNORED
-        kind = "cut" if position >= max_length else "learnt" if learnt else "given"
+        kind = "cut" if position >= max_length else "given" if labels[position] == IGNORED else row["kind"]
         tokens.append((row["text"][shown:end], kind + (" special" if token in special else "")))
         shown = max(shown, end)
     learnt = sum(label != IGNORED for label in row["labels"])
-    return {"tokens": tokens, "length": len(encoded.ids), "learnt": learnt, "hidden": len(encoded.ids) - len(tokens)}
+    counts = {"length": len(encoded.ids), "learnt": learnt, "hidden": len(encoded.ids) - len(tokens)}
+    return {"tokens": tokens, "kind": row["kind"], **counts}
 
 
 def as_text(view: dict[str, Any]) -> str:
@@ -108,11 +125,11 @@ def as_text(view: dict[str, Any]) -> str:
     lines += [f"data: lengths in tokens: median {facts['length']['median']}, 95 % at most {facts['length']['p95']}, longest {facts['length']['longest']}"]  # fmt: skip
     lines += histogram_lines(view["axis"]["bars"], settings.max_length)
     for row in view["rows"][:2]:
-        lines.append(f"data: a row of {row['length']} tokens, {row['learnt']} of them learnt:")
+        lines.append(f"data: a row of {row['length']} tokens, {row['learnt']} of them {row['kind']}:")
         for kind, tokens in groupby(row["tokens"][:IN_TEXT], key=lambda token: token[1].split()[0]):
-            lines += [f"  {kind:6} | {line}" for line in "".join(text for text, _ in tokens).splitlines()]
+            lines += [f"  {kind:8} | {line}" for line in "".join(text for text, _ in tokens).splitlines()]
         if row["length"] > IN_TEXT:
-            lines.append(f"         | ... {row['length'] - IN_TEXT} more tokens")
+            lines.append(f"           | ... {row['length'] - IN_TEXT} more tokens")
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import AutoSlothError, Interrupted, SettingsError, StorageError
-from .settings import SFTSettings
+from .settings import ROADS, Settings
 
 GB = 1e9
 LOCKS: dict[Path, FileLock] = {}  # held until the process ends
@@ -81,17 +81,17 @@ def file_hash(path: Path) -> str:
 class Run:
     """The run folder and what is in it; see the contract in the README for the names."""
 
-    def __init__(self, folder: Path, settings: SFTSettings):
+    def __init__(self, folder: Path, settings: Settings):
         self.folder, self.settings = folder, settings
 
     @classmethod
-    def create(cls, settings: SFTSettings) -> Run:
+    def create(cls, settings: Settings) -> Run:
         """Make the run folder (or take the one that is there) and write settings.json. Raises StorageError."""
         run = cls(settings.folder, settings)
         with storage_errors(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
             lock(run.folder)
-            write_json(run.folder / "settings.json", settings.model_dump())
+            write_json(run.folder / "settings.json", {"road": settings.road, **settings.model_dump()})
         return run
 
     @classmethod
@@ -102,10 +102,16 @@ class Run:
         if not path.is_file():
             raise SettingsError(
                 f"{folder} is not a run folder: it has no settings.json.",
-                "Give the folder that `autosloth sft` printed, for example runs/my-run.",
+                "Give the folder that the run printed, for example runs/my-run.",
             )
-        settings = SFTSettings.from_values(read_json(path), str(path))
-        return cls(folder, settings)
+        values = read_json(path)
+        road = ROADS.get(values.get("road", "sft"))
+        if road is None:
+            raise SettingsError(
+                f"{path} is of the road `{values['road']}`, which this AutoSloth does not know.",
+                "Install the version that made it, or a newer one.",
+            )
+        return cls(folder, road.from_values(values, str(path)))
 
     def path(self, *parts: str) -> Path:
         """A path in the run folder."""

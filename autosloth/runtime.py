@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Literal
 
 from pydantic import SecretStr
 
+from .hardware import first_gpu
 from .run import say
 
 DRIVE = Path("/content/drive")
@@ -114,10 +114,6 @@ def show_versions() -> None:
 
 
 def gpu_name() -> str | None:
-    """The first NVIDIA GPU as its driver names it, without loading torch; None where there is none."""
-    asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        result = subprocess.run(asked, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.splitlines()[0] if result.returncode == 0 and result.stdout else None
+    """The first NVIDIA GPU and its memory in words; None where there is none."""
+    gpu = first_gpu()
+    return f"{gpu.name} with {gpu.memory_gb:.1f} GB" if gpu else None

@@ -1,22 +1,20 @@
-"""The settings of a run: one typed declaration that the YAML file, `--set`, the form, the checks and the card are read from."""
+"""The settings of a run: one typed declaration a road, which the YAML file, `--set`, the form, the checks and the card are read from."""
 
 from __future__ import annotations
 
-import difflib
-import json
-import os
+import copy
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import SettingsError
+from .hardware import first_gpu
+from .values import DATA_SUFFIXES, HUB_PAGE, environment_values, explain, read_settings_file, refuse_unknown, yaml_text
 
-ENVIRONMENT_PREFIX = "AUTOSLOTH_"
-DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".gz")
 MODELS = (
     "unsloth/mistral-7b-bnb-4bit",
     "unsloth/Llama-3.2-1B-Instruct-bnb-4bit",
@@ -25,8 +23,12 @@ MODELS = (
     "unsloth/gemma-2-2b-it-bnb-4bit",
     "demo",
 )
+DPO_MODELS = ("unsloth/zephyr-sft-bnb-4bit", *MODELS)
 DATASETS = ("yahma/alpaca-cleaned", "mlabonne/FineTome-100k", "demo")
-HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w-][\w.-]*/[\w-][\w.-]*)(?:/tree/main)?/?")
+ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"
+ULTRAFEEDBACK_SPLITS = {"split": "train_prefs", "eval_split": "test_prefs"}  # it has no `train`
+DPO_DATASETS = (ULTRAFEEDBACK, "argilla/ultrafeedback-binarized-preferences-cleaned", "demo")
+A100_GB = 35.0  # of GPU memory from which the profile for an A100 (40 or 80 GB) fits
 
 
 def setting(
@@ -42,27 +44,21 @@ def setting(
     return Field(**kind, description=help, json_schema_extra=extra, **bounds)
 
 
-class SFTSettings(BaseModel):
-    """Supervised fine-tuning.
+def otherwise(name: str, default: Any, **extra: Any) -> Any:
+    """The shared field of this name with another default, and what else is otherwise for the form."""
+    field = copy.deepcopy(Settings.model_fields[name])
+    field.default = default
+    field.json_schema_extra |= extra
+    return field
 
-    The defaults are the reference run on a free T4 (13.6 of 15.0 GB VRAM, 8.5 GB RAM): 60 steps of
-    8 rows. With `model: demo` the defaults are those that suit the embedded tiny base (`DEMO_DEFAULTS`).
-    """
+
+class Settings(BaseModel):
+    """What the settings of every road share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    road: ClassVar[str] = "sft"
-    DEMO_DEFAULTS: ClassVar[dict[str, Any]] = {
-        **{
-            "batch_size": 16,
-            "gradient_accumulation": 1,
-            "max_steps": 150,
-            "learning_rate": 2e-3,
-            "scheduler": "cosine",
-        },
-        **{"warmup": 10, "optimizer": "adamw_torch_fused", "load_in_4bit": False, "max_length": 512, "save_steps": 50},
-        **{"eval_answers": 64, "max_new_tokens": 24, "merged": True},
-    }
+    road: ClassVar[str]
+    DEMO_DEFAULTS: ClassVar[dict[str, Any]]  # that suit the embedded tiny base
 
     model: str = setting(
         "unsloth/mistral-7b-bnb-4bit",
@@ -92,6 +88,12 @@ class SFTSettings(BaseModel):
         0.0, "Model", "Dropout in the adapter; 0 is fastest.", ge=0, lt=1, title="LoRA dropout"
     )
 
+    adapter: str | None = setting(
+        None,
+        "Model",
+        "An adapter to train further, of AutoSloth-SFT say: a run folder, a folder, or a Hub id; empty starts at the base itself.",
+    )
+
     dataset: str = setting(
         "yahma/alpaca-cleaned",
         "Data",
@@ -104,9 +106,7 @@ class SFTSettings(BaseModel):
     split: str = setting(
         "train", "Data", "Split to train on, or a part of it such as `train[:2000]`.", min_length=1, front=True
     )
-    columns: dict[
-        str, Literal["instruction", "input", "prompt", "completion", "messages", "system", "tools", "text"]
-    ] = setting(
+    columns: dict[str, str] = setting(
         {}, "Data", "What other columns mean, for example `{frage: prompt, antwort: completion}`.", title="Columns"
     )
     bad_rows: Literal["drop", "refuse"] = setting(
@@ -131,6 +131,9 @@ class SFTSettings(BaseModel):
         60, "Training", "Optimizer steps; 0 trains for `epochs` instead.", ge=0, le=10_000_000, front=True
     )
     learning_rate: float = setting(2e-4, "Training", "Peak learning rate.", gt=0, le=0.1, front=True)
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = setting(
+        "auto", "Training", "`auto` takes bfloat16 where the GPU has it, else float16; without a GPU it is float32."
+    )
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = setting(
         "linear", "Training", "How the learning rate changes after the warm-up."
     )
@@ -143,7 +146,6 @@ class SFTSettings(BaseModel):
     weight_decay: float = setting(0.01, "Training", "Weight decay.", ge=0, le=1)
     max_grad_norm: float = setting(1.0, "Training", "Gradients are clipped to this norm.", gt=0, le=1000)
     seed: int = setting(3407, "Training", "Seed of the split, the shuffling and the adapter.", ge=0, lt=2**31)
-    packing: bool = setting(False, "Training", "Put several short rows into one sequence (needs a GPU).")
     save_steps: int = setting(
         20, "Training", "A checkpoint to go on from is written every so many steps.", ge=1, le=1_000_000
     )
@@ -206,7 +208,7 @@ class SFTSettings(BaseModel):
         return [v.lower() if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
 
     @model_validator(mode="after")
-    def _name_the_run(self) -> SFTSettings:
+    def _name_the_run(self) -> Settings:
         if not self.run_name:
             object.__setattr__(self, "run_name", self._default_run_name())
         return self
@@ -219,6 +221,10 @@ class SFTSettings(BaseModel):
         model = re.sub(r"(-unsloth)?-bnb-4bit$", "", model)
         dataset = re.sub(rf"({'|'.join(map(re.escape, DATA_SUFFIXES))})+$", "", dataset)
         return "-".join(dict.fromkeys([model[:45] or "model", dataset[:40] or "data", self.road]))
+
+    def reasons(self) -> list[str]:
+        """What was chosen for the user, and why, a line each."""
+        return []
 
     @property
     def folder(self) -> Path:
@@ -235,12 +241,12 @@ class SFTSettings(BaseModel):
             }
             defaults["run_name"] = self._default_run_name()
             values = {name: value for name, value in values.items() if value != defaults[name]}
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return yaml_text(values)
 
     @classmethod
     def load(
         cls, source: str | Path | Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None
-    ) -> SFTSettings:
+    ) -> Settings:
         """Defaults < `source` < environment `AUTOSLOTH_<FIELD>` < `overrides`, checked.
 
         source: a YAML or JSON file, or the values of a notebook cell; overrides: from `--set`.
@@ -251,8 +257,12 @@ class SFTSettings(BaseModel):
         return cls.from_values(given, str(source) if isinstance(source, (str, Path)) and source else "the settings")
 
     @classmethod
-    def from_values(cls, given: Mapping[str, Any], source: str) -> SFTSettings:
+    def from_values(cls, given: Mapping[str, Any], source: str) -> Settings:
         """Settings from a mapping, checked; `source` is what an error tells the user to correct."""
+        road = given.get("road", cls.road)
+        if road != cls.road:
+            raise SettingsError(f"`road` is {road!r} in {source}, not {cls.road!r}.", f"Use `autosloth {road}` for it.")
+        given = {name: value for name, value in given.items() if name != "road"}
         refuse_unknown(given, cls)
         try:
             return cls(**given)
@@ -260,95 +270,118 @@ class SFTSettings(BaseModel):
             raise SettingsError(*explain(error, source)) from None
 
 
-ROADS = {road.road: road for road in (SFTSettings,)}
+class SFTSettings(Settings):
+    """Supervised fine-tuning.
 
+    The defaults are the reference run on a free T4 (13.6 of 15.0 GB VRAM, 8.5 GB RAM): 60 steps of 8 rows.
+    """
 
-def is_address(name: str) -> bool:
-    """Whether a dataset is named by an http(s) address."""
-    return name.lower().startswith(("http://", "https://"))
+    road: ClassVar[str] = "sft"
+    DEMO_DEFAULTS: ClassVar[dict[str, Any]] = {
+        **{"batch_size": 16, "gradient_accumulation": 1, "max_steps": 150, "learning_rate": 2e-3, "scheduler": "cosine"},
+        **{"warmup": 10, "optimizer": "adamw_torch_fused", "load_in_4bit": False, "max_length": 512, "save_steps": 50},
+        **{"eval_answers": 64, "max_new_tokens": 24, "merged": True},
+    }  # fmt: skip
 
-
-def is_hub_id(name: str) -> bool:
-    """Whether a model or dataset is named by its Hub id: `owner/name` or `name`, and no file or folder of that name is here."""
-    return (
-        name != "demo"
-        and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
-        and not name.lower().endswith(DATA_SUFFIXES)
-        and not Path(name).exists()
+    columns: dict[
+        str, Literal["instruction", "input", "prompt", "completion", "messages", "system", "tools", "text"]
+    ] = setting(
+        {}, "Data", "What other columns mean, for example `{frage: prompt, antwort: completion}`.", title="Columns"
     )
+    packing: bool = setting(False, "Training", "Put several short rows into one sequence (needs a GPU).")
 
 
-def read_settings_file(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file. Raises SettingsError when it is missing or is no mapping."""
-    path = Path(path).expanduser()
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(
-            f"The settings file {path} does not exist.",
-            "Give the path of a YAML or JSON file, or none for the defaults.",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"The settings file {path} cannot be read ({error}).", "Give a readable text file in UTF-8."
-        ) from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        raise SettingsError(
-            f"The settings file {path} is not valid YAML{line}.", "Write one `name: value` per line."
-        ) from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise SettingsError(
-            f"The settings file {path} holds a {type(content).__name__}, not settings.",
-            "Write one `name: value` per line.",
-        )
-    return {str(key): value for key, value in content.items()}
+class DPOSettings(Settings):
+    """Preference tuning by pairs of a better and a worse answer (DPO, arXiv 2305.18290, and its kin).
 
+    The defaults are the reference run on an A100: a Zephyr-like base on UltraFeedback; `profile` suits them to a T4.
+    """
 
-def environment_values(model: type[BaseModel]) -> dict[str, Any]:
-    """Settings given as `AUTOSLOTH_<FIELD>`; the values are read as YAML, like those of `--set`."""
-    return {
-        name: parse_value(os.environ[variable])
-        for name in model.model_fields
-        if (variable := ENVIRONMENT_PREFIX + name.upper()) in os.environ
+    road: ClassVar[str] = "dpo"
+    DEMO_DEFAULTS: ClassVar[dict[str, Any]] = {
+        **{"adapter": "demo", "batch_size": 16, "gradient_accumulation": 1, "max_steps": 40, "learning_rate": 3e-4},
+        **{"scheduler": "cosine", "warmup": 5, "optimizer": "adamw_torch_fused", "load_in_4bit": False},
+        **{"lora_r": 16, "lora_alpha": 16, "max_length": 256, "save_steps": 20},
+        **{"eval_answers": 32, "max_new_tokens": 48, "merged": True},
     }
+    # Both take 16 pairs a step. The reference is the adapter as it was: its second pass needs no more memory than the first, which
+    # has gradients, and reference answers computed ahead would be lost with the runtime; they pay from the second epoch on.
+    PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
+        "a100": {"batch_size": 4, "gradient_accumulation": 4, "max_length": 1024, "precision": "bfloat16", "precompute_reference": False},
+        "t4": {"batch_size": 1, "gradient_accumulation": 16, "max_length": 512, "precision": "float16", "precompute_reference": False},
+    }  # fmt: skip
 
-
-def parse_value(text: str) -> Any:
-    """The value that a YAML file would hold there: `true`, `3`, `{a: b}`, or plain text."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def refuse_unknown(given: Mapping[str, Any], model: type[BaseModel]) -> None:
-    """Raises SettingsError for keys that are no settings, with the nearest name that is one."""
-    known = list(model.model_fields)
-    unknown = [key for key in given if key not in model.model_fields]
-    if not unknown:
-        return
-    nearest = {key: difflib.get_close_matches(key, known, n=1, cutoff=0.5) for key in unknown}
-    what = "; ".join(
-        f"`{key}` is not a setting" + (f" (did you mean `{near[0]}`?)" if near else "") for key, near in nearest.items()
+    model: str = otherwise("model", "unsloth/zephyr-sft-bnb-4bit", suggestions=DPO_MODELS)
+    max_length: int = otherwise("max_length", 1024)
+    lora_r: int = otherwise("lora_r", 64)
+    lora_alpha: int = otherwise("lora_alpha", 64)
+    adapter: str | None = otherwise("adapter", None, front=True)
+    dataset: str = otherwise("dataset", ULTRAFEEDBACK, suggestions=DPO_DATASETS)
+    columns: dict[
+        str, Literal["instruction", "input", "prompt", "messages", "system", "chosen", "rejected"]
+    ] = setting(
+        {}, "Data", "What other columns mean, for example `{frage: prompt, gut: chosen, schlecht: rejected}`.", title="Columns"
+    )  # fmt: skip
+    profile: Literal["auto", "a100", "t4"] = setting(
+        "auto",
+        "Training",
+        "The defaults of batch, lengths and precision for this GPU; `auto` looks at the one that is here.",
+        front=True,
     )
-    raise SettingsError(f"{what}.", f"The settings are: {', '.join(known)}.")
+    batch_size: int = otherwise("batch_size", 4)
+    gradient_accumulation: int = otherwise("gradient_accumulation", 4)
+    learning_rate: float = otherwise("learning_rate", 5e-6)
+    warmup: float = otherwise("warmup", 0.1)
+    beta: float = setting(
+        0.1, "Training", "How strongly the model is held to its reference; lower lets it move further.", gt=0, le=10, front=True
+    )  # fmt: skip
+    loss: Literal["sigmoid", "hinge", "ipo", "robust", "sppo_hard", "apo_zero"] = setting(
+        "sigmoid",
+        "Training",
+        "`sigmoid` is DPO's; the others are told apart in TRL's documentation of DPO.",
+        front=True,
+    )
+    sft_weight: float = setting(
+        0.0, "Training", "Weight of the plain loss of the better answer beside it, which keeps it likely; 0 is off.", ge=0, le=100
+    )  # fmt: skip
+    label_smoothing: float = setting(
+        0.0, "Training", "Share of pairs that are taken to be the wrong way round; for the loss `robust` only.", ge=0, lt=0.5
+    )  # fmt: skip
+    precompute_reference: bool = setting(
+        False, "Training", "Compute the reference's answers once ahead: quicker from the second epoch on, begun anew by each resume."
+    )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suit_the_gpu(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        profile = dict(cls.PROFILES.get(str(values.get("profile", "auto")), {}))
+        if not profile:  # whatever GPU it is, it knows its precision
+            profile = {**cls.PROFILES[fitting_profile()[0]], "precision": "auto"}
+        demo = cls.DEMO_DEFAULTS if values.get("model") == "demo" else {}
+        splits = ULTRAFEEDBACK_SPLITS if values.get("dataset", ULTRAFEEDBACK) == ULTRAFEEDBACK else {}
+        return {**profile, **splits, **demo, **values}
+
+    @model_validator(mode="after")
+    def _smooth_what_can_be(self) -> DPOSettings:
+        if self.label_smoothing and self.loss != "robust":
+            raise ValueError("label_smoothing counts for `loss: robust` only; set that, or label_smoothing to 0")
+        return self
+
+    def reasons(self) -> list[str]:
+        name, reason = fitting_profile() if self.profile == "auto" else (self.profile, "as set")
+        taken = {field: getattr(self, field) for field in self.PROFILES[name]}
+        return [f"profile: {name} ({reason}): {', '.join(f'{field} {value}' for field, value in taken.items())}"]
 
 
-def explain(error: ValidationError, source: str) -> tuple[str, str]:
-    """What is wrong (each field, what was given, what is allowed) and what to do, from a pydantic error."""
-    wrong = []
-    for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"])
-        wrong.append(f"`{field}` is {json.dumps(problem['input'], default=str)}, but {allowed(problem)}")
-    names = dict.fromkeys(f"`{problem['loc'][0]}`" for problem in error.errors() if problem["loc"])
-    return "; ".join(wrong) + ".", f"Correct {', '.join(names)} in {source}."
+@functools.cache
+def fitting_profile() -> tuple[str, str]:
+    """The name of the profile for the GPU that is here, and the reason."""
+    gpu = first_gpu()
+    if gpu is None:
+        return "t4", "no GPU is here yet; a T4 is what the free tier has"
+    return ("a100" if gpu.memory_gb >= A100_GB else "t4"), f"{gpu.name} with {gpu.memory_gb:.0f} GB"
 
 
-def allowed(problem: Mapping[str, Any]) -> str:
-    """What a field takes, from one of pydantic's errors: `it should be greater than 0`."""
-    said = problem["msg"].removeprefix("Value error, ")
-    return (said[0].lower() + said[1:]).replace("input should", "it should")
+ROADS: dict[str, type[Settings]] = {road.road: road for road in (SFTSettings, DPOSettings)}

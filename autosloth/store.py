@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from .errors import SettingsError
 from .run import write_text
 from .runtime import DRIVE
-from .settings import SFTSettings, allowed, environment_values, read_settings_file, refuse_unknown
+from .settings import Settings
+from .values import allowed, environment_values, read_settings_file, refuse_unknown, yaml_text
 
 DRIVE_DELAY = 1.0  # seconds that writing to Drive waits for more: it takes about as long as the typing of a letter
 SWITCH = "# @param "  # lines of the settings file that tell how the notebook's own switches stood
@@ -27,7 +28,7 @@ class Store:
     each (the empty name for what is about no single field); settings: the last ones that were right.
     """
 
-    def __init__(self, road: type[SFTSettings], path: Path):
+    def __init__(self, road: type[Settings], path: Path):
         self.road, self.path = road, path
         self.chosen: dict[str, Any] = {}
         self.live: set[str] = set()  # chosen in this session: wins over the environment
@@ -122,7 +123,7 @@ class Store:
         switches = "".join(
             f"{SWITCH}{name}: {yaml.safe_dump(value).splitlines()[0]}\n" for name, value in self.switches.items()
         )
-        chosen = yaml.safe_dump(dict(self.chosen), sort_keys=False, allow_unicode=True) if self.chosen else ""
+        chosen = yaml_text(self.chosen) if self.chosen else ""
         return f"# Written by the form; what is not here has its default.\n{switches}{chosen}"
 
     def keep(self) -> None:

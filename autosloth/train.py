@@ -1,57 +1,70 @@
-"""The training stage: measure the base, fine-tune its adapter with TRL, measure again, keep what the proof needs."""
+"""The training stage: measure the model, train its adapter with TRL, measure again, keep what the proof needs."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
-import itertools
 import math
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .adapter import starting_adapter
 from .base import refuse_without_gpu
 from .errors import Interrupted, ModelError, StorageError
-from .generate import answer, end_tokens
 from .live import Interruption, peak_ram_gb, peak_vram_gb, progress_callback
-from .model import (
-    answering,
-    choose_precision,
-    encode_prompt,
-    load_model,
-    load_tokenizer,
-    save_tokenizer,
-)  # fmt: skip
-from .run import GB, Run, read_json, say, stage, write_json
-from .settings import SFTSettings
+from .measure import diverged, is_four_bit, measure_answers, save_reference
+from .model import choose_precision, load_model, load_tokenizer, save_tokenizer
+from .run import GB, Run, file_hash, read_json, say, stage
+from .settings import Settings
 
 VERSIONS = ["autosloth", "unsloth", "unsloth_zoo", "trl", "peft", "transformers", "datasets", "torch", "bitsandbytes"]
 VERSIONS += ["llama_cpp_python"]
-SAMPLE_LENGTH = 400
-SAMPLES = 3  # questions whose answers are shown before and after
-REFERENCE_POSITIONS = 256  # next-token distributions kept for the proof: 33 MB with a vocabulary of 32,000
 
 
-@stage(
+READS = (
+    "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "adapter", "batch_size", "gradient_accumulation", "epochs",
+    "max_steps", "learning_rate", "precision", "scheduler", "warmup", "optimizer", "weight_decay", "max_grad_norm",
+)  # fmt: skip
+
+
+def adapter_input(run: Run) -> str | None:
+    """What identifies the adapter to start from: its content."""
+    folder = starting_adapter(run.settings)
+    return file_hash(folder / "adapter_model.safetensors") if folder else None
+
+
+training_stage = functools.partial(
+    stage,
     "train",
-    reads=(
-        "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "batch_size", "gradient_accumulation", "epochs",
-        "max_steps", "learning_rate", "scheduler", "warmup", "optimizer", "weight_decay", "max_grad_norm", "packing",
-    ),
     after=("data",),
+    inputs=adapter_input,
     facts=("train", "eval", "hardware", "versions"),
     outputs=("adapter", "reference"),
     scratch=("checkpoints",),
-)  # fmt: skip
+)
+
+
+@training_stage(reads=(*READS, "packing"))
 def train_adapter(run: Run) -> None:
-    """Train the adapter from the last checkpoint on (or from the start) and write adapter/."""
+    """Supervised fine-tuning: train the adapter from the last checkpoint on (or from the start) and write adapter/."""
+    train(run, make_trainer, measure_answers)
+
+
+def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tuple[dict, list]]) -> None:
+    """Measure, train from the last checkpoint on (or from the start), measure again, and write adapter/ and reference/.
+
+    make_trainer(run, model, tokenizer, train rows, held-out rows, callbacks) gives TRL's trainer; measure(trainer, tokenizer,
+    held-out rows, settings) the facts and the answers, as `measure_answers` does.
+    """
     refuse_without_gpu(run.settings)
     settings, held_out, interruption = run.settings, run.rows("eval"), Interruption()
     tokenizer, model = load_tokenizer(settings), load_model(settings)
-    trainer = make_trainer(run, model, tokenizer, run.rows("train"), held_out, interruption)
+    trainer = make_trainer(run, model, tokenizer, run.rows("train"), held_out, [progress_callback(interruption)])
     run.record("hardware", **hardware())
     run.record("versions", **versions())
     if "before" not in run.facts.get("eval", {}):
@@ -70,6 +83,8 @@ def train_adapter(run: Run) -> None:
     record_training(run, trainer)
     facts, answers = measure(trainer, tokenizer, held_out, settings)
     run.record("eval", after=facts)
+    if "ref" in model.peft_config:  # DPO's frozen copy, which PEFT would save beside the other
+        model.delete_adapter("ref")
     folder = run.fresh("adapter")
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written last, in publish/
@@ -100,14 +115,8 @@ def refuse_divergence(trainer: Any) -> None:
         raise diverged(f"from step {wrong[0]} on")
 
 
-def diverged(when: str) -> ModelError:
-    """The error of a loss that is no number."""
-    todo = "Lower `learning_rate` (and `lora_alpha`, if it was raised), and run again."
-    return ModelError(f"The loss is no number {when}: training diverged.", todo)
-
-
 @contextlib.contextmanager
-def memory_errors(settings: SFTSettings) -> Iterator[None]:
+def memory_errors(settings: Settings) -> Iterator[None]:
     """Turn a full GPU into a ModelError that says what to change."""
     import torch
 
@@ -120,30 +129,51 @@ def memory_errors(settings: SFTSettings) -> Iterator[None]:
         ) from None
 
 
-def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any, interruption: Interruption) -> Any:
+def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any, callbacks: list[Any]) -> Any:
     """TRL's SFTTrainer on rows that are tokenised and labelled already."""
     import torch
-    from transformers import DataCollatorForSeq2Seq, PrinterCallback, ProgressCallback
+    from transformers import DataCollatorForSeq2Seq
     from trl import SFTConfig, SFTTrainer
 
     columns, gpu = ["input_ids", "labels"], torch.cuda.is_available()
+    dtype, _ = choose_precision(run.settings)
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**training_arguments(run.settings, run.path("checkpoints"), choose_precision()[0], gpu)),
+        args=SFTConfig(**sft_arguments(run.settings, run.path("checkpoints"), dtype, gpu)),
         train_dataset=train.select_columns(columns),
         eval_dataset=held_out.select_columns(columns),
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
-        callbacks=[progress_callback(interruption)],
+        callbacks=callbacks,
     )
+    return without_bars(trainer)
+
+
+def without_bars(trainer: Any) -> Any:
+    """The trainer without what it prints itself."""
+    from transformers import PrinterCallback, ProgressCallback
+
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def training_arguments(settings: SFTSettings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
-    """Every value that training depends on, as SFTConfig takes it; none is left to a default that Unsloth may change."""
-    optimizer, packing = available(settings, gpu)
+def sft_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
+    """Every value that supervised training depends on, as SFTConfig takes it."""
+    packing = settings.packing and gpu
+    if settings.packing and not gpu:
+        say("packing: off (it needs a GPU)")
+    return training_arguments(settings, checkpoints, dtype, gpu) | {
+        "packing": packing,
+        "eval_packing": False,
+        "completion_only_loss": False,  # the labels say already what is learnt
+        "assistant_only_loss": False,
+        "loss_type": "nll",
+    }
+
+
+def training_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
+    """Every value that training of any kind depends on, as TRL takes it; none is left to a default that Unsloth may change."""
     return {
         "output_dir": str(checkpoints),
         "per_device_train_batch_size": settings.batch_size,
@@ -154,7 +184,7 @@ def training_arguments(settings: SFTSettings, checkpoints: Path, dtype: str, gpu
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.scheduler,
         "warmup_steps": settings.warmup,
-        "optim": optimizer,
+        "optim": available_optimizer(settings, gpu),
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "adam_beta1": 0.9,
@@ -165,11 +195,6 @@ def training_arguments(settings: SFTSettings, checkpoints: Path, dtype: str, gpu
         "fp16": dtype == "float16",
         "bf16": dtype == "bfloat16",
         "max_length": settings.max_length,
-        "packing": packing,
-        "eval_packing": False,
-        "completion_only_loss": False,  # the labels say already what is learnt
-        "assistant_only_loss": False,
-        "loss_type": "nll",
         "gradient_checkpointing": gpu,
         "logging_steps": 1,
         "logging_first_step": True,
@@ -187,15 +212,12 @@ def training_arguments(settings: SFTSettings, checkpoints: Path, dtype: str, gpu
     }
 
 
-def available(settings: SFTSettings, gpu: bool) -> tuple[str, bool]:
-    """The optimizer and whether to pack, as this hardware can; says what was chosen instead and why."""
-    optimizer, packing = settings.optimizer, settings.packing and gpu
-    if not gpu and "8bit" in optimizer:
-        optimizer = "adamw_torch_fused"
-        say(f"optimizer: {optimizer} ({settings.optimizer} needs a GPU)")
-    if settings.packing and not gpu:
-        say("packing: off (it needs a GPU)")
-    return optimizer, packing
+def available_optimizer(settings: Settings, gpu: bool) -> str:
+    """The optimizer, as this hardware can; says what was chosen instead and why."""
+    if gpu or "8bit" not in settings.optimizer:
+        return settings.optimizer
+    say(f"optimizer: adamw_torch_fused ({settings.optimizer} needs a GPU)")
+    return "adamw_torch_fused"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -232,93 +254,25 @@ def record_training(run: Run, trainer: Any) -> None:
         first_loss=round(float(log[0]["loss"]), 4),
         last_loss=round(float(log[-1]["loss"]), 4),
         losses=[[entry["step"], round(float(entry["loss"]), 4)] for entry in log],
+        **rewards(log),
         tokens=tokens,
         tokens_per_second=round(tokens / seconds, 1),
         peak_vram_gb=peak_vram_gb(),
         peak_ram_gb=peak_ram_gb(),
         trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        precision=choose_precision()[0],
+        lora_r=trainer.model.peft_config["default"].r,
+        lora_alpha=trainer.model.peft_config["default"].lora_alpha,
+        precision=choose_precision(run.settings)[0],
         four_bit=is_four_bit(trainer.model),
         optimizer=str(trainer.args.optim.value),
     )
 
 
-def measure(
-    trainer: Any, tokenizer: Any, held_out: Any, settings: SFTSettings
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """How well the model stands: the facts, and each held-out question's prompt and greedy answer as token ids.
-
-    loss is the mean negative log-likelihood of the answers' tokens, in nats; exact_match the share of
-    held-out questions whose greedy answer is the expected text.
-    """
-    loss = trainer.evaluate()["eval_loss"]
-    if not math.isfinite(loss):
-        raise diverged("on the held-out rows")
-    facts = {"loss": round(loss, 4), "perplexity": round(math.exp(min(loss, 50)), 3)}
-    rows = [row for row in held_out.select(range(min(settings.eval_answers, len(held_out)))) if row["messages"]]
-    chats = [row["messages"] for row in rows]
-    prompts = [encode_prompt(tokenizer, row["messages"][:-1], row["tools"]) for row in rows]
-    answers = answer(trainer.model, tokenizer, prompts, settings.max_new_tokens, settings.batch_size)
-    given = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
-    if chats:
-        expected = [chat[-1]["content"] for chat in chats]
-        facts["exact_match"] = round(sum(a == b for a, b in zip(given, expected, strict=True)) / len(given), 4)
-        facts["answers_compared"] = len(given)
-        facts["answers_cut"] = sum(len(ids) >= settings.max_new_tokens for ids in answers)
-        facts["samples"] = [
-            {"question": shortened(chat[-2]["content"]), "expected": shortened(right), "answer": shortened(text)}
-            for chat, right, text in zip(chats[:SAMPLES], expected, given, strict=False)
-        ]
-    return facts, [{"prompt": prompt, "answer": ids} for prompt, ids in zip(prompts, answers, strict=True)]
-
-
-def shortened(text: str) -> str:
-    """A text of at most SAMPLE_LENGTH characters: samples reach the card, and rows may be long."""
-    return text if len(text) <= SAMPLE_LENGTH else text[:SAMPLE_LENGTH] + " ..."
-
-
-def save_reference(run: Run, model: Any, tokenizer: Any, held_out: Any, answers: list[dict[str, Any]]) -> None:
-    """Write reference/: what the trained model says, so that the exported file can be held against it without loading the model again.
-
-    rows.json: `texts`, the held-out rows (`messages`, `tools`, `text`, `input_ids`); `rows`, the ids that logprobs.npy
-    goes with, of held-out rows and, where they are too few, of training rows; the model's own greedy `answers`.
-    logprobs.npy: float32 (positions, vocabulary), natural log of each next token's probability.
-    """
-    import numpy
-    import torch
-
-    rows, left = [], REFERENCE_POSITIONS
-    logprobs = []
-    with answering(model):
-        for row in itertools.chain(held_out, run.rows("train")):
-            ids = row["input_ids"][:left]
-            logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
-            logprobs.append(torch.log_softmax(logits.float(), dim=-1).cpu().numpy())
-            rows.append(ids)
-            left -= len(ids)
-            if left <= 0:
-                break
-    texts = held_out.select_columns(["messages", "tools", "text", "input_ids"])
-    folder = run.fresh("reference")
-    numpy.save(folder / "logprobs.npy", numpy.concatenate(logprobs))
-    ends = end_tokens(model, tokenizer)
-    write_json(
-        folder / "rows.json",
-        {
-            "texts": list(texts),
-            "rows": rows,
-            "answers": answers,
-            "bos": tokenizer.bos_token_id,
-            "ends": ends,
-            "end": tokenizer.eos_token,
-            "quantized": is_four_bit(model),
-        },
-    )
-
-
-def is_four_bit(model: Any) -> bool:
-    """Whether the base was loaded in 4 bit."""
-    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model.config, "quantization_config", None))
+def rewards(log: list[dict[str, Any]]) -> dict[str, Any]:
+    """What DPO's log tells besides the loss, by step: both answers' log-probabilities (nats), the margin of their rewards, the accuracy."""
+    told = ("logps/chosen", "logps/rejected", "rewards/margins", "rewards/accuracies")
+    steps = [[entry["step"], *(round(float(entry[name]), 4) for name in told)] for entry in log if told[0] in entry]
+    return {"rewards": steps} if steps else {}
 
 
 def hardware() -> dict[str, Any]:

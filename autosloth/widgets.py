@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from .runtime import find_token, give_token
-from .settings import parse_value
+from .values import parse_value
 
 RED, GREEN, AMBER, GREY = "#b42318", "#067647", "#93590b", "#667380"
 

@@ -37,14 +37,14 @@ def report(rows, tokens, learnt):
 """
 
 AUTOSLOTH = """
-from autosloth.clean import Findings, load_chats
+from autosloth.clean import Findings, load_rows
 from autosloth.data import describe, write_rows
 from autosloth.encode import encode_rows
 from pathlib import Path
 import datasets, numpy, pyarrow.parquet
 started = time.perf_counter()
 found = Findings()
-train, held_out = (encode_rows(tokenizer, rows, settings, found) for rows in load_chats(settings, found))
+train, held_out = (encode_rows(tokenizer, rows, settings, found) for rows in load_rows(settings, found))
 for name, rows in (("train", train), ("eval", held_out)):
     write_rows(rows, Path(sys.argv[2], name + ".parquet"))
 facts = describe(train, held_out, found, settings)

@@ -58,6 +58,15 @@ def finished(tmp_path_factory, base):
     return storage / "short"
 
 
+@pytest.fixture(scope="session")
+def preferred(tmp_path_factory, base):
+    """The whole road of DPO on the embedded default. Not to be changed."""
+    storage = tmp_path_factory.mktemp("preferred")
+    result = command_line("dpo", *sets(**DEMO, storage=storage))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return storage / "short"
+
+
 @pytest.fixture
 def copied(finished, tmp_path):
     """A copy of the finished run, to be spoiled."""

@@ -59,6 +59,8 @@ FACTS = {
             "peak_ram_gb": 6.2,
             "trainable_parameters": 41943040,
             "precision": "float16",
+            "lora_r": 16,
+            "lora_alpha": 16,
             "four_bit": True,
             "optimizer": "adamw_8bit",
         },

@@ -37,7 +37,7 @@ FACTS = {
     "train": {
         **{"steps": 3, "epochs": 0.3, "seconds": 5.0, "first_loss": 4.5, "last_loss": 4.4, "tokens": 480},
         **{"tokens_per_second": 96.0, "peak_vram_gb": None, "peak_ram_gb": 0.6, "trainable_parameters": 4096},
-        **{"precision": "float32", "four_bit": False, "optimizer": "adamw_torch_fused"},
+        **{"precision": "float32", "lora_r": 16, "lora_alpha": 16, "four_bit": False, "optimizer": "adamw_torch_fused"},
     },
     "eval": {"before": EVALUATION, "after": EVALUATION},
     "hardware": {"gpu": None, "vram_gb": None, "cpu": "x86_64", "cores": 2, "ram_gb": 8.0},

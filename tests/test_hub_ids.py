@@ -22,6 +22,10 @@ from autosloth.run import Run
 QUESTIONS = "".join(
     json.dumps({"question": f"What is {n} and {n}?", "answer": f"It is {2 * n}."}) + "\n" for n in range(40)
 ).encode()
+PAIRS = "".join(
+    json.dumps({"prompt": f"What is {n} and {n}?", "chosen": f"It is {2 * n}.", "rejected": "Who knows?"}) + "\n"
+    for n in range(40)
+).encode()
 # The card of a dataset may say its columns; then they are known before a row is fetched.
 SUMS = b"""---
 dataset_info:
@@ -36,6 +40,12 @@ LEVELS = [{"config_name": name, "data_files": f"{name}/*.jsonl"} for name in ("e
 GOOD = {"model": "team/tiny-base", "dataset": "team/questions", "load_in_4bit": False, "max_length": 128}
 
 
+def adapter_of(base: str) -> dict[str, bytes]:
+    """The files of an adapter on the Hub, as far as they are looked at before training."""
+    config = {"peft_type": "LORA", "r": 16, "lora_alpha": 16, "base_model_name_or_path": base}
+    return {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": b"weights"}
+
+
 @pytest.fixture(scope="module")
 def hub(base):
     card = f"---\nconfigs: {json.dumps(LEVELS)}\n---\n# Questions\n".encode()
@@ -46,6 +56,10 @@ def hub(base):
         hub.add_repo("model", "team/gated", base, gated=True)
         hub.add_repo("model", "team/private", base, private=True)
         hub.add_repo("model", "team/pickled", {"config.json": b"{}", "pytorch_model.bin": b"weights"})
+        hub.add_repo("model", "team/adapter", adapter_of("team/tiny-base"))
+        hub.add_repo("model", "team/adapter-of-another", adapter_of("team/large-base"))
+        hub.add_repo("model", "team/gated-adapter", adapter_of("team/tiny-base"), gated=True)
+        hub.add_repo("dataset", "team/pairs", {"train.jsonl": PAIRS})
         hub.add_repo("dataset", "team/questions", {"train.jsonl": QUESTIONS})
         hub.add_repo("dataset", "team/gated", {"train.jsonl": QUESTIONS}, gated=True)
         hub.add_repo("dataset", "team/private", {"train.jsonl": QUESTIONS}, private=True)
@@ -265,3 +279,25 @@ def test_without_a_network_both_look_ups_are_named_problems(tmp_path):
     assert result.returncode == 1
     assert "unexpected" not in result.stderr
     assert all(name in result.stderr for name in ("dataset team/questions", "model team/tiny-base"))
+
+
+# -------------------- an adapter by its id
+
+
+def test_an_adapter_and_pairs_by_their_ids_pass_the_check(autosloth):
+    result = autosloth("check dpo", dataset="team/pairs", adapter="team/adapter")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "adapter, words",
+    [
+        ("team/tiny-base", ["team/tiny-base is no adapter", "Hub id of a LoRA adapter"]),
+        ("team/adapter-of-another", ["was trained on team/large-base", "Set `model`"]),
+        ("team/gated-adapter", ["team/gated-adapter is gated", "Ask for access"]),
+        ("team/nothing", ["team/nothing does not exist on the Hub", "Check its spelling"]),
+    ],
+)
+def test_a_wrong_adapter_is_a_named_problem(autosloth, adapter, words):
+    result = autosloth("check dpo", dataset="team/pairs", adapter=adapter)
+    assert_named_problem(result, *words)

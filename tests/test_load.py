@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from autosloth.clean import Findings, load_chats
+from autosloth.clean import Findings, load_rows
 from autosloth.errors import DataError
 from autosloth.settings import SFTSettings
 
@@ -27,7 +27,7 @@ CSV = "question,answer\n1 + 1?,2\n2 + 2?,4\n"
 def chats_of(path, **values):
     """All rows of a dataset as a set of chats, each a tuple of `role: content`; and what was found."""
     found = Findings()
-    train, held_out = load_chats(SFTSettings.load({"model": "demo", "dataset": str(path), **values}), found)
+    train, held_out = load_rows(SFTSettings.load({"model": "demo", "dataset": str(path), **values}), found)
     assert not {json.dumps(row) for row in train} & {json.dumps(row) for row in held_out}
     assert len(train) + len(held_out) + sum(found.dropped.values()) == found.read
     texts = [row.get("text") or tuple(f"{turn['role']}: {turn['content']}" for turn in row["messages"]) for row in train + held_out]  # fmt: skip
@@ -426,7 +426,7 @@ def test_duplicates_are_kept_when_told_and_never_stand_in_both_parts(tmp_path):
     assert chats_of(path)[1].dropped["duplicate"] == 38
     found = Findings()
     settings = SFTSettings.load({"model": "demo", "dataset": str(path), "duplicates": "keep", "eval_fraction": 0.1})
-    train, held_out = load_chats(settings, found)
+    train, held_out = load_rows(settings, found)
     assert found.dropped["duplicate"] == 0 and len(held_out) == 4
     assert len(train) + len(held_out) + found.dropped["also_held_out"] == 41 and found.dropped["also_held_out"] > 0
     assert not {str(row) for row in train} & {str(row) for row in held_out}
@@ -444,7 +444,7 @@ def test_a_given_eval_split_is_measured_with_and_taken_out_of_training(tmp_path)
     folder = put(tmp_path, {"train.jsonl": "".join(rows[:40]), "test.jsonl": "".join(rows[35:])})
     found = Findings()
     values = {"model": "demo", "dataset": str(folder), "eval_split": "test", "eval_rows": 12}
-    train, held_out = load_chats(SFTSettings.load(values), found)
+    train, held_out = load_rows(SFTSettings.load(values), found)
     assert len(held_out) == 12 and {int(row["messages"][1]["content"]) for row in held_out} <= set(range(35, 50))
     assert found.dropped["more_than_eval_rows"] == 3 and found.dropped["also_held_out"] > 0
     assert len(train) == 40 - found.dropped["also_held_out"] and found.read == 55
@@ -453,7 +453,7 @@ def test_a_given_eval_split_is_measured_with_and_taken_out_of_training(tmp_path)
 def test_the_split_depends_on_the_seed_alone(tmp_path):
     rows = "".join(json.dumps({"question": f"{i}?", "answer": f"{i}"}) + "\n" for i in range(50))
     path = put(tmp_path, {"rows.jsonl": rows})
-    parts = [load_chats(SFTSettings.load({"model": "demo", "dataset": str(path), "seed": s}), Findings())[1] for s in (1, 1, 2)]  # fmt: skip
+    parts = [load_rows(SFTSettings.load({"model": "demo", "dataset": str(path), "seed": s}), Findings())[1] for s in (1, 1, 2)]  # fmt: skip
     assert parts[0] == parts[1] != parts[2]
 
 

@@ -87,10 +87,10 @@ def test_a_folder_that_is_no_model_is_named(engine, tmp_path, make):
 def test_precision_follows_the_hardware_and_gives_its_reason(monkeypatch):
     import torch
 
-    assert model.choose_precision() == ("float32", "no GPU") or torch.cuda.is_available()
+    assert model.choose_precision(SFTSettings()) == ("float32", "no GPU") or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
-    assert model.choose_precision() == ("float16", "Tesla T4 has no bf16")
+    assert model.choose_precision(SFTSettings()) == ("float16", "Tesla T4 has no bf16")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert model.choose_precision()[0] == "bfloat16"
+    assert model.choose_precision(SFTSettings())[0] == "bfloat16"

@@ -27,7 +27,9 @@ def shared(value):
     return {"from": {"user": "human", "assistant": "gpt"}[value["role"]], "value": value["content"]}
 
 
-@pytest.mark.parametrize("module", ["normalise", "recognise", "clean", "files", "encode", "generate"])
+@pytest.mark.parametrize(
+    "module", ["normalise", "recognise", "clean", "files", "encode", "generate", "values", "adapter", "manners"]
+)
 def test_the_examples_in_the_docstrings_hold(module):
     result = doctest.testmod(importlib.import_module(f"autosloth.{module}"))
     assert result.failed == 0

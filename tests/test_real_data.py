@@ -31,3 +31,22 @@ def test_the_road_on_real_rows(real_data, base, tmp_path, name, rows, split):
     assert facts["data"]["read"] == rows and facts["data"]["kept"] + sum(facts["data"]["dropped"].values()) == rows
     assert facts["verify"]["passed"]
     assert {path.name for path in (tmp_path / "real").iterdir()} >= CONTRACT
+
+
+def test_the_road_of_dpo_on_real_pairs(real_data, base, tmp_path):
+    settings = {
+        "model": "demo",
+        "dataset": str(real_data("dpo_en_demo.json")),
+        "split": "train[:60]",
+        "run_name": "real",
+    }
+    settings |= {"max_steps": 6, "batch_size": 4, "max_length": 768, "storage": str(tmp_path), "adapter": None}
+    settings |= {"learning_rate": 1e-3, "eval_answers": 2, "max_new_tokens": 16, "merged": False}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    result = command_line("dpo", tmp_path / "settings.yaml")
+    assert result.returncode == 0, result.stdout + result.stderr
+    facts = read_json(tmp_path / "real" / "facts.json")
+    assert facts["data"]["kept"] + sum(facts["data"]["dropped"].values()) == facts["data"]["read"] == 60
+    assert facts["data"]["dropped"]["prompt_beyond_max_length"] > 0 and facts["data"]["truncated"] > 0
+    assert facts["train"]["first_loss"] == pytest.approx(0.6931, abs=1e-3) and facts["eval"]["before"]["kl"] == 0
+    assert facts["eval"]["after"]["kl"] > 0 and facts["verify"]["passed"]

@@ -177,9 +177,10 @@ def test_elsewhere_a_path_of_that_name_is_a_path():
 @pytest.mark.parametrize(
     ("script", "name"),
     [
-        ("echo 'Tesla T4, 15360 MiB'", "Tesla T4, 15360 MiB"),
+        ("echo 'Tesla T4, 15360'", "Tesla T4 with 16.1 GB"),
         ("echo 'NVIDIA-SMI has failed'; exit 9", None),
         ("exit 0", None),
+        ("echo 'NVIDIA A100, [N/A]'", None),
         (None, None),
     ],
 )

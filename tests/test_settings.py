@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from autosloth.errors import SettingsError
-from autosloth.settings import SFTSettings, is_hub_id
+from autosloth.settings import SFTSettings
+from autosloth.values import is_hub_id
 
 
 def test_the_defaults_are_the_reference_run():

@@ -11,7 +11,6 @@ import pytest
 from conftest import DEMO, SHORT, sets
 
 from autosloth import train
-from autosloth.live import Interruption
 from autosloth.run import Run, read_json
 from autosloth.settings import SFTSettings
 
@@ -35,7 +34,7 @@ def trainer(engine, finished, tmp_path):
     settings = SFTSettings.load({"model": "demo", "dataset": "demo", "storage": str(tmp_path), **UNUSUAL})
     rows = Run.open(finished).rows("eval")
     model, tokenizer = train.load_model(settings), train.load_tokenizer(settings)
-    return train.make_trainer(Run.create(settings), model, tokenizer, rows, rows, Interruption())
+    return train.make_trainer(Run.create(settings), model, tokenizer, rows, rows, [])
 
 
 def test_the_trainers_arguments_are_the_settings(trainer):
@@ -82,7 +81,7 @@ def test_the_loss_is_that_of_the_answers_alone(trainer):
     ],
 )
 def test_precision_optimizer_and_packing_suit_the_hardware(tmp_path, gpu, dtype, expected):
-    arguments = train.training_arguments(SFTSettings(packing=True), tmp_path, dtype, gpu)
+    arguments = train.sft_arguments(SFTSettings(packing=True), tmp_path, dtype, gpu)
     assert {name: arguments[name] for name in expected} == expected
 
 
@@ -95,9 +94,9 @@ from unsloth.models.rl import patch_trl_rl_trainers
 patch_trl_rl_trainers()
 from trl import SFTConfig
 from autosloth.settings import SFTSettings
-from autosloth.train import training_arguments
+from autosloth.train import sft_arguments
 assert SFTConfig(output_dir="x", bf16=False).learning_rate != SFTSettings().learning_rate, "Unsloth's defaults were expected"
-wanted = training_arguments(SFTSettings(optimizer="adamw_torch_fused"), "x", "float32", False)
+wanted = sft_arguments(SFTSettings(optimizer="adamw_torch_fused"), "x", "float32", False)
 made = SFTConfig(**wanted)
 print({name: (value, getattr(made, name)) for name, value in wanted.items() if getattr(made, name) != value})
 """

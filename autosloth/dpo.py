@@ -1,0 +1,127 @@
+"""Preference tuning: TRL's DPOTrainer on pairs, held to the adapter as it was when training began.
+
+Given a PEFT model and no reference model, trl 1.15 copies the adapter to one named `ref` and scores the reference with it. A fresh
+adapter changes nothing, so its copy is the base; the copy of a trained adapter is the model that it made.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from .measure import compare_answers, held_out_loss
+from .model import answering, choose_precision
+from .run import Run
+from .settings import DPOSettings
+from .train import READS, train, training_arguments, training_stage, without_bars
+
+KL_ROWS = 32  # held-out answers that the divergence from the reference is measured on
+COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+
+
+@training_stage(reads=(*READS, "beta", "loss", "sft_weight", "label_smoothing", "precompute_reference"))
+def train_preferences(run: Run) -> None:
+    """Preference tuning: train the adapter from the last checkpoint on (or from the start) and write adapter/."""
+    train(run, make_trainer, measure_preferences)
+
+
+def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any, callbacks: list[Any]) -> Any:
+    """TRL's DPOTrainer on pairs that are tokenised already; `ref` is in the model and never in what it saves."""
+    import torch
+    from trl import DPOConfig, DPOTrainer
+
+    class PairTrainer(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset  # by pairs.py, whose prompts are those of generation; trl 1.15 would render them by itself
+
+    dtype, _ = choose_precision(run.settings)
+    arguments = dpo_arguments(run.settings, run.path("checkpoints"), dtype, torch.cuda.is_available())
+    trainer = PairTrainer(
+        model=model,
+        args=DPOConfig(**arguments),
+        train_dataset=train.select_columns(COLUMNS),
+        eval_dataset=held_out.select_columns(COLUMNS),
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    # A checkpoint with a folder `ref` would be resumed from that alone (transformers 5.17, Trainer._load_from_checkpoint).
+    model.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=["default"])
+    return without_bars(trainer)
+
+
+def dpo_arguments(settings: DPOSettings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
+    """Every value that preference tuning depends on, as DPOConfig takes it."""
+    anchor = settings.sft_weight > 0
+    return training_arguments(settings, checkpoints, dtype, gpu) | {
+        "beta": settings.beta,
+        "loss_type": [settings.loss, "sft"] if anchor else [settings.loss],
+        "loss_weights": [1.0, settings.sft_weight] if anchor else None,
+        "label_smoothing": settings.label_smoothing,
+        "precompute_ref_log_probs": settings.precompute_reference,
+        "precompute_ref_batch_size": None,
+        "truncation_mode": "keep_start",
+        "disable_dropout": True,
+        "f_divergence_type": "reverse_kl",
+        "use_weighting": False,
+        "sync_ref_model": False,
+        "padding_free": False,
+    }
+
+
+def measure_preferences(
+    trainer: Any, tokenizer: Any, held_out: Any, settings: DPOSettings
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How well the model tells the better answers of the held-out pairs from the worse: the facts, and answers as `compare_answers` gives them.
+
+    loss: the one that is trained; chosen_logp, rejected_logp: mean log-probability of a whole answer, in nats; reward_margin and
+    reward_accuracy: of the implicit rewards beta * log(p / p_reference) (arXiv 2305.18290, eq. 5), a tie counting half;
+    prefers_chosen: share of pairs whose better answer is the likelier one; kl: mean divergence from the reference over the tokens
+    of better answers, in nats.
+    """
+    facts = {"loss": held_out_loss(trainer), "pairs": len(held_out), **preferences(trainer, settings.beta)}
+    facts["kl"] = divergence(trainer.model, held_out.select(range(min(KL_ROWS, len(held_out)))))
+    compared, answers = compare_answers(trainer.model, tokenizer, held_out, settings)
+    return facts | compared, answers
+
+
+def preferences(trainer: Any, beta: float) -> dict[str, float]:
+    """Log-probabilities, implicit rewards and accuracies over the trainer's held-out pairs; see `measure_preferences`."""
+    import torch
+
+    trainer.model.eval()
+    policy, reference = [], []
+    for batch in trainer.get_eval_dataloader():
+        with torch.no_grad(), trainer.accelerator.autocast():
+            policy.append(torch.stack(answer_logprobs(trainer.model, batch)).float().cpu())
+            reference.append(torch.stack(trainer.compute_ref_log_probs(trainer.model, batch)).float().cpu())
+    (chosen, rejected), before = torch.cat(policy, dim=1), torch.cat(reference, dim=1)
+    margins = beta * ((chosen - before[0]) - (rejected - before[1]))
+    won = (margins > 0).float() + 0.5 * (margins == 0)
+    found = {"chosen_logp": chosen, "rejected_logp": rejected, "reward_margin": margins, "reward_accuracy": won}
+    found["prefers_chosen"] = (chosen > rejected).float()
+    return {name: round(values.mean().item(), 4) for name, values in found.items()}
+
+
+def answer_logprobs(model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+    """Log-probabilities of the chosen and of the rejected answers, each (pairs,), in nats, as trl 1.15's loss sums them."""
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return model(**inputs, labels=labels, use_cache=False, fused_lm_head=True).log_probs.sum(dim=1).chunk(2)
+
+
+def divergence(model: Any, rows: Any) -> float:
+    """Mean Kullback-Leibler divergence, in nats, of the model's next-token distributions from the reference's, over the better answers."""
+    import torch
+
+    total, tokens = 0.0, 0
+    with answering(model):
+        for row in rows:
+            ids, start = torch.tensor([row["input_ids"]], device=model.device), len(row["prompt_ids"])
+            now = torch.log_softmax(model(input_ids=ids).logits[0, start - 1 : -1].float(), dim=-1)
+            model.set_adapter("ref")
+            before = torch.log_softmax(model(input_ids=ids).logits[0, start - 1 : -1].float(), dim=-1)
+            model.set_adapter("default")
+            total += (now.exp() * (now - before)).sum().item()
+            tokens += len(now)
+    return round(max(total / tokens, 0.0), 5)

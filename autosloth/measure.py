@@ -1,0 +1,117 @@
+"""How well a model stands on the held-out rows: loss, greedy answers, preferences; and what the proof of the export needs of it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+from .errors import ModelError
+from .generate import answer, end_tokens
+from .model import answering, encode_prompt
+from .run import Run, write_json
+from .settings import Settings
+
+SAMPLE_LENGTH = 400
+SAMPLES = 3  # questions whose answers are shown before and after
+REFERENCE_POSITIONS = 256  # next-token distributions kept for the proof: 33 MB with a vocabulary of 32,000
+
+
+def measure_answers(
+    trainer: Any, tokenizer: Any, held_out: Any, settings: Settings
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How well the model answers: the facts, and each held-out question's prompt and greedy answer as token ids.
+
+    loss is the mean negative log-likelihood of the answers' tokens, in nats; for the others see `compare_answers`.
+    """
+    loss = held_out_loss(trainer)
+    compared, answers = compare_answers(trainer.model, tokenizer, held_out, settings)
+    return {"loss": loss, "perplexity": round(math.exp(min(loss, 50)), 3), **compared}, answers
+
+
+def held_out_loss(trainer: Any) -> float:
+    """The trainer's loss on its held-out rows. Raises ModelError when it is no number."""
+    loss = trainer.evaluate()["eval_loss"]
+    if not math.isfinite(loss):
+        raise diverged("on the held-out rows")
+    return round(loss, 4)
+
+
+def compare_answers(
+    model: Any, tokenizer: Any, held_out: Any, settings: Settings
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Greedy answers to the first held-out questions: the facts, and each prompt and answer as token ids.
+
+    exact_match is the share of questions whose answer is the expected text.
+    """
+    facts: dict[str, Any] = {}
+    rows = [row for row in held_out.select(range(min(settings.eval_answers, len(held_out)))) if row["messages"]]
+    chats = [row["messages"] for row in rows]
+    prompts = [encode_prompt(tokenizer, row["messages"][:-1], row["tools"]) for row in rows]
+    answers = answer(model, tokenizer, prompts, settings.max_new_tokens, settings.batch_size)
+    given = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    if chats:
+        expected = [chat[-1]["content"] for chat in chats]
+        facts["exact_match"] = round(sum(a == b for a, b in zip(given, expected, strict=True)) / len(given), 4)
+        facts["answers_compared"] = len(given)
+        facts["answers_cut"] = sum(len(ids) >= settings.max_new_tokens for ids in answers)
+        facts["samples"] = [
+            {"question": shortened(chat[-2]["content"]), "expected": shortened(right), "answer": shortened(text)}
+            for chat, right, text in zip(chats[:SAMPLES], expected, given, strict=False)
+        ]
+    return facts, [{"prompt": prompt, "answer": ids} for prompt, ids in zip(prompts, answers, strict=True)]
+
+
+def shortened(text: str) -> str:
+    """A text of at most SAMPLE_LENGTH characters: samples reach the card, and rows may be long."""
+    return text if len(text) <= SAMPLE_LENGTH else text[:SAMPLE_LENGTH] + " ..."
+
+
+def save_reference(run: Run, model: Any, tokenizer: Any, held_out: Any, answers: list[dict[str, Any]]) -> None:
+    """Write reference/: what the trained model says, so that the exported file can be held against it without loading the model again.
+
+    rows.json: `texts`, the held-out rows (`messages`, `tools`, `text`, `input_ids`); `rows`, the ids that logprobs.npy
+    goes with, of held-out rows and, where they are too few, of training rows; the model's own greedy `answers`.
+    logprobs.npy: float32 (positions, vocabulary), natural log of each next token's probability.
+    """
+    import numpy
+    import torch
+
+    rows, left = [], REFERENCE_POSITIONS
+    logprobs = []
+    with answering(model):
+        for row in itertools.chain(held_out, run.rows("train")):
+            ids = row["input_ids"][:left]
+            logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
+            logprobs.append(torch.log_softmax(logits.float(), dim=-1).cpu().numpy())
+            rows.append(ids)
+            left -= len(ids)
+            if left <= 0:
+                break
+    texts = held_out.select_columns(["messages", "tools", "text", "input_ids"])
+    folder = run.fresh("reference")
+    numpy.save(folder / "logprobs.npy", numpy.concatenate(logprobs))
+    ends = end_tokens(model, tokenizer)
+    write_json(
+        folder / "rows.json",
+        {
+            "texts": list(texts),
+            "rows": rows,
+            "answers": answers,
+            "bos": tokenizer.bos_token_id,
+            "ends": ends,
+            "end": tokenizer.eos_token,
+            "quantized": is_four_bit(model),
+        },
+    )
+
+
+def is_four_bit(model: Any) -> bool:
+    """Whether the base was loaded in 4 bit."""
+    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model.config, "quantization_config", None))
+
+
+def diverged(when: str) -> ModelError:
+    """The error of a loss that is no number."""
+    todo = "Lower `learning_rate` (and `lora_alpha`, if it was raised), and run again."
+    return ModelError(f"The loss is no number {when}: training diverged.", todo)

@@ -1,0 +1,121 @@
+"""Values of settings as people give them: from files, the environment and `--set`; names of models and datasets; wrong ones explained."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from .errors import SettingsError
+
+ENVIRONMENT_PREFIX = "AUTOSLOTH_"
+DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".gz")
+HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w-][\w.-]*/[\w-][\w.-]*)(?:/tree/main)?/?")
+
+
+def is_address(name: str) -> bool:
+    """Whether a dataset is named by an http(s) address."""
+    return name.lower().startswith(("http://", "https://"))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model or dataset is named by its Hub id: `owner/name` or `name`, and no file or folder of that name is here."""
+    return (
+        name != "demo"
+        and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
+        and not name.lower().endswith(DATA_SUFFIXES)
+        and not Path(name).exists()
+    )
+
+
+def read_settings_file(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file. Raises SettingsError when it is missing or is no mapping."""
+    path = Path(path).expanduser()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"The settings file {path} does not exist.",
+            "Give the path of a YAML or JSON file, or none for the defaults.",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"The settings file {path} cannot be read ({error}).", "Give a readable text file in UTF-8."
+        ) from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise SettingsError(
+            f"The settings file {path} is not valid YAML{line}.", "Write one `name: value` per line."
+        ) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(
+            f"The settings file {path} holds a {type(content).__name__}, not settings.",
+            "Write one `name: value` per line.",
+        )
+    return {str(key): value for key, value in content.items()}
+
+
+def environment_values(model: type[BaseModel]) -> dict[str, Any]:
+    """Settings given as `AUTOSLOTH_<FIELD>`; the values are read as YAML, like those of `--set`."""
+    return {
+        name: parse_value(os.environ[variable])
+        for name in model.model_fields
+        if (variable := ENVIRONMENT_PREFIX + name.upper()) in os.environ
+    }
+
+
+def yaml_text(values: Mapping[str, Any]) -> str:
+    r"""Values as YAML that reads back as the same: line separators that PyYAML takes for line ends unless they are escaped.
+
+    >>> yaml_text({"repo": "ö"}), yaml.safe_load(yaml_text({"repo": "\x85"}))
+    ('repo: ö\n', {'repo': '\x85'})
+    """
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    return text if yaml.safe_load(text) == values else yaml.safe_dump(dict(values), sort_keys=False)
+
+
+def parse_value(text: str) -> Any:
+    """The value that a YAML file would hold there: `true`, `3`, `{a: b}`, or plain text."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def refuse_unknown(given: Mapping[str, Any], model: type[BaseModel]) -> None:
+    """Raises SettingsError for keys that are no settings, with the nearest name that is one."""
+    known = list(model.model_fields)
+    unknown = [key for key in given if key not in model.model_fields]
+    if not unknown:
+        return
+    nearest = {key: difflib.get_close_matches(key, known, n=1, cutoff=0.5) for key in unknown}
+    what = "; ".join(
+        f"`{key}` is not a setting" + (f" (did you mean `{near[0]}`?)" if near else "") for key, near in nearest.items()
+    )
+    raise SettingsError(f"{what}.", f"The settings are: {', '.join(known)}.")
+
+
+def explain(error: ValidationError, source: str) -> tuple[str, str]:
+    """What is wrong (each field, what was given, what is allowed) and what to do, from a pydantic error."""
+    wrong = []
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"])
+        wrong.append(f"`{field}` is {json.dumps(problem['input'], default=str)}, but {allowed(problem)}")
+    names = dict.fromkeys(f"`{problem['loc'][0]}`" for problem in error.errors() if problem["loc"])
+    return "; ".join(wrong) + ".", f"Correct {', '.join(names)} in {source}."
+
+
+def allowed(problem: Mapping[str, Any]) -> str:
+    """What a field takes, from one of pydantic's errors: `it should be greater than 0`."""
+    said = problem["msg"].removeprefix("Value error, ")
+    return (said[0].lower() + said[1:]).replace("input should", "it should")
