@@ -21,9 +21,11 @@ demo: setup
 	$(DEMO) AUTOSLOTH_RUN_NAME=demo $(BIN)/python -m autosloth.notebook notebooks/AutoSloth-SFT.ipynb
 	$(BIN)/autosloth show runs/demo
 
+# Two processes of one thread each: the demo's model is so small that a second thread gains nothing.
+test: export OMP_NUM_THREADS := 1
 test: setup
-	$(BIN)/python -m pytest
-	$(DEMO) AUTOSLOTH_STORAGE=$$(mktemp -d) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(DEMO) AUTOSLOTH_STORAGE=$$(mktemp -d) $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 notebooks
 
 check: setup
 	$(BIN)/ruff check .

@@ -226,7 +226,7 @@ class Field:
         self.upload = widgets.FileUpload(description="Upload", layout={"width": "8em"})
         self.upload.add_class("as-upload")
         self.upload.observe(self.uploaded, "value")
-        return widgets.HBox([self.upload, widgets.HTML(remark(UPLOAD_LIMIT))], layout={"margin": "0 0 0 12.5em"})
+        return widgets.HBox([self.upload, widgets.HTML(remark(UPLOAD_LIMIT))], layout={"margin": "0 0 0 12.2em"})
 
     def uploaded(self, change: dict[str, Any]) -> None:
         """Keep an uploaded dataset beside the settings file and choose its path."""

@@ -33,7 +33,7 @@ def make_widget(info: Any, suggestions: list[str], title: str) -> Any:
         return widgets.Dropdown(options=get_args(kind), **look)
     if get_origin(kind) is list:
         return widgets.SelectMultiple(
-            options=get_args(get_args(kind)[0]), rows=min(4, len(get_args(get_args(kind)[0]))), **look
+            options=get_args(get_args(kind)[0]), rows=max(2, min(4, len(get_args(get_args(kind)[0])))), **look
         )
     if suggestions:
         return widgets.Combobox(options=suggestions, ensure_option=False, **look)

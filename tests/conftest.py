@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,27 @@ DEMO = {"model": "demo", "dataset": "demo", "run_name": "short"}
 SHORT = {**DEMO, "max_steps": 40, "save_steps": 20, "eval_answers": 8, "max_new_tokens": 16}
 
 
+def made_once(tmp_path_factory, worker_id, name, make):
+    """The folder that make(folder) fills, once for all the processes that share the work (pytest-xdist)."""
+    from filelock import FileLock  # which not every front end's environment has
+
+    root = tmp_path_factory.getbasetemp()
+    folder = (root if worker_id == "master" else root.parent) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
-def base():
+def base(tmp_path_factory, worker_id):
     """The folder of the embedded tiny base; built in about a minute when it is not in the cache."""
     from autosloth.demo import demo_base
 
+    made_once(tmp_path_factory, worker_id, "base", lambda folder: demo_base())
     return demo_base()
 
 
@@ -49,22 +66,22 @@ def sets(**values):
     return [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
 
 
+def whole_road(road, storage):
+    """One finished run of a road on the embedded default."""
+    result = command_line(road, *sets(**DEMO, storage=storage))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, base):
+def finished(tmp_path_factory, worker_id, base):
     """The whole road on the embedded default. Not to be changed: use `copied` for that."""
-    storage = tmp_path_factory.mktemp("runs")
-    result = command_line("sft", *sets(**DEMO, storage=storage))
-    assert result.returncode == 0, result.stdout + result.stderr
-    return storage / "short"
+    return made_once(tmp_path_factory, worker_id, "runs", partial(whole_road, "sft")) / "short"
 
 
 @pytest.fixture(scope="session")
-def preferred(tmp_path_factory, base):
+def preferred(tmp_path_factory, worker_id, base):
     """The whole road of DPO on the embedded default. Not to be changed."""
-    storage = tmp_path_factory.mktemp("preferred")
-    result = command_line("dpo", *sets(**DEMO, storage=storage))
-    assert result.returncode == 0, result.stdout + result.stderr
-    return storage / "short"
+    return made_once(tmp_path_factory, worker_id, "preferred", partial(whole_road, "dpo")) / "short"
 
 
 @pytest.fixture

@@ -50,14 +50,14 @@ def test_the_terminal_shows_the_same_as_text(previewed):
     run, printed, _ = previewed(ROWS)
     facts = run.facts["data"]
     assert f"{facts['learnt_tokens']:,} of {facts['train_tokens']:,} tokens per epoch are learnt" in printed
-    assert "given  | <s>### Instruction:" in printed and re.search(r"learnt \| It is \d+, 十二\.</s>", printed)
+    assert "given    | <s>### Instruction:" in printed and re.search(r"learnt   \| It is \d+, 十二\.</s>", printed)
     assert sum(int(line.rsplit(" ", 1)[1]) for line in printed.splitlines() if " to " in line and "#" in line) == 30
 
 
 def test_what_lies_beyond_max_length_is_shown_as_cut_and_counted(previewed):
     rows = [{"question": "Go on?", "answer": "word " * 60 + str(i)} for i in range(10)]
     _, printed, page = previewed([*rows, *ROWS], max_length=64)
-    assert "cut    |" in printed and "< max_length" in printed
+    assert "cut      |" in printed and "< max_length" in printed
     assert '<span class="cut">' in page and "25.0 %</b> cut at max_length" in page and 'class="limit' in page
 
 

@@ -27,7 +27,7 @@ SFT = json.loads((ROOT / "notebooks" / "AutoSloth-SFT.ipynb").read_text())
 FORM = next("".join(cell["source"]) for cell in SFT["cells"] if "# @title The form" in "".join(cell["source"]))
 GATE = "settings = form.settings()"
 RESULT = "import os\nprint('RESULT', settings.model_dump_json())\nprint('TOKEN', len(os.environ.get('HF_TOKEN', '')))"
-PATIENCE = 40_000  # milliseconds
+PATIENCE, TRAINING = 60_000, 240_000  # milliseconds
 
 
 class FrontEnd:
@@ -79,8 +79,11 @@ class FrontEnd:
             self.page.locator(f".as-{button}").last.click()
         chooser.value.set_files(str(path))
 
-    def sees(self, text):
-        expect(self.page.get_by_text(text).last).to_be_visible(timeout=PATIENCE)
+    def sees(self, text, patience=PATIENCE):
+        """Wait for a text, and scroll to it."""
+        found = self.page.get_by_text(text).last
+        expect(found).to_be_visible(timeout=patience)
+        found.scroll_into_view_if_needed()
 
     def run_all(self, cells=3):
         """Run all, and wait until so many cells ran and the kernel rests."""
@@ -355,12 +358,13 @@ def test_the_whole_notebook_set_up_without_a_gpu_stopped_in_training_and_run_aga
     user.sees("has 4.0 GB of weights, and there is no GPU to train it on.")
     user.until_rest()
     assert user.errors() == [user.cell("train_adapter")]
+    user.sees("Checks and data need none and go on.")
     user.shot("no-gpu")
 
     user.type("model", "demo")
     user.sees("Ready: 2 chosen")
     user.start_run_all()
-    user.sees("Training: step")
+    user.sees("Training: step", TRAINING)
     user.menu("Kernel", "^Interrupt Kernel$")
     user.sees("with a checkpoint.")
     user.until_rest()
@@ -368,7 +372,7 @@ def test_the_whole_notebook_set_up_without_a_gpu_stopped_in_training_and_run_aga
     user.shot("stopped")
 
     user.start_run_all()
-    user.sees("on the Hub")
+    user.sees("no (publish_to_hub is off)", TRAINING)
     user.until_rest()
     assert user.errors() == [] and "data: done already, skipped" in user.text(user.cell("prepare_data"))
     assert user.panels(user.cell("train_adapter")) == 1
