@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .hub import repo_id
-from .run import GB, Run, say, stage, write_text
+from .run import GB, Run, read_json, say, stage, write_text
 from .values import is_hub_id
 
 TAGS = ["autosloth", "unsloth", "trl", "lora"]
@@ -28,7 +28,8 @@ def write_card(run: Run) -> None:
     model = run.path("merged") if run.settings.merged else run.path("adapter")
     text = render_card(run)  # before the old folder goes
     folder = run.fresh("publish")
-    for path in [*model.iterdir(), *run.path("gguf").iterdir()]:
+    plots = run.path("rounds").glob("*.png")  # of self-play
+    for path in [*model.iterdir(), *run.path("gguf").iterdir(), *plots]:
         if path.is_file() and path.name != "README.md":
             link(path, folder / path.name)
     if not run.settings.merged:
@@ -82,6 +83,7 @@ def render_card(run: Run) -> str:
         gguf=facts["export"]["gguf"],
         samples=paired_samples(facts["eval"]),
         home=home_address(),
+        start_of_rounds=read_json(run.path("rounds", "start.json")).get("eval"),
     )
 
 

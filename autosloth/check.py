@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .adapter import starting_adapter
 from .base import is_quantized, refuse_without_gpu, sixteen_bit_model, weights_gb
-from .clean import Findings, load_rows
+from .clean import FORMS_OF, Findings, load_rows
 from .errors import AutoSlothError, ModelError, StorageError
 from .fetch import is_offline
 from .hub import refuse_foreign_token
@@ -71,7 +71,7 @@ def check_dataset(settings: Settings) -> None:
     if not is_hub_id(settings.dataset):
         load_rows(settings, Findings())
     elif columns := look_up(settings):
-        recognise_columns(columns, settings.columns, settings.dataset, settings.road)
+        recognise_columns(columns, settings.columns, settings.dataset, FORMS_OF[settings.road])
 
 
 def check_model(settings: Settings) -> None:

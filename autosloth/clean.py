@@ -14,6 +14,7 @@ from .recognise import recognise
 from .run import say
 from .settings import Settings
 
+FORMS_OF = {"sft": "sft", "dpo": "dpo", "spin": "sft"}  # the forms of rows that a road takes
 MAX_LISTED = 5  # row numbers in a message
 AS_JSON = json.JSONEncoder(sort_keys=True, default=str)
 
@@ -67,7 +68,7 @@ def usable(rows: list[Row], name: str, settings: Settings, found: Findings) -> l
     """The rows as chats or pairs, without those that nothing can be learnt from and those that stand there already; all counted. Raises DataError."""
     if not rows:
         raise DataError(f"The dataset {name} is empty.", "Give one with at least two rows.")
-    found.form, found.columns = recognise(rows, settings.columns, name, settings.road)
+    found.form, found.columns = recognise(rows, settings.columns, name, FORMS_OF[settings.road])
     found.read += len(rows)
     good, wrong = [], {}
     for number, row in enumerate(rows, start=1):

@@ -1,4 +1,4 @@
-"""The commands: `autosloth sft`, `dpo`, `check`, `export`, `verify`, `card`, `publish`, `show`. Exit codes: 0 done, 1 a named problem, 2 wrong usage, 130 interrupted."""
+"""The commands: `autosloth sft`, `dpo`, `spin`, `check`, `export`, `verify`, `card`, `publish`, `show`. Exit codes: 0 done, 1 a named problem, 2 wrong usage, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .errors import AutoSlothError, Interrupted
-from .settings import DPOSettings, Settings, SFTSettings
+from .settings import DPOSettings, Settings, SFTSettings, SPINSettings
 from .values import parse_value
 
 app = typer.Typer(
@@ -65,6 +65,12 @@ def dpo(settings: File = None, set: Set = None) -> None:
     follow(load_settings(DPOSettings, settings, set))
 
 
+@app.command(epilog=settings_help(SPINSettings))
+def spin(settings: File = None, set: Set = None) -> None:
+    """Self-play fine-tuning, the whole road: check, data, rounds, export, verify, card, publish. Run again, it goes on where it stood."""
+    follow(load_settings(SPINSettings, settings, set))
+
+
 def follow(settings: Settings) -> None:
     """The whole road of these settings."""
     from .check import check
@@ -93,12 +99,14 @@ def stages(road: str) -> list:
     from .live import show_answers
     from .merge import write_merged
     from .preview import show_preview
+    from .rounds import show_rounds
+    from .spin import self_play
     from .train import train_adapter
     from .verify import verify_gguf
 
-    train = {"sft": train_adapter, "dpo": train_preferences}[road]
+    train = {"sft": [train_adapter], "dpo": [train_preferences], "spin": [self_play, show_rounds]}[road]
     export = [write_merged, write_gguf, verify_gguf]
-    return [prepare_data, show_preview, train, show_answers, *export, write_card, publish]
+    return [prepare_data, show_preview, *train, show_answers, *export, write_card, publish]
 
 
 @check_app.command("sft")
@@ -115,6 +123,14 @@ def check_dpo(settings: File = None, set: Set = None) -> None:
     from .check import check
 
     check(load_settings(DPOSettings, settings, set))
+
+
+@check_app.command("spin")
+def check_spin(settings: File = None, set: Set = None) -> None:
+    """Find every problem of a self-play run that can be known before training; exit code 1 if there is any."""
+    from .check import check
+
+    check(load_settings(SPINSettings, settings, set))
 
 
 @app.command()

@@ -13,7 +13,7 @@ from typing import Any
 from .measure import compare_answers, held_out_loss
 from .model import answering, choose_precision
 from .run import Run
-from .settings import DPOSettings
+from .settings import DPOSettings, SPINSettings
 from .train import READS, train, training_arguments, training_stage, without_bars
 
 KL_ROWS = 32  # held-out answers that the divergence from the reference is measured on
@@ -27,16 +27,24 @@ def train_preferences(run: Run) -> None:
 
 
 def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any, callbacks: list[Any]) -> Any:
-    """TRL's DPOTrainer on pairs that are tokenised already; `ref` is in the model and never in what it saves."""
+    """TRL's DPOTrainer for the settings of a run."""
     import torch
+
+    dtype, _ = choose_precision(run.settings)
+    arguments = dpo_arguments(run.settings, run.path("checkpoints"), dtype, torch.cuda.is_available())
+    return pair_trainer(arguments, model, tokenizer, train, held_out, callbacks)
+
+
+def pair_trainer(
+    arguments: dict[str, Any], model: Any, tokenizer: Any, train: Any, held_out: Any, callbacks: list[Any]
+) -> Any:
+    """TRL's DPOTrainer on pairs that are tokenised already; `ref` is in the model and never in what it saves."""
     from trl import DPOConfig, DPOTrainer
 
     class PairTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset  # by pairs.py, whose prompts are those of generation; trl 1.15 would render them by itself
 
-    dtype, _ = choose_precision(run.settings)
-    arguments = dpo_arguments(run.settings, run.path("checkpoints"), dtype, torch.cuda.is_available())
     trainer = PairTrainer(
         model=model,
         args=DPOConfig(**arguments),
@@ -52,13 +60,21 @@ def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any
 
 def dpo_arguments(settings: DPOSettings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
     """Every value that preference tuning depends on, as DPOConfig takes it."""
+    return pair_arguments(settings, checkpoints, dtype, gpu) | {
+        "label_smoothing": settings.label_smoothing,
+        "precompute_ref_log_probs": settings.precompute_reference,
+    }
+
+
+def pair_arguments(settings: DPOSettings | SPINSettings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
+    """What learning from pairs depends on, in DPO and in self-play."""
     anchor = settings.sft_weight > 0
     return training_arguments(settings, checkpoints, dtype, gpu) | {
         "beta": settings.beta,
         "loss_type": [settings.loss, "sft"] if anchor else [settings.loss],
         "loss_weights": [1.0, settings.sft_weight] if anchor else None,
-        "label_smoothing": settings.label_smoothing,
-        "precompute_ref_log_probs": settings.precompute_reference,
+        "label_smoothing": 0.0,
+        "precompute_ref_log_probs": False,
         "precompute_ref_batch_size": None,
         "truncation_mode": "keep_start",
         "disable_dropout": True,

@@ -1,47 +1,123 @@
-"""Greedy answers from the model in memory, batched without any padding."""
+"""Answers from the model in memory, in batches without any padding, greedy or sampled.
+
+Rows of one length share a batch: left-padded batches gave wrong answers under Unsloth (its issues #3699 and #9708). A prompt first
+goes on to the next multiple of ALIGN tokens, where it meets others; a batch goes on for STRIDE tokens, then those that have ended leave
+it and the rest join whatever else is as long by then. What is there already is read again at each stride, in one forward pass.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .model import answering
+from .run import say
+
+ALIGN, STRIDE = 8, 16  # tokens
+CHECKED, CHECK_TOKENS = 8, 16  # prompts, and tokens of each, that batches have to answer as single prompts do
+NEAR_TIE = 0.02  # nats between two tokens either of which may be the likeliest, by the order of sums
 
 
-def answer(
-    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, batch_size: int
-) -> list[list[int]]:
-    """The ids that the model goes on with after each prompt, up to and with the end token where it came.
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen; temperature 0 takes the likeliest, 1 samples from the model itself, with nothing cut off."""
 
-    Prompts of equal length share a batch: left-padded batches gave wrong answers under Unsloth (its
-    issues #3699 and #9708), and buckets of one length need no padding.
-    """
-    buckets = defaultdict(list)
-    for number, prompt in enumerate(prompts):
-        buckets[len(prompt)].append(number)
+    max_new_tokens: int
+    temperature: float = 0.0
+    batch_size: int = 32
+    seed: int = 0
+
+    def seeded(self, number: int) -> Decoding:
+        """The same with the seed of another part of the work."""
+        return replace(self, seed=self.seed + number)
+
+
+def answer(model: Any, tokenizer: Any, prompts: list[list[int]], decoding: Decoding) -> list[list[int]]:
+    """The ids that the model goes on with after each prompt, up to and with the end token where it came."""
     answers: list[list[int]] = [[] for _ in prompts]
-    with answering(model):
-        for numbers in buckets.values():
-            for start in range(0, len(numbers), batch_size):
-                batch = numbers[start : start + batch_size]
-                for number, ids in zip(
-                    batch, generate_batch(model, tokenizer, [prompts[n] for n in batch], max_new_tokens), strict=True
-                ):
-                    answers[number] = ids
+    for number, ids in answer_as_they_end(model, tokenizer, prompts, decoding):
+        answers[number] = ids
     return answers
 
 
-def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-    """Greedy answers to prompts of one length; whatever the model's generation_config samples with is overruled."""
+def answer_as_they_end(
+    model: Any, tokenizer: Any, prompts: list[list[int]], decoding: Decoding
+) -> Iterator[tuple[int, list[int]]]:
+    """(number of the prompt, its answer) for each prompt, in the order in which they end."""
     import torch
 
-    ids = torch.tensor(prompts, device=model.device)
     ends = end_tokens(model, tokenizer)
+    waiting: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)  # by length: (number, prompt and what follows)
+    for number, prompt in enumerate(prompts):
+        waiting[len(prompt)].append((number, prompt))
+    torch.manual_seed(decoding.seed)
+    with answering(model):
+        while waiting:
+            length = min(waiting)  # the shortest first, so that the others are joined
+            batch, rest = waiting[length][: decoding.batch_size], waiting.pop(length)[decoding.batch_size :]
+            if rest:
+                waiting[length] = rest
+            left = [decoding.max_new_tokens - (length - len(prompts[number])) for number, _ in batch]
+            stride = ALIGN - length % ALIGN if length % ALIGN else STRIDE
+            grown = go_on(model, tokenizer, [ids for _, ids in batch], min(stride, *left), decoding, ends)
+            for (number, _), ids in zip(batch, grown, strict=True):
+                said = ids[len(prompts[number]) :]
+                if ids[-1] in ends or len(said) >= decoding.max_new_tokens:
+                    yield number, said
+                else:
+                    waiting[len(ids)].append((number, ids))
+
+
+def go_on(
+    model: Any, tokenizer: Any, rows: list[list[int]], new_tokens: int, decoding: Decoding, ends: list[int]
+) -> list[list[int]]:
+    """Rows of one length with up to `new_tokens` more, up to and with the first end token; the model's generation_config is overruled."""
+    import torch
+
+    ids = torch.tensor(rows, device=model.device)
+    sampled = {"do_sample": True, "temperature": decoding.temperature, "top_p": 1.0, "top_k": 0, "min_p": None}
+    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     out = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
-        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, repetition_penalty=1.0,
+        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, **(sampled if decoding.temperature else greedy),
     )  # fmt: skip
-    return [up_to_end(answer, ends) for answer in out[:, ids.shape[1] :].tolist()]
+    return [row + up_to_end(more, ends) for row, more in zip(rows, out[:, ids.shape[1] :].tolist(), strict=True)]
+
+
+def checked(model: Any, tokenizer: Any, prompts: list[list[int]], decoding: Decoding) -> Decoding:
+    """The decoding, when batches answer a few of these prompts greedily as single prompts do; else with batches of one, and it says so.
+
+    The prompts are cut to one length, so that they do share a batch. Another token counts as the same where both are as likely
+    as NEAR_TIE allows: sums in another order may swap them.
+    """
+    some = [prompt[: min(map(len, prompts[:CHECKED]))] for prompt in prompts[:CHECKED]]
+    greedy = Decoding(CHECK_TOKENS)
+    together = answer(model, tokenizer, some, greedy)
+    apart = [answer(model, tokenizer, [prompt], greedy)[0] for prompt in some]
+    same = (alike(model, *each) for each in zip(some, together, apart, strict=True))
+    if decoding.batch_size == 1 or all(same):
+        return decoding
+    say(
+        "generate: batches answer otherwise than single prompts do here; one prompt at a time, which is slower and right"
+    )
+    return replace(decoding, batch_size=1)
+
+
+def alike(model: Any, prompt: list[int], one: list[int], other: list[int]) -> bool:
+    """Whether two greedy answers are the same up to a near tie."""
+    import torch
+
+    shared = len(os.path.commonprefix([one, other]))
+    if shared == len(one) == len(other):
+        return True
+    if shared in (len(one), len(other)):
+        return False
+    with answering(model):
+        logits = model(input_ids=torch.tensor([prompt + one[:shared]], device=model.device)).logits[0, -1].float()
+    return abs(logits[one[shared]] - logits[other[shared]]).item() <= NEAR_TIE
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

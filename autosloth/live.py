@@ -109,7 +109,8 @@ def preference_line(logs: dict[str, Any]) -> str:
     """How a step of DPO tells the answers apart: the margin of their implicit rewards, and how often the better one's is the higher."""
     if "rewards/margins" not in logs:
         return ""
-    return f"margin {float(logs['rewards/margins']):.3f}, accuracy {float(logs['rewards/accuracies']):.0%}"
+    margin = float(logs["rewards/margins"])  # 0 before the first step, when every pair is a tie and TRL's accuracy 0
+    return f"margin {margin:.3f}" + (f", accuracy {float(logs['rewards/accuracies']):.0%}" if margin else "")
 
 
 def redraw(panel: Any, text: str, html: str) -> Any:
@@ -220,6 +221,7 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
     lines = [("run folder", str(run.folder)), held_out_line(before, after, facts["data"]["eval_rows"])]
     if "reward_accuracy" in after:
         lines += preference_lines(before, after)
+    lines += [round_line(played) for played in facts.get("rounds", [])]
     if "exact_match" in after:
         cut = f"; {after['answers_cut']} cut at {run.settings.max_new_tokens} tokens" if after["answers_cut"] else ""
         lines.append(
@@ -258,6 +260,16 @@ def held_out_line(before: dict[str, Any], after: dict[str, Any], rows: int) -> t
     """The loss on what was held out; that of answers has a unit, that of preferences has none."""
     what = f"{rows} pairs" if "reward_accuracy" in after else f"nats per token, {rows} rows"
     return "held-out loss", f"{before['loss']:.4f} before, {after['loss']:.4f} after ({what})"
+
+
+def round_line(played: dict[str, Any]) -> tuple[str, str]:
+    """A round of self-play."""
+    now = played["eval"]
+    told = f"held-out loss {now['nll']:.4f}, told apart {now['reward_accuracy']:.1%}, margin {now['reward_margin']:.3f}"
+    return (
+        f"round {played['round']}",
+        f"{told}, {now['mean_length']:.1f} tokens an answer, {played['generated']['pairs']} pairs",
+    )
 
 
 def preference_lines(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str]]:

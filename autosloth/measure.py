@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from .errors import ModelError
-from .generate import answer, end_tokens
+from .generate import Decoding, answer, end_tokens
 from .model import answering, encode_prompt
 from .run import Run, write_json
 from .settings import Settings
@@ -48,7 +48,7 @@ def compare_answers(
     rows = [row for row in held_out.select(range(min(settings.eval_answers, len(held_out)))) if row["messages"]]
     chats = [row["messages"] for row in rows]
     prompts = [encode_prompt(tokenizer, row["messages"][:-1], row["tools"]) for row in rows]
-    answers = answer(model, tokenizer, prompts, settings.max_new_tokens, settings.batch_size)
+    answers = answer(model, tokenizer, prompts, Decoding(settings.max_new_tokens, batch_size=settings.batch_size))
     given = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
     if chats:
         expected = [chat[-1]["content"] for chat in chats]

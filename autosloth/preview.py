@@ -63,14 +63,16 @@ def axis(length: dict[str, Any], max_length: int) -> dict[str, Any]:
 
 def plan(rows: int, settings: Settings) -> dict[str, Any]:
     """Optimizer steps that follow from the rows, as transformers' Trainer counts them on one GPU: `steps`, `per_epoch`, `per_step`, `epochs`, and whether rows are `packed`."""
-    per_epoch = math.ceil(math.ceil(rows / settings.batch_size) / settings.gradient_accumulation)
-    steps = settings.max_steps or math.ceil(settings.epochs * per_epoch)
+    rounds = settings.rounds if settings.road == "spin" else 1
+    asked = min(rows, settings.prompts_per_round) if settings.road == "spin" else rows
+    per_epoch = math.ceil(math.ceil(asked / settings.batch_size) / settings.gradient_accumulation)
+    steps = rounds * (settings.max_steps or math.ceil(settings.epochs * per_epoch))
     per_step, packed = settings.batch_size * settings.gradient_accumulation, settings.road == "sft" and settings.packing
     return {
         "steps": steps,
         "per_epoch": per_epoch,
         "per_step": per_step,
-        "epochs": round(steps / per_epoch, 2),
+        "epochs": round(steps / per_epoch / rounds, 2),
         "packed": packed,
     }
 

@@ -22,6 +22,7 @@ from .errors import AutoSlothError, Interrupted, SettingsError, StorageError
 from .settings import ROADS, Settings
 
 GB = 1e9
+HALF_WRITTEN = ".partial"  # the end of a temporary file's name, which a kill leaves behind
 LOCKS: dict[Path, FileLock] = {}  # held until the process ends
 
 
@@ -49,7 +50,7 @@ def show(text: str, html: str) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: a temporary file beside it, then a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=HALF_WRITTEN)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
@@ -91,6 +92,8 @@ class Run:
         with storage_errors(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
             lock(run.folder)
+            for left in run.folder.rglob(f".*{HALF_WRITTEN}"):
+                left.unlink()
             write_json(run.folder / "settings.json", {"road": settings.road, **settings.model_dump()})
         return run
 
@@ -127,6 +130,10 @@ class Run:
         every = self.facts
         every[stage] = {**every.get(stage, {}), **facts}
         write_json(self.path("facts.json"), every)
+
+    def put(self, name: str, facts: list[dict[str, Any]]) -> None:
+        """Keep a list of measured facts under this name, in place of the one that was there."""
+        write_json(self.path("facts.json"), self.facts | {name: facts})
 
     def forget(self, *stages: str) -> None:
         """Drop the facts of stages that are about to be measured anew."""

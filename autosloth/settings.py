@@ -27,6 +27,9 @@ DPO_MODELS = ("unsloth/zephyr-sft-bnb-4bit", *MODELS)
 DATASETS = ("yahma/alpaca-cleaned", "mlabonne/FineTome-100k", "demo")
 ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"
 ULTRAFEEDBACK_SPLITS = {"split": "train_prefs", "eval_split": "test_prefs"}  # it has no `train`
+ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
+ULTRACHAT_SPLITS = {"split": "train_sft", "eval_split": "test_sft"}
+SPIN_DATASETS = (ULTRACHAT, "yahma/alpaca-cleaned", "demo")
 DPO_DATASETS = (ULTRAFEEDBACK, "argilla/ultrafeedback-binarized-preferences-cleaned", "demo")
 A100_GB = 35.0  # of GPU memory from which the profile for an A100 (40 or 80 GB) fits
 
@@ -375,6 +378,87 @@ class DPOSettings(Settings):
         return [f"profile: {name} ({reason}): {', '.join(f'{field} {value}' for field, value in taken.items())}"]
 
 
+class SPINSettings(Settings):
+    """Self-play fine-tuning (SPIN, arXiv 2401.01335): rounds in which a model learns to tell the dataset's answers from its own last ones."""
+
+    road: ClassVar[str] = "spin"
+    DEMO_DEFAULTS: ClassVar[dict[str, Any]] = {
+        **{"adapter": "demo", "rounds": 2, "prompts_per_round": 144, "batch_size": 16, "gradient_accumulation": 1},
+        **{"learning_rate": 3e-4, "last_learning_rate": None, "last_beta": None, "warmup": 2, "epochs": 1.0},
+        **{"optimizer": "adamw_torch_fused", "load_in_4bit": False, "lora_r": 16, "lora_alpha": 16, "max_length": 256},
+        **{"save_steps": 3, "eval_answers": 32, "max_new_tokens": 48, "merged": True},
+    }
+    # paper: section 6.1 and appendix B.1 of arXiv 2401.01335. t4: what a free T4 can do in an evening; fresh prompts each round.
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "t4": {
+            **{"rounds": 3, "prompts_per_round": 1000, "mix_previous": False, "epochs": 1.0, "learning_rate": 5e-6},
+            **{"last_learning_rate": None, "last_beta": None, "optimizer": "adamw_8bit", "warmup": 0.1},
+            **{"batch_size": 1, "gradient_accumulation": 16, "max_length": 768},
+        },
+        "paper": {
+            **{"rounds": 4, "prompts_per_round": 50_000, "mix_previous": True, "epochs": 2.0, "learning_rate": 5e-7},
+            **{"last_learning_rate": 1e-7, "last_beta": 5.0, "optimizer": "rmsprop", "warmup": 0.1},
+            **{"batch_size": 8, "gradient_accumulation": 8, "max_length": 2048},
+        },
+    }
+
+    model: str = otherwise("model", "unsloth/zephyr-sft-bnb-4bit", suggestions=DPO_MODELS)
+    adapter: str | None = otherwise("adapter", None, front=True)
+    dataset: str = otherwise("dataset", ULTRACHAT, suggestions=SPIN_DATASETS)
+    columns: dict[str, Literal["instruction", "input", "prompt", "completion", "messages", "system", "tools"]] = (
+        setting(
+            {}, "Data", "What other columns mean, for example `{frage: prompt, antwort: completion}`.", title="Columns"
+        )
+    )
+    preset: Literal["t4", "paper"] = setting(
+        "t4", "Training", "`t4` for a free T4, `paper` as the authors of SPIN did it; each value can be set otherwise.", front=True
+    )  # fmt: skip
+    rounds: int = setting(
+        3, "Training", "Rounds of self-play; most gain comes from the first.", ge=1, le=10, front=True
+    )
+    prompts_per_round: int = setting(
+        1000, "Training", "Prompts that the model answers in each round.", ge=2, le=1_000_000, front=True
+    )
+    batch_size: int = otherwise("batch_size", 1)
+    gradient_accumulation: int = otherwise("gradient_accumulation", 16)
+    max_length: int = otherwise("max_length", 768)
+    max_steps: int = otherwise("max_steps", 0)
+    learning_rate: float = otherwise("learning_rate", 5e-6)
+    last_learning_rate: float | None = setting(
+        None, "Training", "Peak learning rate of the third round and later; empty keeps it.", gt=0, le=0.1
+    )
+    warmup: float = otherwise("warmup", 0.1)
+    beta: float = setting(
+        0.1, "Training", "Lambda of the paper: how strongly a round is held to the model it began with.", gt=0, le=10, front=True
+    )  # fmt: skip
+    last_beta: float | None = setting(None, "Training", "Beta of the last round; empty keeps it.", gt=0, le=10)
+    loss: Literal["sigmoid", "hinge"] = setting("sigmoid", "Training", "`sigmoid` is the paper's logistic loss.")
+    sft_weight: float = setting(
+        0.0, "Training", "Weight of the plain loss of the dataset's answers beside it; 0 is off.", ge=0, le=100
+    )
+    mix_previous: bool = setting(False, "Training", "Learn from the pairs of the round before once more.")
+    sft_arm: bool = setting(
+        False, "Training", "For comparison, also train the start by as many steps of plain SFT; its figures go beside the rounds.", title="SFT arm"
+    )  # fmt: skip
+    generation_batch: int = setting(32, "Training", "Answers that are generated at once.", ge=1, le=1024)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        preset = cls.PRESETS.get(str(values.get("preset", "t4")), {})
+        splits = ULTRACHAT_SPLITS if values.get("dataset", ULTRACHAT) == ULTRACHAT else {}
+        demo = cls.DEMO_DEFAULTS if values.get("model") == "demo" else {}
+        return {**preset, **splits, **demo, **values}
+
+    def of_round(self, number: int) -> SPINSettings:
+        """The settings of a round, counted from 0, its own learning rate and beta in place."""
+        late, last = number >= 2 and self.last_learning_rate, number == self.rounds - 1 and self.last_beta
+        changed = {"learning_rate": late or self.learning_rate, "beta": last or self.beta}
+        return self.model_copy(update=changed)
+
+
 @functools.cache
 def fitting_profile() -> tuple[str, str]:
     """The name of the profile for the GPU that is here, and the reason."""
@@ -384,4 +468,4 @@ def fitting_profile() -> tuple[str, str]:
     return ("a100" if gpu.memory_gb >= A100_GB else "t4"), f"{gpu.name} with {gpu.memory_gb:.0f} GB"
 
 
-ROADS: dict[str, type[Settings]] = {road.road: road for road in (SFTSettings, DPOSettings)}
+ROADS: dict[str, type[Settings]] = {road.road: road for road in (SFTSettings, DPOSettings, SPINSettings)}

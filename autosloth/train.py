@@ -20,7 +20,7 @@ from .live import Interruption, peak_ram_gb, peak_vram_gb, progress_callback
 from .measure import diverged, is_four_bit, measure_answers, save_reference
 from .model import choose_precision, load_model, load_tokenizer, save_tokenizer
 from .run import GB, Run, file_hash, read_json, say, stage
-from .settings import Settings
+from .settings import Settings, SFTSettings
 
 VERSIONS = ["autosloth", "unsloth", "unsloth_zoo", "trl", "peft", "transformers", "datasets", "torch", "bitsandbytes"]
 VERSIONS += ["llama_cpp_python"]
@@ -74,21 +74,21 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
         say(f"train: going on from {checkpoint.name}")
     with memory_errors(settings), interruption:
         go_on(trainer, checkpoint)
-    refuse_divergence(trainer)
-    if interruption.asked and trainer.state.global_step < trainer.state.max_steps:
-        done = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
-        raise Interrupted(
-            f"Training was stopped after {done}, with a checkpoint.", "Run the same again to go on from there."
-        )
+    refuse_unfinished(trainer, interruption)
     record_training(run, trainer)
     facts, answers = measure(trainer, tokenizer, held_out, settings)
     run.record("eval", after=facts)
     if "ref" in model.peft_config:  # DPO's frozen copy, which PEFT would save beside the other
         model.delete_adapter("ref")
+    save_trained(run, model, tokenizer, held_out, answers)
+
+
+def save_trained(run: Run, model: Any, tokenizer: Any, held_out: Any, answers: list[dict[str, Any]]) -> None:
+    """Write adapter/, with its tokenizer, and reference/, what the proof of the export needs."""
     folder = run.fresh("adapter")
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written last, in publish/
-    save_tokenizer(tokenizer, settings, folder)
+    save_tokenizer(tokenizer, run.settings, folder)
     save_reference(run, model, tokenizer, held_out, answers)
 
 
@@ -108,11 +108,16 @@ def go_on(trainer: Any, checkpoint: Path | None) -> None:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
-def refuse_divergence(trainer: Any) -> None:
-    """Raises ModelError when a loss is no number any more."""
+def refuse_unfinished(trainer: Any, interruption: Interruption) -> None:
+    """Raises ModelError when a loss is no number any more, Interrupted when the user stopped the training."""
     wrong = [e["step"] for e in trainer.state.log_history if "loss" in e and not math.isfinite(float(e["loss"]))]
     if wrong:
         raise diverged(f"from step {wrong[0]} on")
+    if interruption.asked and trainer.state.global_step < trainer.state.max_steps:
+        done = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
+        raise Interrupted(
+            f"Training was stopped after {done}, with a checkpoint.", "Run the same again to go on from there."
+        )
 
 
 @contextlib.contextmanager
@@ -130,16 +135,25 @@ def memory_errors(settings: Settings) -> Iterator[None]:
 
 
 def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any, callbacks: list[Any]) -> Any:
-    """TRL's SFTTrainer on rows that are tokenised and labelled already."""
+    """TRL's SFTTrainer for the settings of a run."""
     import torch
+
+    dtype, _ = choose_precision(run.settings)
+    arguments = sft_arguments(run.settings, run.path("checkpoints"), dtype, torch.cuda.is_available())
+    return sft_trainer(arguments, model, tokenizer, train, held_out, callbacks)
+
+
+def sft_trainer(
+    arguments: dict[str, Any], model: Any, tokenizer: Any, train: Any, held_out: Any, callbacks: list[Any]
+) -> Any:
+    """TRL's SFTTrainer on rows that are tokenised and labelled already."""
     from transformers import DataCollatorForSeq2Seq
     from trl import SFTConfig, SFTTrainer
 
-    columns, gpu = ["input_ids", "labels"], torch.cuda.is_available()
-    dtype, _ = choose_precision(run.settings)
+    columns = ["input_ids", "labels"]
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**sft_arguments(run.settings, run.path("checkpoints"), dtype, gpu)),
+        args=SFTConfig(**arguments),
         train_dataset=train.select_columns(columns),
         eval_dataset=held_out.select_columns(columns),
         processing_class=tokenizer,
@@ -158,13 +172,17 @@ def without_bars(trainer: Any) -> Any:
     return trainer
 
 
-def sft_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
+def sft_arguments(settings: SFTSettings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
     """Every value that supervised training depends on, as SFTConfig takes it."""
-    packing = settings.packing and gpu
     if settings.packing and not gpu:
         say("packing: off (it needs a GPU)")
+    return plain_arguments(settings, checkpoints, dtype, gpu) | {"packing": settings.packing and gpu}
+
+
+def plain_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
+    """What learning from single answers depends on, in supervised training and in self-play's comparison with it."""
     return training_arguments(settings, checkpoints, dtype, gpu) | {
-        "packing": packing,
+        "packing": False,
         "eval_packing": False,
         "completion_only_loss": False,  # the labels say already what is learnt
         "assistant_only_loss": False,
@@ -244,25 +262,35 @@ def is_whole(checkpoint: Path) -> bool:
 
 def record_training(run: Run, trainer: Any) -> None:
     """Write the facts of the finished training, taken from the trainer's own log."""
+    run.record("train", **told_by(trainer), **about(trainer, run.settings))
+
+
+def told_by(trainer: Any) -> dict[str, Any]:
+    """The facts in the trainer's own log."""
     log = [entry for entry in trainer.state.log_history if "loss" in entry and "seconds" in entry]
     seconds, tokens = log[-1]["seconds"], int(trainer.state.num_input_tokens_seen)
-    run.record(
-        "train",
-        steps=trainer.state.global_step,
-        epochs=round(trainer.state.epoch, 3),
-        seconds=seconds,
-        first_loss=round(float(log[0]["loss"]), 4),
-        last_loss=round(float(log[-1]["loss"]), 4),
-        losses=[[entry["step"], round(float(entry["loss"]), 4)] for entry in log],
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.epoch, 3),
+        "seconds": seconds,
+        "first_loss": round(float(log[0]["loss"]), 4),
+        "last_loss": round(float(log[-1]["loss"]), 4),
+        "losses": [[entry["step"], round(float(entry["loss"]), 4)] for entry in log],
         **rewards(log),
-        tokens=tokens,
-        tokens_per_second=round(tokens / seconds, 1),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1),
+    }
+
+
+def about(trainer: Any, settings: Settings) -> dict[str, Any]:
+    """What was trained, in which precision, and the memory it took."""
+    return dict(
         peak_vram_gb=peak_vram_gb(),
         peak_ram_gb=peak_ram_gb(),
         trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         lora_r=trainer.model.peft_config["default"].r,
         lora_alpha=trainer.model.peft_config["default"].lora_alpha,
-        precision=choose_precision(run.settings)[0],
+        precision=choose_precision(settings)[0],
         four_bit=is_four_bit(trainer.model),
         optimizer=str(trainer.args.optim.value),
     )

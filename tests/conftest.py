@@ -66,9 +66,9 @@ def sets(**values):
     return [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
 
 
-def whole_road(road, storage):
+def whole_road(road, storage, **settings):
     """One finished run of a road on the embedded default."""
-    result = command_line(road, *sets(**DEMO, storage=storage))
+    result = command_line(road, *sets(**DEMO, storage=storage, **settings))
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -82,6 +82,12 @@ def finished(tmp_path_factory, worker_id, base):
 def preferred(tmp_path_factory, worker_id, base):
     """The whole road of DPO on the embedded default. Not to be changed."""
     return made_once(tmp_path_factory, worker_id, "preferred", partial(whole_road, "dpo")) / "short"
+
+
+@pytest.fixture(scope="session")
+def played(tmp_path_factory, worker_id, base):
+    """The whole road of self-play on the embedded default. Not to be changed."""
+    return made_once(tmp_path_factory, worker_id, "played", partial(whole_road, "spin", sft_arm=True)) / "short"
 
 
 @pytest.fixture

@@ -244,6 +244,7 @@ def test_a_run_of_dpo_can_be_a_start_too(preferred, made, base):
     )
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_mid_training_ends_as_if_it_was_not(base, cli, tmp_path):
     short = {**DEMO, "max_steps": 24, "save_steps": 4, "merged": False, "quantizations": "[]", "eval_answers": 2}
     short |= {"learning_rate": 1e-4, "storage": tmp_path}

@@ -69,7 +69,7 @@ def test_a_run_folder_knows_its_road_and_refuses_the_other(tmp_path):
         opened = Run.open(run.folder)
         assert type(opened.settings) is road and opened.settings == run.settings
         assert road.load(run.folder / "settings.json") == run.settings
-    with pytest.raises(SettingsError, match=r"`road` is 'dpo' in .*Use `autosloth dpo` for it"):
+    with pytest.raises(SettingsError, match=r"`road` is 'spin' in .*Use `autosloth spin` for it"):
         SFTSettings.load(run.folder / "settings.json")
     content = read_json(run.folder / "settings.json") | {"road": "ppo"}
     (run.folder / "settings.json").write_text(str(content).replace("'", '"').replace("None", "null").replace("True", "true").replace("False", "false"))  # fmt: skip

@@ -1,0 +1,58 @@
+"""The rounds of a self-play as a table and a small plot, for the notebook, the terminal and the card."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from .live import render_html
+from .run import Run, read_json, show
+
+INK, GREEN, AMBER = "#1f2933", "#2f7d4f", "#c2410c"
+
+
+def plot_rounds(facts: dict[str, Any], start: dict[str, Any], path: Path) -> None:
+    """Two charts side by side, by round: the held-out loss (nats per token), and the share of held-out pairs told apart; written as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rounds = [played["eval"] for played in facts["rounds"]]
+    names = ["start", *(f"round {number}" for number in range(len(rounds)))]
+    figure = Figure(figsize=(8, 2.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    losses = [start["nll"], *(played["nll"] for played in rounds)]
+    left.plot(names, losses, marker="o", color=GREEN, label="self-play")
+    if arm := facts.get("sft_arm"):
+        left.axhline(arm["nll"], color=AMBER, linestyle="--", label=f"{arm['steps']} steps of plain SFT")
+        left.legend(frameon=False, fontsize=8)
+    left.set_title("loss of held-out answers, nats per token", fontsize=9, color=INK, loc="left")
+    right.bar(names[1:], [100 * played["reward_accuracy"] for played in rounds], color=GREEN, width=0.5)
+    right.axhline(50, color=INK, linewidth=0.8, linestyle=":")
+    right.set_ylim(0, 100)
+    right.set_title("held-out pairs told apart, %; 50 is chance", fontsize=9, color=INK, loc="left")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8, colors=INK)
+    figure.savefig(path)
+
+
+def show_rounds(run: Run) -> None:
+    """Show the rounds that were played: table and plot in a notebook, the table elsewhere."""
+    start = read_json(run.path("rounds", "start.json"))["eval"]
+    image = base64.b64encode(run.path("rounds", "rounds.png").read_bytes()).decode()
+    facts = run.facts
+    show(as_text(facts, start), render_html("rounds.html.j2", facts=facts, start=start, image=image))
+
+
+def as_text(facts: dict[str, Any], start: dict[str, Any]) -> str:
+    """The table for a terminal."""
+    lines = [f"{'after':>9} | loss (nats per token) | told apart | margin | tokens an answer"]
+    lines.append(f"{'start':>9} | {start['nll']:21.4f} | {'':10} | {'':6} | {start['mean_length']:.1f}")
+    for played in facts["rounds"]:
+        now = played["eval"]
+        lines.append(f"{'round ' + str(played['round']):>9} | {now['nll']:21.4f} | {now['reward_accuracy']:10.1%} | {now['reward_margin']:6.3f} | {now['mean_length']:.1f}")  # fmt: skip
+    if arm := facts.get("sft_arm"):
+        lines.append(f"{'plain SFT':>9} | {arm['nll']:21.4f} | {arm['steps']} steps from the start, for comparison")
+    return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""Answers in batches are those of single prompts, samples are from the model itself, and chunks that are kept are not made again."""
+
+from collections import Counter
+
+import pytest
+
+from autosloth import generate, opponent
+from autosloth.demo import sft_rows
+from autosloth.generate import Decoding, answer, answer_as_they_end, checked, end_tokens
+from autosloth.model import answering, encode_prompt, load_model, load_tokenizer
+from autosloth.settings import SFTSettings
+
+
+@pytest.fixture(scope="module")
+def player(engine, base):
+    """(model, tokenizer) with the adapter that answers in both manners."""
+    settings = SFTSettings(model="demo", adapter="demo")
+    return load_model(settings), load_tokenizer(settings)
+
+
+@pytest.fixture(scope="module")
+def prompts(player):
+    return [encode_prompt(player[1], [{"role": "user", "content": row["instruction"]}]) for row in sft_rows()[1]]
+
+
+def test_batched_answers_are_those_of_single_prompts(player, prompts):
+    greedy = Decoding(40)
+    together = answer(*player, prompts[:24], greedy)
+    assert len({len(prompt) for prompt in prompts[:24]}) > 2
+    assert together == [answer(*player, [prompt], greedy)[0] for prompt in prompts[:24]]
+    ends = end_tokens(*player)
+    assert all(ids[-1] in ends and not set(ids[:-1]) & set(ends) for ids in together)
+
+
+def test_an_answer_that_finds_no_end_has_the_length_of_the_cap(player, prompts):
+    for cap in (1, 7, 8, 9):
+        answers = answer(*player, prompts[:6], Decoding(cap))
+        assert {len(ids) for ids in answers} == {cap} and not set(sum(answers, [])) & set(end_tokens(*player))
+
+
+def test_each_prompt_is_answered_once_whatever_the_batches(player, prompts):
+    for size in (1, 3, 100):
+        numbers = [n for n, _ in answer_as_they_end(*player, prompts[:10], Decoding(30, 1.0, size))]
+        assert sorted(numbers) == list(range(10))
+
+
+def test_samples_are_from_the_models_own_distribution_whatever_its_configuration_says(player, prompts):
+    import torch
+
+    model, tokenizer = player
+    with answering(model):
+        expected = torch.softmax(model(input_ids=torch.tensor([prompts[0]])).logits[0, -1].float(), -1)
+    model.generation_config.top_k, model.generation_config.temperature, model.generation_config.top_p = 1, 0.1, 0.5
+    try:
+        drawn = [ids[0] for ids in answer(model, tokenizer, [prompts[0]] * 2000, Decoding(1, 1.0, 500))]
+    finally:
+        model.generation_config.top_k = model.generation_config.temperature = model.generation_config.top_p = None
+    found, likely = Counter(drawn), expected.topk(10).indices.tolist()
+    tail = 1 - expected[likely].sum().item()  # what a cut at the top would leave out
+    assert tail > 0.05
+    shares = [(expected[token].item(), found[token]) for token in likely[:3]]
+    for share, count in [*shares, (tail, 2000 - sum(found[token] for token in likely))]:
+        assert abs(count / 2000 - share) < 4 * (share * (1 - share) / 2000) ** 0.5
+
+
+def test_the_same_seed_gives_the_same_samples_and_another_others(player, prompts):
+    samples = [answer(*player, prompts[:8], Decoding(20, 1.0, seed=seed)) for seed in (1, 1, 2)]
+    assert samples[0] == samples[1] != samples[2]
+
+
+def test_batches_that_answer_otherwise_are_not_trusted(player, prompts, monkeypatch, capsys):
+    decoding = Decoding(20, 1.0, 16)
+    assert checked(*player, prompts, decoding) == decoding and capsys.readouterr().out == ""
+    right = generate.go_on
+
+    def wrong(model, tokenizer, rows, *rest):
+        grown = right(model, tokenizer, rows, *rest)
+        return grown if len(rows) == 1 else [row + [5] for row in grown]
+
+    monkeypatch.setattr(generate, "go_on", wrong)
+    assert checked(*player, prompts, decoding).batch_size == 1
+    assert "one prompt at a time" in capsys.readouterr().out
+
+
+def test_kept_chunks_are_not_made_again_and_those_of_another_player_are(player, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(opponent, "CHUNK", 4)
+    asked = []
+
+    def counting(model, tokenizer, some, decoding):
+        asked.append(len(some))
+        if sum(asked) == 8 and not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            raise KeyboardInterrupt
+        return answer(model, tokenizer, some, decoding)
+
+    monkeypatch.setattr(opponent, "answer", counting)
+    decoding = Decoding(20, 1.0)
+    with pytest.raises(KeyboardInterrupt):
+        opponent.answers_of(tmp_path / "a", *player, prompts[:10], decoding, "one")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["answers-00000.json"]
+    first = opponent.answers_of(tmp_path / "a", *player, prompts[:10], decoding, "one")
+    assert asked == [4, 4, 4, 2] and len(first) == 10
+    assert first == opponent.answers_of(tmp_path / "b", *player, prompts[:10], decoding, "one")  # never stopped
+    assert first == opponent.answers_of(tmp_path / "a", *player, prompts[:10], decoding, "one") and len(asked) == 7
+    opponent.answers_of(tmp_path / "a", *player, prompts[:10], decoding, "two")
+    assert len(asked) == 10
+    (tmp_path / "a" / "answers-00001.json").unlink()
+    opponent.answers_of(tmp_path / "a", *player, prompts[:10], decoding, "two")
+    assert len(asked) == 11
