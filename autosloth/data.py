@@ -11,7 +11,7 @@ from typing import Any
 from .clean import Findings, load_rows
 from .encode import IGNORED, encode_rows
 from .errors import DataError, ModelError
-from .model import end_ids, load_tokenizer
+from .model import chosen_template, end_ids, load_tokenizer
 from .normalise import Row
 from .pairs import encode_pairs
 from .preview import histogram
@@ -20,19 +20,20 @@ from .settings import Settings
 
 
 def local_inputs(run: Run) -> list[object]:
-    """What identifies a local dataset (its content) and a local model (its files), so that a changed one is prepared again."""
+    """What identifies a local dataset (its content), a local model (its files) and the chat template of an adapter, so that changed ones are prepared again."""
     dataset, model = Path(run.settings.dataset).expanduser(), Path(run.settings.model).expanduser()
     files = sorted(path for path in dataset.rglob("*") if path.is_file()) if dataset.is_dir() else [dataset]
     return [
         [file_hash(path) for path in files if path.is_file()],
         sorted((path.name, path.stat().st_size) for path in model.iterdir()) if model.is_dir() else None,
+        chosen_template(run.settings),
     ]
 
 
 @stage(
     "data",
     reads=(
-        "model", "revision", "chat_template", "max_length", "dataset", "dataset_config", "split", "columns", "bad_rows",
+        "model", "revision", "adapter", "chat_template", "max_length", "dataset", "dataset_config", "split", "columns", "bad_rows",
         "duplicates", "long_rows", "eval_split", "eval_fraction", "eval_rows", "seed",
     ),
     inputs=local_inputs,

@@ -128,10 +128,9 @@ class Form:
         """One line on top: whether all is right, what is chosen, where it is kept; and what was wrong in the file."""
         store, notes = self.store, "".join(line(AMBER, note) for note in self.store.notes)
         if store.problems:
-            wrong = ", ".join(
-                self.fields[name].title if name in self.fields else "the whole" for name in store.problems
-            )
-            return notes + line(RED, f"✗ To correct: {wrong}.")
+            wrong = ", ".join(self.fields[name].title for name in store.problems if name)
+            together = store.problems.get("", "")
+            return notes + line(RED, f"✗ To correct: {f'{wrong}.' if wrong else together}")
         chosen = f"{len(store.given())} chosen, the others are the defaults" if store.given() else "the defaults"
         kept = f", kept in {store.path.name}" if store.chosen else ""
         return notes + line(GREEN, f"✓ Ready: {chosen}{kept}. Run all goes on with what stands here.")

@@ -22,7 +22,8 @@ def answers_of(
     model's weights from others; chunks of another player, of other prompts or of another decoding are made anew.
     """
     chunks = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
-    keys = [fingerprint([player, number, chunk, vars(decoding)]) for number, chunk in enumerate(chunks)]
+    how = [decoding.max_new_tokens, decoding.temperature, decoding.seed]
+    keys = [fingerprint([player, number, chunk, how]) for number, chunk in enumerate(chunks)]
     paths = [folder / f"answers-{number:05}.json" for number in range(len(chunks))]
     missing = [n for n, (path, key) in enumerate(zip(paths, keys, strict=True)) if read_json(path).get("key") != key]
     if missing:

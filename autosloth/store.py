@@ -72,15 +72,12 @@ class Store:
                 self.chosen[name] = value
 
     def wrong(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """What is wrong with these values, by field."""
+        """What is wrong with these values, by field; under the empty name what is wrong with several together."""
         try:
             self.road(**values)
         except ValidationError as error:
             return {
-                str(problem["loc"][0])
-                if problem["loc"]
-                else "": f"{problem['loc'][0] if problem['loc'] else 'This'} is "
-                f"{shortened(problem['input'])}, but {allowed(problem)}."
+                str(problem["loc"][0]) if problem["loc"] else "": sentence(problem)
                 for problem in reversed(error.errors(include_url=False))
             }
         return {}
@@ -163,6 +160,12 @@ def fields_of(text: str) -> dict[str, Any]:
         if isinstance(content, dict):
             found |= content
     return found
+
+
+def sentence(problem: Mapping[str, Any]) -> str:
+    """One of pydantic's errors as a sentence."""
+    given = f"{problem['loc'][0]} is {shortened(problem['input'])}, but " if problem["loc"] else ""
+    return f"{given}{allowed(problem)}."
 
 
 def shortened(value: Any) -> str:

@@ -110,12 +110,13 @@ def explain(error: ValidationError, source: str) -> tuple[str, str]:
     wrong = []
     for problem in error.errors(include_url=False):
         field = ".".join(str(part) for part in problem["loc"])
-        wrong.append(f"`{field}` is {json.dumps(problem['input'], default=str)}, but {allowed(problem)}")
+        given = f"`{field}` is {json.dumps(problem['input'], default=str)}, but " if field else ""
+        wrong.append(f"{given}{allowed(problem)}")
     names = dict.fromkeys(f"`{problem['loc'][0]}`" for problem in error.errors() if problem["loc"])
-    return "; ".join(wrong) + ".", f"Correct {', '.join(names)} in {source}."
+    return "; ".join(wrong) + ".", f"Correct {', '.join(names) or 'that'} in {source}."
 
 
 def allowed(problem: Mapping[str, Any]) -> str:
-    """What a field takes, from one of pydantic's errors: `it should be greater than 0`."""
+    """What a field takes, from one of pydantic's errors: `it should be greater than 0`; of several together, what is wrong with them."""
     said = problem["msg"].removeprefix("Value error, ")
     return (said[0].lower() + said[1:]).replace("input should", "it should")

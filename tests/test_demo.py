@@ -174,6 +174,7 @@ demo.build(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_bytes(tmp_path):
     for folder, seed in zip((tmp_path / "a", tmp_path / "b"), "12", strict=True):
         folder.mkdir()

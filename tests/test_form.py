@@ -113,6 +113,34 @@ def test_a_mapping_that_is_none_is_told_at_its_field(typed):
     assert "columns is " in form.fields["columns"].message.value and form.fields["columns"].widget.value == typed
 
 
+def test_what_is_wrong_with_two_settings_together_is_told_on_top(watched):
+    form = open_form("dpo")
+    form.fields["label_smoothing"].widget.value = 0.1
+    assert "To correct: label_smoothing counts for `loss: robust` only" in form.summary.value
+    with pytest.raises(SettingsError, match="label_smoothing counts for"):
+        form.settings()
+    form.fields["loss"].widget.value = "robust"
+    assert form.settings().label_smoothing == 0.1
+
+
+@pytest.mark.parametrize("road", ["dpo", "spin"])
+def test_the_forms_of_the_other_roads_show_and_use_what_is_chosen(road, capsys):
+    form = open_form(road)
+    form.fields["beta"].widget.value = 0.5
+    form.fields["adapter"].widget.value = "me/adapter"
+    settings = form.settings()
+    assert (settings.road, settings.beta, settings.adapter) == (road, 0.5, "me/adapter")
+    said = capsys.readouterr().out
+    assert "beta: 0.5" in said and ("profile: t4" in said) == (road == "dpo")
+    assert form.fields["batch_size"].widget.value == settings.batch_size
+
+
+def test_a_profile_shows_what_it_sets_at_once():
+    form = open_form("dpo")
+    form.fields["profile"].widget.value = "a100"
+    assert form.fields["max_length"].widget.value == 1024 and form.settings().batch_size == 4
+
+
 def test_typing_in_an_older_view_counts_and_shows_in_the_newest():
     old, new = open_form("sft"), open_form("sft")
     old.fields["seed"].widget.value = 7

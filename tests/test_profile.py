@@ -81,6 +81,7 @@ def test_a_run_folder_knows_its_road_and_refuses_the_other(tmp_path):
     "values, message",
     [
         ({"label_smoothing": 0.1}, "label_smoothing counts for `loss: robust` only"),
+        ({"label_smoothing": 0.1}, "Correct that in the settings."),
         ({"loss": "kto"}, "'sigmoid', 'hinge', 'ipo', 'robust', 'sppo_hard' or 'apo_zero'"),
         ({"beta": 0}, "greater than 0"),
         ({"profile": "h100"}, "'auto', 'a100' or 't4'"),
