@@ -35,6 +35,7 @@ def variables(hub, home, token):
     return known | given | {"IPYTHONDIR": str(home / ".ipython"), "PATH": os.environ["PATH"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, how", [("AutoSloth-SFT", "typed"), ("AutoSloth-DPO", "environment")])
 def test_a_token_is_used_and_is_in_no_file(base, tmp_path, name, how):
     home, work, secret = (tmp_path / name for name in ("home", "work", "secret"))
