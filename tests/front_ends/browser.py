@@ -112,7 +112,8 @@ class Lab(FrontEnd):
 
     KERNEL = "tests"
     NOTEBOOK = "window.jupyterapp.shell.currentWidget"
-    RESTS = f"{NOTEBOOK}?.sessionContext?.session?.kernel?.status === 'idle'"
+    WAITS = f"[...({NOTEBOOK}?.content?.model?.cells ?? [])].some(cell => cell.executionState === 'running')"
+    RESTS = f"({NOTEBOOK}?.sessionContext?.session?.kernel?.status === 'idle' && !({WAITS}))"  # idle between cells, too
     COUNTS = f"[...{NOTEBOOK}.content.model.cells].map(cell => cell.executionCount ?? 0)"
     PRINTED = f"() => [...{NOTEBOOK}.content.model.cells].at(-1).outputs.toJSON().map(output => [output.text].flat().join('')).join('')"
 
