@@ -1,6 +1,8 @@
 """Answers in batches are those of single prompts, samples are from the model itself, and chunks that are kept are not made again."""
 
+import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,6 +32,38 @@ def test_batched_answers_are_those_of_single_prompts(player, prompts):
     assert together == [answer(*player, [prompt], greedy)[0] for prompt in prompts[:24]]
     ends = end_tokens(*player)
     assert all(ids[-1] in ends and not set(ids[:-1]) & set(ends) for ids in together)
+
+
+@pytest.mark.parametrize("window", [None, 20], ids=["all tokens kept", "a sliding window that is outgrown"])
+@pytest.mark.parametrize("size", [3, 8])
+def test_whoever_gets_on_and_off_each_answer_is_that_of_the_prompt_alone(engine, window, size):
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    torch.manual_seed(1)
+    model = MistralForCausalLM(
+        MistralConfig(**shape, vocab_size=200, num_hidden_layers=2, sliding_window=window, initializer_range=0.3)
+    )
+    model.generation_config.eos_token_id = list(range(2, 14))
+    tokenizer, rng = SimpleNamespace(eos_token_id=2, pad_token_id=0), random.Random(0)
+    prompts = [rng.choices(range(20, 200), k=rng.randint(3, 16)) for _ in range(60)]
+    line, parked = generate.Line(model, tokenizer, prompts, Decoding(40, batch_size=size)), 0
+    answers, put_aside = {}, line.put_aside
+
+    def counting(group):
+        nonlocal parked
+        parked += 1
+        put_aside(group)
+
+    line.put_aside = counting
+    with answering(model):
+        for number, ids in line.answers():
+            assert answers.setdefault(number, ids) is ids and sum(map(len, line.aside.values())) <= 1.5 * size
+        alone = [model.generate(torch.tensor([p]), max_new_tokens=40, do_sample=False, pad_token_id=0) for p in prompts]
+    expected = [generate.up_to_end(row[0].tolist()[len(p) :], line.ends) for p, row in zip(prompts, alone, strict=True)]
+    assert [answers[number] for number in range(60)] == expected
+    assert len({len(ids) for ids in expected}) > 5 and max(map(len, expected)) == 40 and parked > 2
 
 
 def test_an_answer_that_finds_no_end_has_the_length_of_the_cap(player, prompts):
@@ -71,13 +105,15 @@ def test_the_same_seed_gives_the_same_samples_and_another_others(player, prompts
 def test_batches_that_answer_otherwise_are_not_trusted(player, prompts, monkeypatch, capsys):
     decoding = Decoding(20, 1.0, 16)
     assert checked(*player, prompts, decoding) == decoding and capsys.readouterr().out == ""
-    right = generate.go_on
+    right = generate.Line.go_on
 
-    def wrong(model, tokenizer, rows, *rest):
-        grown = right(model, tokenizer, rows, *rest)
-        return grown if len(rows) == 1 else [row + [5] for row in grown]
+    def wrong(line, group, *rest):
+        grown = right(line, group, *rest)
+        if len(group) > 1:
+            grown.ids[:, -1] = 5
+        return grown
 
-    monkeypatch.setattr(generate, "go_on", wrong)
+    monkeypatch.setattr(generate.Line, "go_on", wrong)
     assert checked(*player, prompts, decoding).batch_size == 1
     assert "one prompt at a time" in capsys.readouterr().out
 
