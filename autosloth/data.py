@@ -33,7 +33,7 @@ def local_inputs(run: Run) -> list[object]:
 @stage(
     "data",
     reads=(
-        "model", "revision", "adapter", "chat_template", "max_length", "dataset", "dataset_config", "split", "columns", "bad_rows",
+        "model", "revision", "adapter", "chat_template", "thinking", "max_length", "dataset", "dataset_config", "split", "columns", "bad_rows",
         "duplicates", "long_rows", "eval_split", "eval_fraction", "eval_rows", "seed",
     ),
     inputs=local_inputs,
@@ -49,12 +49,19 @@ def prepare_data(run: Run) -> None:
     train, held_out = (encode(tokenizer, part, settings, found) for part in rows)
     refuse_too_few(train, held_out, settings, found)
     refuse_endless(tokenizer, train, settings)
+    if not settings.thinking and "enable_thinking" in tokenizer.chat_template and thoughts(held_out):
+        say("data: answers hold thoughts, and thinking is off; set `thinking: true` to learn them")
     folder = run.fresh("data")
     write_rows(train, folder / "train.parquet")
     write_rows(held_out, folder / "eval.parquet")
     facts = describe(train, held_out, found, settings)
     run.record("data", **facts, fingerprint=fingerprint([file_hash(path) for path in sorted(folder.glob("*.parquet"))]))
     report(facts, settings)
+
+
+def thoughts(rows: list[Row]) -> bool:
+    """Whether an answer in these rows holds a thought, as reasoning models mark it."""
+    return any("</think>" in (turn.get("content") or "") for row in rows for turn in row["messages"] or [])
 
 
 def refuse_too_few(train: list[Row], held_out: list[Row], settings: Settings, found: Findings) -> None:

@@ -92,7 +92,8 @@ def measure_preferences(
 
     loss: the one that is trained; chosen_logp, rejected_logp: mean log-probability of a whole answer, in nats; reward_margin and
     reward_accuracy: of the implicit rewards beta * log(p / p_reference) (arXiv 2305.18290, eq. 5), a tie counting half;
-    prefers_chosen: share of pairs whose better answer is the likelier one; kl: mean divergence from the reference over the tokens
+    prefers_chosen: share of pairs whose better answer is the likelier one; chosen_change, rejected_change: of the log-probabilities
+    since the reference, chosen_error: the standard error of the former; kl: mean divergence from the reference over the tokens
     of better answers, in nats.
     """
     facts = {"loss": held_out_loss(trainer), "pairs": len(held_out), **preferences(trainer, settings.beta)}
@@ -116,7 +117,9 @@ def preferences(trainer: Any, beta: float) -> dict[str, float]:
     won = (margins > 0).float() + 0.5 * (margins == 0)
     found = {"chosen_logp": chosen, "rejected_logp": rejected, "reward_margin": margins, "reward_accuracy": won}
     found["prefers_chosen"] = (chosen > rejected).float()
-    return {name: round(values.mean().item(), 4) for name, values in found.items()}
+    found |= {"chosen_change": chosen - before[0], "rejected_change": rejected - before[1]}
+    error = (found["chosen_change"].std(correction=0) / len(chosen) ** 0.5).item()
+    return {name: round(values.mean().item(), 4) for name, values in found.items()} | {"chosen_error": round(error, 4)}
 
 
 def answer_logprobs(model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:

@@ -137,8 +137,9 @@ def answer_spans(tokenizer: Any, row: Row, text: str, first: int = 0) -> list[tu
         before = render_chat(tokenizer, messages[:i], answer_next=True, tools=tools)
         upto = text if i == len(messages) - 1 else render_chat(tokenizer, messages[: i + 1], tools=tools)
         if not text.startswith(upto):
-            said = message["content"] + (ending or "")
-            at = text.find(said, len(before)) if ending and text.startswith(before) else -1
+            said, shared = message["content"] + (ending or ""), len(os.path.commonprefix([before, text]))
+            asked = len(render_chat(tokenizer, messages[:i], tools=tools).rstrip())
+            at = text.find(said, shared) if ending and shared >= asked else -1
             if at < 0:
                 continue
             upto = text[: at + len(said)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,11 +34,18 @@ class Decoding:
         return replace(self, seed=self.seed + number)
 
 
-def answer(model: Any, tokenizer: Any, prompts: list[list[int]], decoding: Decoding) -> list[list[int]]:
-    """The ids that the model goes on with after each prompt, up to and with the end token where it came."""
+def answer(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    decoding: Decoding,
+    tell: Callable[[list[int]], None] = lambda ids: None,
+) -> list[list[int]]:
+    """The ids that the model goes on with after each prompt, up to and with the end token where it came; `tell` hears of each as it ends."""
     answers: list[list[int]] = [[] for _ in prompts]
     for number, ids in answer_as_they_end(model, tokenizer, prompts, decoding):
         answers[number] = ids
+        tell(ids)
     return answers
 
 
@@ -86,7 +93,9 @@ class Group:
 
         cache = None
         if self.cache and other.cache:
-            cache = [tuple(map(torch.cat, zip(*both, strict=True))) for both in zip(self.cache, other.cache, strict=True)]
+            cache = [
+                tuple(map(torch.cat, zip(*both, strict=True))) for both in zip(self.cache, other.cache, strict=True)
+            ]
         return Group(self.numbers + other.numbers, torch.cat([self.ids, other.ids]), cache)
 
 

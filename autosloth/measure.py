@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from itertools import pairwise
 from typing import Any
 
 from .errors import ModelError
@@ -60,6 +61,33 @@ def compare_answers(
             for chat, right, text in zip(chats[:SAMPLES], expected, given, strict=False)
         ]
     return facts, [{"prompt": prompt, "answer": ids} for prompt, ids in zip(prompts, answers, strict=True)]
+
+
+def standing(model: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """nll: mean negative log-likelihood of the dataset's answers, in nats per token; perplexity."""
+    import torch
+
+    total, tokens = 0.0, 0
+    with answering(model):
+        for row in rows:
+            ids, start = (
+                torch.tensor([row["prompt_ids"] + row["chosen_ids"]], device=model.device),
+                len(row["prompt_ids"]),
+            )
+            logps = torch.log_softmax(model(input_ids=ids).logits[0, start - 1 : -1].float(), dim=-1)
+            total -= logps.gather(-1, ids[0, start:, None]).sum().item()
+            tokens += len(row["chosen_ids"])
+    return {"nll": round(total / tokens, 4), "perplexity": round(math.exp(min(total / tokens, 50)), 3)}
+
+
+def style_of(answers: list[list[int]], ends: list[int]) -> dict[str, float]:
+    """mean_length in tokens; eos_rate, the share that ended; distinct_2, different pairs of tokens per pair (arXiv 1510.03055)."""
+    pairs = [pair for ids in answers for pair in pairwise(ids)]
+    return {
+        "mean_length": round(sum(map(len, answers)) / len(answers), 2),
+        "eos_rate": round(sum(ids[-1] in ends for ids in answers) / len(answers), 4),
+        "distinct_2": round(len(set(pairs)) / max(1, len(pairs)), 4),
+    }
 
 
 def shortened(text: str) -> str:

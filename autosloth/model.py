@@ -73,7 +73,8 @@ def load_tokenizer(settings: Settings) -> Any:
             f"The tokenizer of {source} has no fast form or no end token.",
             "Choose a model whose repository has a tokenizer.json.",
         )
-    tokenizer.chat_template = chosen_template(settings) or tokenizer.chat_template or named_template("alpaca")
+    template = chosen_template(settings) or tokenizer.chat_template or named_template("alpaca")
+    tokenizer.chat_template = template if settings.thinking else without_thinking(template)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -87,6 +88,18 @@ def chosen_template(settings: Settings) -> str | None:
     folder = starting_adapter(settings)
     path = folder / "chat_template.jinja" if folder else None
     return path.read_text(encoding="utf-8") if path and path.is_file() else None
+
+
+def without_thinking(template: str) -> str:
+    """A chat template with its thinking mode switched off, if it has one (Qwen3 and kin call the switch `enable_thinking`).
+
+    The switch stands in the template itself, so that training, generation, the published tokenizer and the GGUF agree about it.
+
+    >>> without_thinking("{{ messages[0].content }}")
+    '{{ messages[0].content }}'
+    """
+    off = "{% set enable_thinking = false %}"
+    return off + template if "enable_thinking" in template and not template.startswith(off) else template
 
 
 def named_template(name: str) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from .encode import IGNORED
 from .generate import Decoding, answer, checked
 from .live import duration
 from .run import fingerprint, read_json, say, write_json
 
-CHUNK = 256  # prompts that are answered, and kept, together
+CHUNK = 512  # prompts that are answered, and kept, together
+SAY_EVERY = 30  # seconds
 
 
 def answers_of(
@@ -27,12 +30,59 @@ def answers_of(
     paths = [folder / f"answers-{number:05}.json" for number in range(len(chunks))]
     missing = [n for n, (path, key) in enumerate(zip(paths, keys, strict=True)) if read_json(path).get("key") != key]
     if missing:
-        trusted, began, tokens = checked(model, tokenizer, prompts, decoding), time.perf_counter(), 0
-        for done, number in enumerate(missing, start=1):
-            seeded = trusted.seeded(number)
-            made = answer(model, tokenizer, chunks[number], seeded)
+        trusted = checked(model, tokenizer, prompts, decoding)
+        progress = Progress(sum(len(chunks[number]) for number in missing))
+        for number in missing:
+            made = answer(model, tokenizer, chunks[number], trusted.seeded(number), progress.tell)
             write_json(paths[number], {"key": keys[number], "answers": made})
-            tokens, seconds = tokens + sum(map(len, made)), time.perf_counter() - began
-            left = duration(seconds / done * (len(missing) - done))
-            say(f"generate: {sum(len(chunks[n]) for n in missing[:done])} of {sum(len(chunks[n]) for n in missing)} answers, {tokens / seconds:.0f} tokens per second, about {left} left")  # fmt: skip
     return [ids for path in paths for ids in read_json(path)["answers"]]
+
+
+class Progress:
+    """How far the answers are, said now and then and at the end."""
+
+    def __init__(self, total: int):
+        self.total, self.answers, self.tokens = total, 0, 0
+        self.began = self.said = time.perf_counter()
+
+    def tell(self, ids: list[int]) -> None:
+        """One more answer."""
+        now, self.answers, self.tokens = time.perf_counter(), self.answers + 1, self.tokens + len(ids)
+        if now - self.said < SAY_EVERY and self.answers < self.total:
+            return
+        seconds, self.said = now - self.began, now
+        left = "" if self.answers == self.total else f", about {duration(seconds / self.answers * (self.total - self.answers))} left"  # fmt: skip
+        say(f"generate: {self.answers} of {self.total} answers, {self.tokens / seconds:.0f} tokens per second{left}")
+
+
+def questions(rows: Any, ends: list[int]) -> list[dict[str, Any]]:
+    """The rows as {"prompt_ids", "chosen_ids"}: all up to the last answer, and that answer; rows whose answer was cut are left out."""
+    found = []
+    for row in rows:
+        learnt = [place for place, label in enumerate(row["labels"]) if label != IGNORED]
+        first = next(p for p in reversed(learnt) if p - 1 not in learnt)  # of the last stretch
+        ids = row["input_ids"]
+        if row["messages"] and ids[learnt[-1]] in ends:
+            found.append({"prompt_ids": ids[:first], "chosen_ids": ids[first : learnt[-1] + 1]})
+    return found
+
+
+def pair_up(
+    rows: list[dict[str, Any]], answers: list[list[int]], ends: list[int]
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows with the opponent's answers as `rejected_ids`, and how many were left out, by reason.
+
+    An answer that hit the length cap has no end; given one, it would be told apart by that alone.
+
+    >>> row = {"prompt_ids": [5], "chosen_ids": [6, 2]}
+    >>> pair_up([row] * 4, [[7, 2], [7, 7], [2], [6, 2]], [2])[1]
+    {'too_long': 1, 'empty': 1, 'equal': 1}
+    """
+    pairs, left_out = [], Counter()
+    for row, ids in zip(rows, answers, strict=True):
+        reason = "too_long" if ids[-1] not in ends else "empty" if len(ids) == 1 else "equal" if ids == row["chosen_ids"] else None  # fmt: skip
+        if reason:
+            left_out[reason] += 1
+        else:
+            pairs.append({**row, "rejected_ids": ids})
+    return pairs, dict(left_out)

@@ -56,3 +56,28 @@ def as_text(facts: dict[str, Any], start: dict[str, Any]) -> str:
     if arm := facts.get("sft_arm"):
         lines.append(f"{'plain SFT':>9} | {arm['nll']:21.4f} | {arm['steps']} steps from the start, for comparison")
     return "\n".join(lines)
+
+
+def whole_training(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The facts of all rounds as those of one training."""
+    seconds, tokens = (sum(facts[name] for facts in rounds) for name in ("seconds", "tokens"))
+    return {
+        "steps": sum(facts["steps"] for facts in rounds),
+        "epochs": round(sum(facts["epochs"] for facts in rounds), 3),
+        "seconds": round(seconds, 2),
+        "first_loss": rounds[0]["first_loss"],
+        "last_loss": rounds[-1]["last_loss"],
+        "losses": [loss for facts in rounds for loss in facts["losses"]],
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1),
+        **rounds[-1]["trained"],
+    }
+
+
+def row_of(facts: dict[str, Any], start: dict[str, Any]) -> str:
+    """A round in one line."""
+    now = facts["eval"]
+    return (
+        f"spin: round {facts['round']}: held-out answers {start['eval']['nll']:.4f} at the start, {now['nll']:.4f} now (nats per token); "
+        f"told apart {now['reward_accuracy']:.1%}, margin {now['reward_margin']:.3f}; {now['mean_length']:.1f} tokens an answer, {now['eos_rate']:.1%} end"
+    )

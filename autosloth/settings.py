@@ -83,6 +83,9 @@ class Settings(BaseModel):
     chat_template: Literal["auto", "alpaca", "mistral", "zephyr"] = setting(
         "auto", "Model", "`auto` keeps the tokenizer's own chat template and takes `alpaca` where it has none."
     )
+    thinking: bool = setting(
+        False, "Model", "Keep the thinking mode of a chat template that has one; off, answers begin at once."
+    )
     lora_r: int = setting(16, "Model", "Rank of the LoRA adapter.", ge=1, le=1024, title="LoRA rank")
     lora_alpha: int = setting(
         16, "Model", "LoRA scale: the adapter counts alpha / r times.", ge=1, le=4096, title="LoRA alpha"
@@ -440,6 +443,15 @@ class SPINSettings(Settings):
     sft_arm: bool = setting(
         False, "Training", "For comparison, also train the start by as many steps of plain SFT; its figures go beside the rounds.", title="SFT arm"
     )  # fmt: skip
+    sft_steps: int = setting(
+        0, "Training", "Steps of plain SFT on the same dataset before the rounds, for a base that cannot answer yet; 0 is off.", ge=0, le=1_000_000, title="SFT steps first"
+    )  # fmt: skip
+    sft_learning_rate: float = setting(
+        2e-4, "Training", "Peak learning rate of the SFT before the rounds.", gt=0, le=0.1, title="SFT learning rate"
+    )
+    stop_early: bool = setting(
+        True, "Training", "End the rounds where the held-out figures say that another would not help."
+    )
     generation_batch: int = setting(32, "Training", "Answers that are generated at once.", ge=1, le=1024)
 
     @model_validator(mode="before")

@@ -132,7 +132,9 @@ def main() -> None:
                     sys.exit(f"{name} gave other answers than the model's.")
                 speeds[name].append(sum(map(len, answers)) / seconds)
     middle = {name: statistics.median(values) for name, values in speeds.items()}
-    print(f"{ROWS} prompts (one by one: {ONE_BY_ONE}), batches of {BATCH}, {ROUNDS} rounds in turn; tokens per second, medians")
+    print(
+        f"{ROWS} prompts (one by one: {ONE_BY_ONE}), batches of {BATCH}, {ROUNDS} rounds in turn; tokens per second, medians"
+    )
     for name, values in speeds.items():
         print(f"  {name:20} {middle[name]:8.0f}   ({min(values):.0f} to {max(values):.0f}); autosloth is {middle['autosloth'] / middle[name]:.2f} times as fast")  # fmt: skip
     result = {"prompts": ROWS, "one_by_one": ONE_BY_ONE, "batch": BATCH, "rounds": ROUNDS, "tokens_per_second": speeds}

@@ -8,7 +8,7 @@ from autosloth import data
 from autosloth.clean import Findings
 from autosloth.encode import IGNORED, encode_rows
 from autosloth.errors import DataError, ModelError
-from autosloth.model import encode_prompt, load_tokenizer, named_template, render_chat
+from autosloth.model import encode_prompt, load_tokenizer, named_template, render_chat, without_thinking
 from autosloth.run import Run
 from autosloth.settings import SFTSettings
 
@@ -21,14 +21,15 @@ CHATML = "{% for m in messages %}{{ '<|open|>' + m.role + '\n' + m.content + '<|
 WITH_DEFAULT_SYSTEM = (
     "{% if messages[0].role != 'system' %}{{ '<|open|>system\nBe of use.<|over|>\n' }}{% endif %}" + CHATML
 )
-# As Qwen3: thinking is shown in the last answer only, though the prompt does not open it.
-THINKING = "{% for m in messages %}{% set thought = '<think>\n\n</think>\n\n' if m.role == 'assistant' and loop.last else '' %}{{ '<|open|>' + m.role + '\n' + thought + m.content + '<|over|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|open|>assistant\n' }}{% endif %}"
+# As Qwen3: thinking is shown in the last answer only, though the prompt does not open it, unless it is switched off.
+THINKING = "{% for m in messages %}{% set thought = '<think>\n\n</think>\n\n' if m.role == 'assistant' and loop.last else '' %}{{ '<|open|>' + m.role + '\n' + thought + m.content + '<|over|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|open|>assistant\n' }}{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
 NO_SYSTEM = "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system turn, please') }}{% endif %}{% for m in messages %}{{ '<|open|>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + '<|over|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|open|>model\n' }}{% endif %}"
 INST = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}{% else %}{{ raise_exception('roles!') }}{% endif %}{% endfor %}"
 TEMPLATES = {
     "Llama 3": (HEADERS, "<|over|>"),
     "Qwen 2": (WITH_DEFAULT_SYSTEM, "<|over|>"),
     "Qwen 3": (THINKING, "<|over|>"),
+    "Qwen 3, thinking off": (without_thinking(THINKING), "<|over|>"),
     "ChatML": (CHATML, "<|over|>"),
     "Gemma": (NO_SYSTEM, "<|over|>"),
     "Mistral": (INST, "</s>"),

@@ -122,12 +122,12 @@ def test_kept_chunks_are_not_made_again_and_those_of_another_player_are(player, 
     monkeypatch.setattr(opponent, "CHUNK", 4)
     asked = []
 
-    def counting(model, tokenizer, some, decoding):
+    def counting(model, tokenizer, some, *rest):
         asked.append(len(some))
         if sum(asked) == 8 and not (tmp_path / "killed").exists():
             (tmp_path / "killed").touch()
             raise KeyboardInterrupt
-        return answer(model, tokenizer, some, decoding)
+        return answer(model, tokenizer, some, *rest)
 
     monkeypatch.setattr(opponent, "answer", counting)
     decoding = Decoding(20, 1.0)

@@ -73,6 +73,21 @@ def test_the_tokenizers_own_chat_template_is_kept_unless_another_is_named(engine
     ).chat_template == model.named_template("mistral")
 
 
+def test_thinking_is_off_in_the_published_template_too_unless_it_is_asked_for(engine, base, tmp_path):
+    own = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}{% if enable_thinking is not defined or enable_thinking %}{{ '<think>' }}{% endif %}"
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((base / name).read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(own)
+    settings, ask = SFTSettings(model=str(tmp_path)), [{"role": "user", "content": "hello"}]
+    quiet = model.load_tokenizer(settings)
+    assert not model.render_chat(quiet, ask, answer_next=True).endswith("<think>")
+    model.save_tokenizer(quiet, settings, tmp_path / "saved")
+    published = (tmp_path / "saved" / "chat_template.jinja").read_text()
+    assert published == quiet.chat_template == model.without_thinking(own) == model.without_thinking(published)
+    thinking = model.load_tokenizer(SFTSettings(model=str(tmp_path), thinking=True))
+    assert thinking.chat_template == own and model.render_chat(thinking, ask, answer_next=True).endswith("<think>")
+
+
 @pytest.mark.parametrize(
     "make",
     [lambda folder: None, lambda folder: (folder / "config.json").write_text("{}")],

@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import DEMO, sets
 
-from autosloth import spin
+from autosloth import judge
 from autosloth.errors import ModelError
 from autosloth.run import read_json
 from autosloth.settings import SPINSettings
@@ -24,7 +24,7 @@ def test_the_demo_is_told_apart_from_its_own_answers_and_becomes_polite(played):
     for each in facts["rounds"]:
         assert each["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
         assert each["generated"]["pairs"] + sum(each["generated"]["left_out"].values()) == 144
-        assert set(each["eval"]) >= {"nll", "perplexity", "loss", "reward_accuracy", "reward_margin", "chosen_logp", "rejected_logp", "mean_length", "eos_rate", "distinct_2"}  # fmt: skip
+        assert set(each["eval"]) >= {"nll", "perplexity", "loss", "reward_accuracy", "reward_margin", "chosen_logp", "rejected_logp", "chosen_change", "rejected_change", "mean_length", "eos_rate", "distinct_2"}  # fmt: skip
     best = facts["train"]["best_round"]
     losses = [facts["eval"]["before"]["loss"], *(each["eval"]["nll"] for each in facts["rounds"])]
     assert losses[best + 1] == min(losses) == pytest.approx(after["loss"], abs=1e-3)
@@ -62,15 +62,27 @@ def test_whether_there_is_something_to_gain_is_said_early():
 
     said = []
     for share, expected in ((0.8, "something to gain"), (0.57, "a little to gain"), (0.5, "hardly anything")):
-        probe = spin.first_probe(SPINSettings())
+        probe = judge.first_probe(SPINSettings())
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(spin, "preferences", lambda trainer, beta, share=share: {"reward_accuracy": share})
-            patch.setattr(spin, "say", said.append)
+            patch.setattr(judge, "preferences", lambda trainer, beta, share=share: {"reward_accuracy": share})
+            patch.setattr(judge, "say", said.append)
             for step in range(1, 61):
                 warm = SimpleNamespace(get_warmup_steps=lambda steps: steps // 10)
                 probe.on_step_end(warm, SimpleNamespace(global_step=step, max_steps=60), None)
         assert expected in said[-1] and f"after 16 steps it tells {share:.0%}" in said[-1]
     assert len(said) == 3
+
+
+@pytest.mark.slow
+def test_the_rounds_can_begin_with_plain_sft_from_the_bare_base(base, tmp_path, cli):
+    few = {"rounds": 1, "prompts_per_round": 32, "sft_steps": 12, "sft_learning_rate": 2e-3, "stop_early": False}
+    result = cli("spin", *sets(**SHORT | few, adapter="null", storage=tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    facts = read_json(tmp_path / "short" / "facts.json")
+    assert facts["sft_start"]["steps"] == 12 and facts["sft_start"]["learning_rate"] == 2e-3
+    assert facts["sft_start"]["nll"] == facts["eval"]["before"]["loss"] < 3.0  # the bare base: 6 and more
+    assert facts["rounds"][0]["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert "| the start, after 12 steps of plain SFT |" in (tmp_path / "short" / "publish" / "README.md").read_text()
 
 
 def test_a_second_run_skips_what_is_done(played, cli):
@@ -127,7 +139,7 @@ def test_a_wrong_opponent_stops_the_round_with_a_sentence():
     first, later = SimpleNamespace(global_step=1), SimpleNamespace(global_step=2)
     right = {"loss": math.log(2), "rewards/margins": 0.0}
     for settings, logs in ((SPINSettings(), right), (SPINSettings(loss="hinge"), {**right, "loss": 1.0})):
-        check = spin.start_check(settings)
+        check = judge.start_check(settings)
         check.on_log(None, first, None, logs)
         check.on_log(None, later, None, {"loss": 0.1, "rewards/margins": 3.0})
         for wrong in ({**logs, "loss": logs["loss"] - 0.03}, {**logs, "rewards/margins": 0.03}):
@@ -135,8 +147,9 @@ def test_a_wrong_opponent_stops_the_round_with_a_sentence():
                 check.on_log(None, first, None, wrong)
 
 
-def measured(nll=1.0, reward_accuracy=0.8, mean_length=20.0):
-    return {"eval": {"nll": nll, "reward_accuracy": reward_accuracy, "mean_length": mean_length}}
+def measured(nll=1.0, reward_accuracy=0.8, mean_length=20.0, chosen_change=1.0):
+    facts = {"nll": nll, "reward_accuracy": reward_accuracy, "mean_length": mean_length, "reward_margin": 0.5}
+    return {"eval": {**facts, "chosen_change": chosen_change, "chosen_error": 0.25}}
 
 
 @pytest.mark.parametrize(
@@ -147,18 +160,20 @@ def measured(nll=1.0, reward_accuracy=0.8, mean_length=20.0):
         ([measured(1.03)], "became less likely (1.0000 to 1.0300"),
         ([measured(0.9), measured(0.915)], None),
         ([measured(0.9), measured(0.92)], "became less likely (0.9000 to 0.9200"),
+        ([measured(0.9, chosen_change=-0.49)], None),
+        ([measured(0.9, chosen_change=-0.51)], "by 0.51 nats an answer, while the margin grew"),
         ([measured(0.9, mean_length=31.0)], "drifted from 20 to 31 tokens"),
         ([measured(0.9, mean_length=13.0)], "drifted from 20 to 13 tokens"),
     ],
 )
 def test_another_round_is_not_played_where_it_would_not_help(rounds, reason):
-    said = spin.reason_to_stop(measured(), rounds)
+    said = judge.reason_to_stop(measured(), rounds)
     assert said is None if reason is None else reason in said
 
 
 @pytest.mark.parametrize("losses, best", [([1.1, 1.2], -1), ([0.9, 0.8], 1), ([0.8, 0.9], 0)])
 def test_the_best_round_is_the_one_that_makes_the_held_out_answers_likeliest(losses, best):
-    assert spin.best_round(measured(), [measured(loss) for loss in losses]) == best
+    assert judge.best_round(measured(), [measured(loss) for loss in losses]) == best
 
 
 def test_the_papers_recipe_is_a_preset_and_each_value_can_be_set(tmp_path):
