@@ -21,6 +21,7 @@ from .run import GB, existing_parent, say
 from .runtime import DRIVE, drive_folder, place
 from .settings import Settings
 from .values import is_hub_id
+from .vllm import refuse_without_vllm
 
 Q8_0_SHARE = 34 / 64  # bytes of Q8_0 per byte of 16-bit weights: 32 weights and a scale in 34 bytes
 SPARE_GB = 0.5  # checkpoints, data and what else a run leaves
@@ -85,6 +86,8 @@ def check_gpu(settings: Settings, setting_up: bool) -> None:
     """Whether there is a GPU for a model that needs one: if not, said in a box while setting up. Raises ModelError otherwise."""
     try:
         refuse_without_gpu(settings)
+        if settings.road == "spin":
+            refuse_without_vllm(settings)
     except ModelError as problem:
         if not setting_up:
             raise

@@ -15,6 +15,7 @@ from typing import Any
 
 from .model import answering
 from .run import say
+from .vllm import vllm_answers
 
 CHECKED, CHECK_TOKENS = 8, 16  # prompts, and tokens of each, that batches have to answer as single prompts do
 NEAR_TIE = 0.02  # nats between two tokens either of which may be the likeliest, by the order of sums
@@ -28,6 +29,7 @@ class Decoding:
     temperature: float = 0.0
     batch_size: int = 32
     seed: int = 0
+    vllm: bool = False
 
     def seeded(self, number: int) -> Decoding:
         """The same with the seed of another part of the work."""
@@ -55,6 +57,9 @@ def answer_as_they_end(
     """(number of the prompt, its answer) for each prompt, in the order in which they end."""
     import torch
 
+    if decoding.vllm:
+        yield from enumerate(vllm_answers(model, prompts, decoding, end_tokens(model, tokenizer)))
+        return
     torch.manual_seed(decoding.seed)
     with answering(model):
         yield from Line(model, tokenizer, prompts, decoding).answers()
@@ -213,18 +218,21 @@ class Line:
 
 
 def checked(model: Any, tokenizer: Any, prompts: list[list[int]], decoding: Decoding) -> Decoding:
-    """The decoding, when batches answer a few of these prompts greedily as single prompts do; else with batches of one, and it says so.
+    """The decoding, when it answers a few of these prompts greedily as single prompts do; else one that does, and it says so.
 
     The prompts are cut to one length, so that they do share a batch. Another token counts as the same where both are as likely
     as NEAR_TIE allows: sums in another order may swap them.
     """
-    some = [prompt[: min(map(len, prompts[:CHECKED]))] for prompt in prompts[:CHECKED]]
-    greedy = Decoding(CHECK_TOKENS)
-    together = answer(model, tokenizer, some, greedy)
-    apart = [answer(model, tokenizer, [prompt], greedy)[0] for prompt in some]
-    same = (alike(model, *each) for each in zip(some, together, apart, strict=True))
-    if decoding.batch_size == 1 or all(same):
+    if decoding.batch_size == 1 and not decoding.vllm:
         return decoding
+    some = [prompt[: min(map(len, prompts[:CHECKED]))] for prompt in prompts[:CHECKED]]
+    together = answer(model, tokenizer, some, Decoding(CHECK_TOKENS, vllm=decoding.vllm))
+    apart = [answer(model, tokenizer, [prompt], Decoding(CHECK_TOKENS))[0] for prompt in some]
+    if all(alike(model, *each) for each in zip(some, together, apart, strict=True)):
+        return decoding
+    if decoding.vllm:
+        say("generate: vLLM answers otherwise than the model does here; the model's own batches are used")
+        return checked(model, tokenizer, prompts, replace(decoding, vllm=False))
     say(
         "generate: batches answer otherwise than single prompts do here; one prompt at a time, which is slower and right"
     )

@@ -196,6 +196,7 @@ def load_model(settings: Settings) -> Any:
             max_seq_length=settings.max_length,
             dtype=getattr(torch, dtype),
             load_in_4bit=settings.load_in_4bit,
+            **with_vllm(settings),
         )
     model = unsloth.FastLanguageModel.get_peft_model(
         model,
@@ -209,6 +210,12 @@ def load_model(settings: Settings) -> Any:
     if start:
         fill_adapter(model, start, settings)
     return model
+
+
+def with_vllm(settings: Settings) -> dict[str, Any]:
+    """What Unsloth needs to know to load vLLM beside the model, in self-play where it is asked for."""
+    asked = settings.road == "spin" and settings.fast_inference
+    return {"fast_inference": True, "max_lora_rank": max(16, settings.lora_r)} if asked else {}
 
 
 def lora_shape(settings: Settings, start: Path | None) -> dict[str, Any]:

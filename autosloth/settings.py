@@ -452,6 +452,9 @@ class SPINSettings(Settings):
     stop_early: bool = setting(
         True, "Training", "End the rounds where the held-out figures say that another would not help."
     )
+    fast_inference: bool = setting(
+        False, "Training", "Answer with vLLM, where it is installed beside Unsloth; it shares the GPU's memory with the training.", title="vLLM"
+    )  # fmt: skip
     generation_batch: int = setting(32, "Training", "Answers that are generated at once.", ge=1, le=1024)
 
     @model_validator(mode="before")

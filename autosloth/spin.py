@@ -121,7 +121,9 @@ class Game:
     def generate(self, number: int, what: str, rows: list[dict[str, Any]]) -> list[list[int]]:
         """The answers of the model that round `number` begins with."""
         seed = int(fingerprint([self.settings.seed, number, what])[:8], 16)
-        decoding = Decoding(self.settings.max_new_tokens, 1.0, self.settings.generation_batch, seed)
+        decoding = Decoding(
+            self.settings.max_new_tokens, 1.0, self.settings.generation_batch, seed, self.settings.fast_inference
+        )
         prompts = [row["prompt_ids"] for row in rows]
         return answers_of(
             self.folder(number) / what, self.model, self.tokenizer, prompts, decoding, self.player(number)

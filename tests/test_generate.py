@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -116,6 +117,24 @@ def test_batches_that_answer_otherwise_are_not_trusted(player, prompts, monkeypa
     monkeypatch.setattr(generate.Line, "go_on", wrong)
     assert checked(*player, prompts, decoding).batch_size == 1
     assert "one prompt at a time" in capsys.readouterr().out
+
+
+def test_vllm_is_not_trusted_where_it_answers_for_the_base_instead_of_the_adapter(player, prompts, monkeypatch, capsys):
+    model, tokenizer = player
+
+    def of_the_base(model, some, decoding, ends):
+        with model.disable_adapter():
+            return answer(model, tokenizer, some, replace(decoding, vllm=False))
+
+    def of_the_adapter(model, some, decoding, ends):
+        return answer(model, tokenizer, some, replace(decoding, vllm=False))
+
+    decoding = Decoding(20, 1.0, 16, vllm=True)
+    monkeypatch.setattr(generate, "vllm_answers", of_the_adapter)
+    assert checked(model, tokenizer, prompts, decoding) == decoding
+    monkeypatch.setattr(generate, "vllm_answers", of_the_base)
+    assert checked(model, tokenizer, prompts, decoding) == replace(decoding, vllm=False)
+    assert "the model's own batches are used" in capsys.readouterr().out
 
 
 def test_kept_chunks_are_not_made_again_and_those_of_another_player_are(player, prompts, tmp_path, monkeypatch):

@@ -185,3 +185,8 @@ def test_the_papers_recipe_is_a_preset_and_each_value_can_be_set(tmp_path):
     free = SPINSettings(learning_rate=1e-5)
     assert (free.rounds, free.prompts_per_round, free.mix_previous, free.of_round(2).learning_rate) == (3, 1000, False, 1e-5)  # fmt: skip
     assert SPINSettings(preset="paper", rounds=2).of_round(1).beta == 5.0
+
+
+def test_vllm_is_refused_before_training_where_it_cannot_run(cli, tmp_path):
+    result = cli("check", "spin", *sets(**DEMO, fast_inference=True, storage=tmp_path))
+    assert result.returncode == 1 and "`fast_inference` is set, and " in result.stdout + result.stderr
