@@ -16,6 +16,7 @@ from .fetch import is_offline
 from .hub import refuse_foreign_token
 from .live import show_box
 from .load import look_up
+from .memory import check_memory
 from .recognise import recognise_columns
 from .run import GB, existing_parent, say
 from .runtime import DRIVE, drive_folder, place
@@ -37,7 +38,13 @@ class Problems(AutoSlothError):
 
 def check(settings: Settings, setting_up: bool = False) -> None:
     """Look for every problem that can be known before training; setting_up: a GPU may come later. Raises Problems."""
-    checks: list[Callable[[Settings], object]] = [check_storage, check_dataset, check_model, starting_adapter]
+    checks: list[Callable[[Settings], object]] = [
+        check_storage,
+        check_dataset,
+        check_model,
+        check_memory,
+        starting_adapter,
+    ]
     problems = []
     for look in [*checks, check_publishing, partial(check_gpu, setting_up=setting_up)]:
         try:

@@ -1,0 +1,363 @@
+"""One side of a row of `gpu.py`, in a process of its own: `python benchmarks/gpu_sides.py '{"side": "autosloth", ...}'` prints one line of JSON.
+
+A case: `side`, one of SIDES; `run`, a folder that `prepare` made; `steps`; `cap_gb`, the most that torch may take of the GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gpu_models import make_model, write_instructions, write_pairs
+
+Case = dict[str, Any]
+WARMUP_STEPS = 2  # not timed: what is compiled, is compiled in them
+NOTEBOOK = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "learning_rate": 2e-4, "warmup_steps": 5, "optim": "adamw_8bit", "weight_decay": 0.01, "lr_scheduler_type": "linear", "seed": 3407}  # fmt: skip
+LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+def prepare(case: Case) -> Case:
+    """Make the model and the rows, and run the data stage of AutoSloth on them; gives the run's folder and what its check expects of memory."""
+    from autosloth.data import prepare_data
+    from autosloth.memory import estimate, known_shape
+    from autosloth.run import Run
+    from autosloth.settings import ROADS
+
+    folder = Path(case["folder"])
+    model = make_model(folder / case["model"], **case["make"])
+    rows = folder / f"{case['road']}-{case['rows']}.json"
+    write = write_pairs if case["road"] == "dpo" else write_instructions
+    write(rows, case["rows"], **case.get("lengths", {}))
+    given = dict(model=str(model), dataset=str(rows), storage=str(folder / "runs"), run_name=case["name"], eval_rows=32, eval_answers=0)  # fmt: skip
+    settings = ROADS[case["road"]].from_values(given | case["settings"], "the benchmark")
+    run = Run.create(settings)
+    prepare_data(run)
+    shape = known_shape(settings)
+    expected = [part._asdict() for part in estimate(settings, shape, case["gpu_gb"], settings.lora_r)] if shape else []
+    return {"run": str(run.folder), "expected": expected, "length": run.facts["data"]["length"]}
+
+
+# --------------------------------------------------------------------------------------------------------------- meters
+class Meter:
+    """Counts what a trainer's batches hold, times its steps, and keeps its losses."""
+
+    def __init__(self, trainer: Any):
+        from transformers import TrainerCallback
+
+        self.trainer, self.collate, self.batches, self.ends = trainer, trainer.data_collator, [], []
+        meter = self
+
+        class Clock(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                meter.step_ended()
+
+        trainer.data_collator = self.collated
+        trainer.add_callback(Clock())
+
+    def collated(self, rows: list[Case]) -> Case:
+        """A batch: its tokens, the places that it fills, and what tells it from others."""
+        batch = self.collate(rows)
+        ids = batch["input_ids"]
+        mask = batch.get("attention_mask")
+        tokens = int(mask.sum()) if mask is not None else ids.numel()
+        unpadded = [int(token) for token, real in zip(ids.flatten(), mask.flatten(), strict=True) if real] if mask is not None else ids.flatten().tolist()  # fmt: skip
+        self.batches.append([tokens, ids.numel(), hashlib.sha256(json.dumps(unpadded).encode()).hexdigest()[:12]])
+        return batch
+
+    def step_ended(self) -> None:
+        import torch
+
+        if on_gpu():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+    def train(self) -> Case:
+        """Train, and tell."""
+        self.trainer.train()
+        times = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)][WARMUP_STEPS - 1 :]
+        a_step = self.trainer.args.gradient_accumulation_steps
+        trained = self.batches[: a_step * len(self.ends)]
+        timed = trained[-a_step * len(times) :]
+        losses = [float(entry["loss"]) for entry in self.trainer.state.log_history if "loss" in entry]
+        rows = a_step * self.trainer.args.per_device_train_batch_size * len(times)
+        return {
+            "step_s": statistics.median(times),
+            "steps_s": times,
+            "tokens_per_second": sum(tokens for tokens, *_ in timed) / sum(times),
+            "rows_per_second": rows / sum(times),
+            "padding": 1 - sum(tokens for tokens, *_ in trained) / sum(places for _, places, _ in trained),
+            "losses": losses,
+            "batches": [name for *_, name in trained],
+            **memory(),
+        }
+
+
+def memory() -> Case:
+    """The most GPU memory in GB: that torch reserved, that tensors filled, and with what torch does not count (the context)."""
+    import torch
+
+    if not on_gpu():
+        return {"peak_vram_gb": None}
+    free, total = torch.cuda.mem_get_info()
+    uncounted = total - free - torch.cuda.memory_reserved()
+    peak = torch.cuda.max_memory_reserved()
+    return {"peak_vram_gb": (peak + uncounted) / 1e9, "reserved_gb": peak / 1e9, "allocated_gb": torch.cuda.max_memory_allocated() / 1e9}  # fmt: skip
+
+
+def same_start(model: Any) -> None:
+    """Give LoRA weights of the same value to every side: A by its name, B zero."""
+    import torch
+
+    for name, parameter in sorted(model.named_parameters()):
+        if ".lora_A." in name:
+            place = name[name.index("layers.") :].encode()
+            generator = torch.Generator().manual_seed(int(hashlib.sha256(place).hexdigest()[:8], 16))
+            values = torch.rand(parameter.shape, generator=generator) * 2 - 1
+            with torch.no_grad():
+                parameter.copy_(values / parameter.shape[1] ** 0.5)
+
+
+# ---------------------------------------------------------------------------------------------------------------- sides
+def opened(case: Case) -> Any:
+    """The run that `prepare` made, with the settings changed that this side wants otherwise."""
+    from autosloth.run import Run
+
+    run = Run.open(case["run"])
+    run.settings = run.settings.model_copy(update={"max_steps": case["steps"], "save_steps": 10_000, **case.get("changed", {})})  # fmt: skip
+    return run
+
+
+def autosloth(case: Case) -> Case:
+    """AutoSloth's own trainer, as its training stage makes it."""
+    from autosloth import dpo, train
+    from autosloth.live import Interruption, progress_callback
+    from autosloth.model import load_model, load_tokenizer
+
+    run = opened(case)
+    tokenizer, model = load_tokenizer(run.settings), load_model(run.settings)
+    same_start(model)
+    road = dpo if run.settings.road == "dpo" else train
+    callbacks = [progress_callback(Interruption())]
+    return Meter(road.make_trainer(run, model, tokenizer, run.rows("train"), run.rows("eval"), callbacks)).train()
+
+
+def dtype_of(run: Any) -> tuple[Any, Case]:
+    """The precision that AutoSloth would train this run in, as torch names it and as a trainer's arguments do."""
+    import torch
+
+    from autosloth.model import choose_precision
+
+    name, _ = choose_precision(run.settings)
+    return getattr(torch, name), {"bf16": name == "bfloat16", "fp16": name == "float16"}
+
+
+def unsloth_model(run: Any, dtype: Any) -> tuple[Any, Any]:
+    """Model and tokenizer as Unsloth's public notebooks load them."""
+    from unsloth import FastLanguageModel
+
+    settings = run.settings
+    model, tokenizer = FastLanguageModel.from_pretrained(settings.model, max_seq_length=settings.max_length, dtype=dtype, load_in_4bit=settings.load_in_4bit)  # fmt: skip
+    model = FastLanguageModel.get_peft_model(
+        model, r=settings.lora_r, target_modules=LAYERS, lora_alpha=settings.lora_alpha, lora_dropout=0, bias="none",
+        use_gradient_checkpointing="unsloth" if on_gpu() else False, random_state=3407, use_rslora=False, loftq_config=None,
+    )  # fmt: skip
+    same_start(model)
+    return model, tokenizer
+
+
+def notebook_arguments(case: Case, run: Any, precision: Case) -> Case:
+    """What the notebooks pass to a trainer, besides the lengths."""
+    output = {"output_dir": str(run.path("notebook")), "report_to": "none", "logging_steps": 1, "save_strategy": "no"}
+    eight_bit = {} if on_gpu() else {"optim": "adamw_torch_fused"}
+    return {**NOTEBOOK, **precision, **output, **eight_bit, "max_steps": case["steps"]}
+
+
+def notebook(case: Case) -> Case:
+    """Unsloth with TRL as its public notebooks call them: whole rows are learnt, no packing, whatever else is Unsloth's default."""
+    import unsloth  # noqa: F401 (before trl, which it patches)
+    from trl import SFTConfig, SFTTrainer
+
+    run = opened(case)
+    dtype, precision = dtype_of(run)
+    model, tokenizer = unsloth_model(run, dtype)
+    arguments = notebook_arguments(case, run, precision)
+    texts = {"dataset_text_field": "text", "max_length": run.settings.max_length, "packing": False}
+    rows = run.rows("train").select_columns(["text"])
+    return Meter(SFTTrainer(model=model, processing_class=tokenizer, train_dataset=rows, args=SFTConfig(**arguments, **texts))).train()  # fmt: skip
+
+
+def notebook_dpo(case: Case) -> Case:
+    """Unsloth's DPO as its Zephyr notebook calls it."""
+    import unsloth  # noqa: F401
+    from trl import DPOConfig, DPOTrainer
+
+    run = opened(case)
+    dtype, precision = dtype_of(run)
+    model, tokenizer = unsloth_model(run, dtype)
+    tokenizer.chat_template = chat_template()
+    arguments = notebook_arguments(case, run, precision) | {"learning_rate": 5e-6, "warmup_steps": 0.1}
+    rows = run.rows("train").select_columns(["prompt", "chosen", "rejected"])
+    args = DPOConfig(**arguments, beta=0.1, max_length=run.settings.max_length)
+    return Meter(DPOTrainer(model=model, ref_model=None, processing_class=tokenizer, train_dataset=rows, args=args)).train()  # fmt: skip
+
+
+def chat_template() -> str:
+    from autosloth.model import named_template
+
+    return named_template("alpaca")
+
+
+def bare(case: Case) -> Case:
+    """Unsloth with TRL, given AutoSloth's arguments, rows and collator: what is left between the two is AutoSloth itself."""
+    import unsloth  # noqa: F401
+    from transformers import DataCollatorForSeq2Seq
+    from trl import SFTConfig, SFTTrainer
+
+    from autosloth.train import sft_arguments
+
+    run = opened(case)
+    dtype, _ = dtype_of(run)
+    model, tokenizer = unsloth_model(run, dtype)
+    args = SFTConfig(**sft_arguments(run.settings, run.path("bare"), str(dtype).removeprefix("torch."), on_gpu()))
+    rows = run.rows("train").select_columns(["input_ids", "labels"])
+    return Meter(SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer, data_collator=DataCollatorForSeq2Seq(tokenizer))).train()  # fmt: skip
+
+
+def plain(case: Case) -> Case:
+    """QLoRA by transformers, peft and trl alone, on AutoSloth's rows and labels, with the reference run's values."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    run = opened(case)
+    settings, (dtype, precision) = run.settings, dtype_of(run)
+    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, device_map={"": 0} if on_gpu() else None)
+    if settings.load_in_4bit:
+        model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = get_peft_model(model, LoraConfig(r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=0.0, target_modules=LAYERS, task_type="CAUSAL_LM"))  # fmt: skip
+    same_start(model)
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    arguments = notebook_arguments(case, run, precision) | {
+        "learning_rate": settings.learning_rate, "warmup_steps": settings.warmup, "max_length": settings.max_length, "max_grad_norm": settings.max_grad_norm,
+        "data_seed": settings.seed, "gradient_checkpointing": on_gpu(), "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    }  # fmt: skip
+    if settings.road == "dpo":
+        tokenizer.chat_template = chat_template()
+        rows = run.rows("train").select_columns(["prompt", "chosen", "rejected"])
+        trainer = DPOTrainer(model=model, args=DPOConfig(**arguments, beta=settings.beta), train_dataset=rows, processing_class=tokenizer)  # fmt: skip
+    else:
+        rows, collator = run.rows("train").select_columns(["input_ids", "labels"]), DataCollatorForSeq2Seq(tokenizer)
+        if on_gpu():
+            args = SFTConfig(**arguments)
+            trainer = SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer, data_collator=collator)  # fmt: skip
+        else:  # trl 1.15's loss is a Triton kernel, which a machine without a GPU lacks; that of transformers is the same
+            del arguments["max_length"]
+            trainer = Trainer(model=model, args=TrainingArguments(**arguments), train_dataset=rows, data_collator=collator)  # fmt: skip
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # trl makes them bf16, which fp16's gradient scaler cannot take (its issue 4901)
+            parameter.data = parameter.data.float()
+    return Meter(trainer).train()
+
+
+def generation(case: Case) -> Case:
+    """The three sides of generate.py on a model that counts, greedily; each has to give the right answers. Tokens per second."""
+    import generate
+
+    from autosloth.model import load_model, load_tokenizer
+    from autosloth.settings import SFTSettings
+
+    folder = make_model(Path(case["folder"]) / case["model"], **case["make"])
+    generate.ROWS, generate.CAP = case["rows"], case["longest"]
+    settings = SFTSettings(model=str(folder), load_in_4bit=case["make"]["four_bit"], max_length=2048)
+    model, tokenizer = load_model(settings), load_tokenizer(settings)
+    asked, speeds = generate.prompts(), {}
+    for name, (side, rows) in generate.SIDES.items():
+        some = asked[: min(rows, case["rows"])]
+        side(model, tokenizer, some[: min(8, len(some))])
+        started = time.perf_counter()
+        answers = side(model, tokenizer, some)
+        speeds[name] = sum(map(len, answers)) / (time.perf_counter() - started)
+        if answers != [generate.expected(prompt) for prompt in some]:
+            raise SystemExit(f"{name} gave other answers than the model's.")
+    return {"tokens_per_second": speeds, **memory()}
+
+
+def spin_round(case: Case) -> Case:
+    """A whole round of self-play by AutoSloth: seconds by part."""
+    from autosloth.spin import Game, self_play
+
+    run, seconds = opened(case), {}
+    timed(Game, "generate", seconds)
+    timed(Game, "train", seconds)
+    timed(Game, "__init__", seconds)
+    started = time.perf_counter()
+    self_play(run)
+    whole = time.perf_counter() - started
+    facts = run.facts["rounds"][0]
+    parts = {"loading": seconds["__init__"], "generation": seconds["generate"], "training": seconds["train"]}
+    return {"seconds": parts | {"other": whole - sum(parts.values()), "whole": whole}, "pairs": facts["generated"], **memory()}  # fmt: skip
+
+
+def timed(kind: Any, name: str, seconds: dict[str, float]) -> None:
+    """Add up the seconds that are spent in a method."""
+    method = getattr(kind, name)
+
+    def with_clock(*arguments: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return method(*arguments, **named)
+        finally:
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+
+    setattr(kind, name, with_clock)
+
+
+def whole_training(case: Case) -> Case:
+    """AutoSloth's training stage under a cap that its first batch does not fit: the steps and the tokens that it told of in the end."""
+    from autosloth.errors import AutoSlothError
+    from autosloth.train import train_adapter
+
+    run = opened(case)
+    try:
+        train_adapter(run)
+    except AutoSlothError as problem:
+        return {"stopped": str(problem), **memory()}
+    told = run.facts["train"]
+    return {"steps": told["steps"], "tokens": told["tokens"], "facts": {k: v for k, v in told.items() if k != "losses"}, **memory()}  # fmt: skip
+
+
+SIDES = {
+    side.__name__: side
+    for side in (prepare, autosloth, notebook, notebook_dpo, bare, plain, generation, spin_round, whole_training)
+}
+
+
+def main() -> None:
+    case = json.loads(sys.argv[1])
+    if case["side"] != "plain":  # before torch makes anything on the GPU: Unsloth sets how its allocator works
+        from autosloth.model import start_engine
+
+        start_engine()
+    if case.get("cap_gb") and on_gpu():
+        import torch
+
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, case["cap_gb"] * 1e9 / total))
+    result = SIDES[case["side"]](case)
+    print("\nRESULT " + json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
