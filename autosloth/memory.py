@@ -1,6 +1,6 @@
 """How much GPU memory a training will take, by parts, told before it: from the model's config.json and the settings alone.
 
-The parts follow what Unsloth 2026.10, PEFT and bitsandbytes keep; `python benchmarks/gpu.py memory` holds their sum against what a GPU measures.
+The parts follow what Unsloth 2026.10, PEFT and bitsandbytes keep; `python benchmarks/gpu.py memory-7b memory-others` holds their sum against what a GPU measures.
 """
 
 from __future__ import annotations
@@ -149,10 +149,10 @@ def loss(settings: Settings, shape: Shape, free_gb: float) -> Part:
 
 
 def answers(settings: Settings, shape: Shape) -> Part:
-    """The keys and values of the answers that self-play generates at once; as many again may wait, put aside."""
+    """The keys and values of the answers that self-play generates at once."""
     length = settings.max_length + settings.max_new_tokens
-    numbers = 2 * settings.generation_batch * length * 2 * shape.layers * shape.keys
-    return Part("answers", 2 * numbers / GB, f"keys and values of {settings.generation_batch} answers, and of as many put aside")  # fmt: skip
+    numbers = settings.generation_batch * length * 2 * shape.layers * shape.keys
+    return Part("answers", 2 * numbers / GB, f"keys and values of {settings.generation_batch} answers")
 
 
 def check_memory(settings: Settings) -> None:
@@ -166,11 +166,19 @@ def check_memory(settings: Settings) -> None:
     total = sum(part.gb for part in parts)
     told = ", ".join(f"{part.name} {part.gb:.1f}" for part in parts)
     say(f"memory: about {total:.1f} of {gpu.memory_gb:.1f} GB VRAM expected for rows as long as max_length ({told})")
-    least = sum(part.gb for part in estimate(settings.model_copy(update={"batch_size": 1}), shape, gpu.memory_gb, rank))
+    one = settings.model_copy(update={"batch_size": 1, **({"generation_batch": 1} if settings.road == "spin" else {})})
+    least = sum(part.gb for part in estimate(one, shape, gpu.memory_gb, rank))
     if least > MARGIN * gpu.memory_gb:
         raise ModelError(*too_much(settings, gpu.name, gpu.memory_gb, least, parts))
     if total > gpu.memory_gb:
-        say("memory: should rows be that long, halve `batch_size` and double `gradient_accumulation`: the result is the same")  # fmt: skip
+        say(f"memory: {how_to_fit(parts)}")
+
+
+def how_to_fit(parts: list[Part]) -> str:
+    """What to do where the longest rows would not fit."""
+    if parts[-1].name == "answers":
+        return "should prompts and answers be that long, lower `generation_batch`: it changes nothing but the speed"
+    return "should rows be that long, halve `batch_size` and double `gradient_accumulation`: the result is the same"
 
 
 def too_much(settings: Settings, name: str, memory_gb: float, least_gb: float, parts: list[Part]) -> tuple[str, str]:

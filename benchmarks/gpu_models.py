@@ -21,7 +21,7 @@ SHAPES = {
     "mistral-7b": dict(model_type="mistral", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=32000, sliding_window=4096),
     "llama-3.1-8b": dict(model_type="llama", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256),
 }  # fmt: skip
-TOKENS_A_WORD = 1.19  # of the demo's tokenizer in its own stories
+TOKENS_A_WORD = 1.4  # of the demo's tokenizer in its own stories
 UNK, BOS, EOS, PAD = range(4)  # of the demo's tokenizer
 ANSWER = 60  # tokens, the median of Alpaca's answers
 

@@ -236,39 +236,46 @@ def bare(case: Case) -> Case:
 
 
 def plain(case: Case) -> Case:
-    """QLoRA by transformers, peft and trl alone, on AutoSloth's rows and labels, with the reference run's values."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+    """QLoRA by transformers, peft and trl alone, on AutoSloth's rows and labels, with the values of its settings."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run = opened(case)
     settings, (dtype, precision) = run.settings, dtype_of(run)
     model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, device_map={"": 0} if on_gpu() else None)
-    if settings.load_in_4bit:
-        model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = get_peft_model(model, LoraConfig(r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=0.0, target_modules=LAYERS, task_type="CAUSAL_LM"))  # fmt: skip
-    same_start(model)
-    tokenizer = AutoTokenizer.from_pretrained(settings.model)
     arguments = notebook_arguments(case, run, precision) | {
-        "learning_rate": settings.learning_rate, "warmup_steps": settings.warmup, "max_length": settings.max_length, "max_grad_norm": settings.max_grad_norm,
-        "data_seed": settings.seed, "gradient_checkpointing": on_gpu(), "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "per_device_train_batch_size": settings.batch_size, "gradient_accumulation_steps": settings.gradient_accumulation,
+        "learning_rate": settings.learning_rate, "warmup_steps": settings.warmup, "weight_decay": settings.weight_decay,
+        "lr_scheduler_type": settings.scheduler, "max_grad_norm": settings.max_grad_norm, "seed": settings.seed, "data_seed": settings.seed,
+        "gradient_checkpointing": on_gpu(), "gradient_checkpointing_kwargs": {"use_reentrant": False},
     }  # fmt: skip
-    if settings.road == "dpo":
-        tokenizer.chat_template = chat_template()
-        rows = run.rows("train").select_columns(["prompt", "chosen", "rejected"])
-        trainer = DPOTrainer(model=model, args=DPOConfig(**arguments, beta=settings.beta), train_dataset=rows, processing_class=tokenizer)  # fmt: skip
-    else:
-        rows, collator = run.rows("train").select_columns(["input_ids", "labels"]), DataCollatorForSeq2Seq(tokenizer)
-        if on_gpu():
-            args = SFTConfig(**arguments)
-            trainer = SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer, data_collator=collator)  # fmt: skip
-        else:  # trl 1.15's loss is a Triton kernel, which a machine without a GPU lacks; that of transformers is the same
-            del arguments["max_length"]
-            trainer = Trainer(model=model, args=TrainingArguments(**arguments), train_dataset=rows, data_collator=collator)  # fmt: skip
-    for parameter in model.parameters():
+    trainer = plain_trainer(run, model, AutoTokenizer.from_pretrained(settings.model), arguments)
+    for parameter in trainer.model.parameters():
         if parameter.requires_grad:  # trl makes them bf16, which fp16's gradient scaler cannot take (its issue 4901)
             parameter.data = parameter.data.float()
+    same_start(trainer.model)
     return Meter(trainer).train()
+
+
+def plain_trainer(run: Any, model: Any, tokenizer: Any, arguments: Case) -> Any:
+    """TRL's trainer with a LoRA adapter on all linear layers."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    settings, train = run.settings, run.rows("train")
+    lora = LoraConfig(r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=0.0, target_modules=LAYERS, task_type="CAUSAL_LM")  # fmt: skip
+    if settings.road == "dpo":
+        tokenizer.chat_template = chat_template()
+        args = DPOConfig(**arguments, beta=settings.beta, max_length=settings.max_length)
+        rows = train.select_columns(["prompt", "chosen", "rejected"])
+        return DPOTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
+    rows, collator = train.select_columns(["input_ids", "labels"]), DataCollatorForSeq2Seq(tokenizer)
+    if (
+        not on_gpu()
+    ):  # trl 1.15's loss is a Triton kernel, which a machine without a GPU lacks; that of transformers is the same
+        return Trainer(model=get_peft_model(model, lora), args=TrainingArguments(**arguments), train_dataset=rows, data_collator=collator)  # fmt: skip
+    args = SFTConfig(**arguments, max_length=settings.max_length)
+    return SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer, data_collator=collator, peft_config=lora)  # fmt: skip
 
 
 def generation(case: Case) -> Case:
