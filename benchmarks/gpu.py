@@ -69,7 +69,8 @@ class Bench:
     def side(self, side: str, prepared: dict[str, Any], **case: Any) -> dict[str, Any]:
         """What one side gave; {"failed": the end of what it said} where it did not come to its end."""
         case = {"side": side, "run": prepared.get("run"), "steps": STEPS if self.gpu else 3, **case}
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+        paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         environment |= {"UNSLOTH_COMPILE_LOCATION": str(self.scratch / "compiled"), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, str(HERE / "gpu_sides.py"), json.dumps(case)]
         result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.scratch)
@@ -290,14 +291,12 @@ def keep(path: Path, row: str, result: dict[str, Any]) -> None:
 
 def result_of(bench: Bench, lines: list[Line]) -> dict[str, Any]:
     """A row's result with what it was measured on; a smoke test keeps which sides came to their end, and no figure."""
-    from autosloth.train import hardware, versions
-
     if not bench.gpu:
         ended = {name: "failed" if "failed" in run else "ran" for name, run in bench.runs.items()}
         return {"measured": False, "note": "not measured: a smoke test without a GPU", "sides": ended}
     told = {"measured": True, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     table = [line._asdict() for line in lines]
-    return told | {"table": table, "runs": bench.runs, "hardware": hardware(), "versions": versions()}
+    return told | {"table": table, "runs": bench.runs, **bench.side("machine", {})}
 
 
 def main() -> None:

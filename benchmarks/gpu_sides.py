@@ -5,26 +5,17 @@ A case: `side`, one of SIDES; `run`, a folder that `prepare` made; `steps`; `cap
 
 from __future__ import annotations
 
-import hashlib
 import json
-import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from gpu_meter import Case, Meter, memory, on_gpu, same_start
 from gpu_models import make_model, write_instructions, write_pairs
 
-Case = dict[str, Any]
-WARMUP_STEPS = 2  # not timed: what is compiled, is compiled in them
 NOTEBOOK = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "learning_rate": 2e-4, "warmup_steps": 5, "optim": "adamw_8bit", "weight_decay": 0.01, "lr_scheduler_type": "linear", "seed": 3407}  # fmt: skip
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
@@ -37,7 +28,7 @@ def prepare(case: Case) -> Case:
 
     folder = Path(case["folder"])
     model = make_model(folder / case["model"], **case["make"])
-    rows = folder / f"{case['road']}-{case['rows']}.json"
+    rows = folder / f"{case['name']}.json"
     write = write_pairs if case["road"] == "dpo" else write_instructions
     write(rows, case["rows"], **case.get("lengths", {}))
     given = dict(model=str(model), dataset=str(rows), storage=str(folder / "runs"), run_name=case["name"], eval_rows=32, eval_answers=0)  # fmt: skip
@@ -47,86 +38,6 @@ def prepare(case: Case) -> Case:
     shape = known_shape(settings)
     expected = [part._asdict() for part in estimate(settings, shape, case["gpu_gb"], settings.lora_r)] if shape else []
     return {"run": str(run.folder), "expected": expected, "length": run.facts["data"]["length"]}
-
-
-# --------------------------------------------------------------------------------------------------------------- meters
-class Meter:
-    """Counts what a trainer's batches hold, times its steps, and keeps its losses."""
-
-    def __init__(self, trainer: Any):
-        from transformers import TrainerCallback
-
-        self.trainer, self.collate, self.batches, self.ends = trainer, trainer.data_collator, [], []
-        meter = self
-
-        class Clock(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                meter.step_ended()
-
-        trainer.data_collator = self.collated
-        trainer.add_callback(Clock())
-
-    def collated(self, rows: list[Case]) -> Case:
-        """A batch: its tokens, the places that it fills, and what tells it from others."""
-        batch = self.collate(rows)
-        ids = batch["input_ids"]
-        mask = batch.get("attention_mask")
-        tokens = int(mask.sum()) if mask is not None else ids.numel()
-        unpadded = [int(token) for token, real in zip(ids.flatten(), mask.flatten(), strict=True) if real] if mask is not None else ids.flatten().tolist()  # fmt: skip
-        self.batches.append([tokens, ids.numel(), hashlib.sha256(json.dumps(unpadded).encode()).hexdigest()[:12]])
-        return batch
-
-    def step_ended(self) -> None:
-        import torch
-
-        if on_gpu():
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
-
-    def train(self) -> Case:
-        """Train, and tell."""
-        self.trainer.train()
-        times = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)][WARMUP_STEPS - 1 :]
-        a_step = self.trainer.args.gradient_accumulation_steps
-        trained = self.batches[: a_step * len(self.ends)]
-        timed = trained[-a_step * len(times) :]
-        losses = [float(entry["loss"]) for entry in self.trainer.state.log_history if "loss" in entry]
-        rows = a_step * self.trainer.args.per_device_train_batch_size * len(times)
-        return {
-            "step_s": statistics.median(times),
-            "steps_s": times,
-            "tokens_per_second": sum(tokens for tokens, *_ in timed) / sum(times),
-            "rows_per_second": rows / sum(times),
-            "padding": 1 - sum(tokens for tokens, *_ in trained) / sum(places for _, places, _ in trained),
-            "losses": losses,
-            "batches": [name for *_, name in trained],
-            **memory(),
-        }
-
-
-def memory() -> Case:
-    """The most GPU memory in GB: that torch reserved, that tensors filled, and with what torch does not count (the context)."""
-    import torch
-
-    if not on_gpu():
-        return {"peak_vram_gb": None}
-    free, total = torch.cuda.mem_get_info()
-    uncounted = total - free - torch.cuda.memory_reserved()
-    peak = torch.cuda.max_memory_reserved()
-    return {"peak_vram_gb": (peak + uncounted) / 1e9, "reserved_gb": peak / 1e9, "allocated_gb": torch.cuda.max_memory_allocated() / 1e9}  # fmt: skip
-
-
-def same_start(model: Any) -> None:
-    """Give LoRA weights of the same value to every side: A by its name, B zero."""
-    import torch
-
-    for name, parameter in sorted(model.named_parameters()):
-        if ".lora_A." in name:
-            place = name[name.index("layers.") :].encode()
-            generator = torch.Generator().manual_seed(int(hashlib.sha256(place).hexdigest()[:8], 16))
-            values = torch.rand(parameter.shape, generator=generator) * 2 - 1
-            with torch.no_grad():
-                parameter.copy_(values / parameter.shape[1] ** 0.5)
 
 
 # ---------------------------------------------------------------------------------------------------------------- sides
@@ -345,15 +256,36 @@ def whole_training(case: Case) -> Case:
     return {"steps": told["steps"], "tokens": told["tokens"], "facts": {k: v for k, v in told.items() if k != "losses"}, **memory()}  # fmt: skip
 
 
+def machine(case: Case) -> Case:
+    """What it is measured on; asked in a process of its own, since torch takes GPU memory to tell."""
+    from autosloth.train import hardware, versions
+
+    return {"hardware": hardware(), "versions": versions()}
+
+
 SIDES = {
     side.__name__: side
-    for side in (prepare, autosloth, notebook, notebook_dpo, bare, plain, generation, spin_round, whole_training)
+    for side in (
+        prepare,
+        autosloth,
+        notebook,
+        notebook_dpo,
+        bare,
+        plain,
+        generation,
+        spin_round,
+        whole_training,
+        machine,
+    )
 }
 
 
 def main() -> None:
     case = json.loads(sys.argv[1])
-    if case["side"] != "plain":  # before torch makes anything on the GPU: Unsloth sets how its allocator works
+    if case["side"] not in (
+        "plain",
+        "machine",
+    ):  # before torch makes anything on the GPU: Unsloth sets how its allocator works
         from autosloth.model import start_engine
 
         start_engine()
