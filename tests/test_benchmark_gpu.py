@@ -52,7 +52,7 @@ def test_the_results_in_the_repository_hold_figures_of_a_gpu_only(benchmarks):
     import gpu
 
     results = json.loads((BENCHMARKS / "results" / "gpu.json").read_text())
-    assert set(results) == set(gpu.ROWS)
+    assert set(results) <= set(gpu.ROWS)
     for result in results.values():
         assert result["hardware"]["gpu"] if result["measured"] else "runs" not in result
 
