@@ -166,7 +166,7 @@ def write_instructions(path: Path, rows: int, answer: float = ANSWER, spread: fl
         {
             "instruction": f"{words.about(20, 0.5)} ({n})?",
             "input": words.about(25, 0.8) if n % 3 == 0 else "",
-            "output": words.about(answer, spread),
+            "output": words.about(answer, spread, max(4000, 2 * answer)),
         }
         for n in range(rows)
     ]
