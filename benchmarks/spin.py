@@ -282,18 +282,19 @@ def one_line(run: dict[str, Any]) -> str:
     return f"lambda {run['beta']:g}, rate {run['rate']:g}, seed {run['seed']}: KL {course} ({run['seconds']:.0f} s)"
 
 
-def curves(runs: list[dict[str, Any]]) -> dict[str, list[list[dict[str, Any]]]]:
+def curves(runs: list[dict[str, Any]]) -> dict[str, list[tuple[dict[str, Any], ...]]]:
     """By name of the curve: for each place from the start on, the figures of all seeds."""
     found = {}
     for case in CASES:
         same = [run for run in runs if (run["beta"], run["rate"]) == (case.beta, case.rate)]
-        for side, name in (("rounds", f"self-play, λ {case.beta:g}, rate {case.rate:g}"), ("sft", f"plain SFT, rate {case.rate:g}")):  # fmt: skip
-            if side == "rounds" or case.arm:
-                found[name] = list(zip(*([run["start"], *run[side]] for run in same), strict=True))
+        rate = f"rate {case.rate:.0e}".replace("e-0", "e-")
+        names = {"rounds": f"self-play, λ {case.beta:g}, {rate}", "sft": f"plain SFT, {rate}"}
+        for side in ("rounds", "sft") if case.arm else ("rounds",):
+            found[names[side]] = list(zip(*([run["start"], *run[side]] for run in same), strict=True))
     return found
 
 
-def spread(figures: tuple[dict[str, Any], ...], name: str, digits: int = 3) -> str:
+def spread(figures: tuple[dict[str, Any], ...], name: str, digits: int) -> str:
     """Mean and range over the seeds; empty where it was not measured."""
     values = [each[name] for each in figures if name in each]
     return (
@@ -301,22 +302,40 @@ def spread(figures: tuple[dict[str, Any], ...], name: str, digits: int = 3) -> s
     )
 
 
+def stopped(figures: tuple[dict[str, Any], ...]) -> str:
+    """At how many seeds the road would have ended the game here; empty where there is no game."""
+    reasons = [each["reason_to_stop"] is not None for each in figures if "reason_to_stop" in each]
+    return f"{sum(reasons)} of {len(reasons)}" if reasons else ""
+
+
+COLUMNS = {
+    "kl": ("KL(p_data ‖ p_model), nats", 3),
+    "reverse_kl": ("reverse KL, nats", 3),
+    "mass": ("mass on possible answers", 3),
+    "nll": ("held-out loss, nats a token", 3),
+    "reward_accuracy": ("held-out pairs told apart", 2),
+    "slope": ("slope", 2),
+    "r2": ("its r²", 2),
+}
+
+
 def table(runs: list[dict[str, Any]]) -> str:
     """The figures as a Markdown table: mean and range over the seeds."""
-    columns = {"kl": 3, "reverse_kl": 3, "mass": 3, "nll": 4, "reward_accuracy": 2, "slope": 2, "r2": 2}
-    heads = ["KL(p_data ‖ p_model), nats", "reverse KL, nats", "mass on possible answers", "held-out NLL, nats a token", "held-out pairs told apart", "slope", "its r²"]  # fmt: skip
-    lines = ["| | after | " + " | ".join(heads) + " |", "|---|---" + "|---" * len(heads) + "|"]
-    for name, places in curves(runs).items():
-        steps = "self-play" in name
+    heads = [head for head, _ in COLUMNS.values()]
+    lines = [f"| | after | {' | '.join(heads)} | the road would end here |", "|---" * (len(heads) + 3) + "|"]
+    for curve, (name, places) in enumerate(curves(runs).items()):
         for number, figures in enumerate(places):
-            after = "the start" if number == 0 else f"round {number - 1}" if steps else f"as many steps as {number} round{'s' if number > 1 else ''}"  # fmt: skip
-            cells = [spread(figures, column, digits) for column, digits in columns.items()]
-            lines.append(f"| {name} | {after} | " + " | ".join(cells) + " |")
+            if number == 0 and curve:
+                continue  # the start is that of all curves
+            after = f"round {number - 1}" if "self-play" in name else f"steps of {number} round{'s' * (number > 1)}"
+            cells = [spread(figures, column, digits) for column, (_, digits) in COLUMNS.items()]
+            first = f"{name} | {after}" if number else "the start | "
+            lines.append(f"| {first} | {' | '.join(cells)} | {stopped(figures)} |")
     return "\n".join(lines)
 
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
-    """KL(p_data || p_model) by round, its mean and the range of the seeds; and how each round moved, beside the theory."""
+    """KL(p_data || p_model) by round, and the share of held-out pairs told apart; each as the mean and the range of the seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -331,6 +350,8 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     names = ["start", *(f"round {number}" for number in range(len(places) - 1))]
     left.set_xticks(range(len(names)), names)
     left.set_yscale("log")
+    for which in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        which("{x:g}")
     left.set_title("KL(p_data || p_model), nats", fontsize=9, loc="left")
     left.legend(frameon=False, fontsize=7)
     right.set_xticks(range(1, len(names)), names[1:])
