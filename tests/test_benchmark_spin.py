@@ -109,7 +109,8 @@ def test_its_smallest_form_goes_through_the_roads(bench, engine, base, tmp_path)
     start = bench.train_start(tmp_path, regime, 1)
     run = bench.play(tmp_path, regime, 1, case)
     assert read_json(start / "facts.json")["train"]["steps"] == 12
-    assert run["start"]["nll"] == read_json(start / "facts.json")["eval"]["after"]["loss"]
+    loss = read_json(start / "facts.json")["eval"]["after"]["loss"]
+    assert run["start"]["nll"] == pytest.approx(loss, abs=5e-3)  # the trainer averages over batches
     assert len(run["rounds"]) == len(run["sft"]) == 2 and all(0 < each["kl"] < 100 for each in run["rounds"])
     assert run["sft"][-1]["steps"] == sum(each["steps"] for each in run["rounds"]) > run["sft"][0]["steps"]
     assert all(0 <= each["mass"] <= 1 for each in [run["start"], *run["rounds"], *run["sft"]])
