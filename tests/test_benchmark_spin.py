@@ -13,7 +13,7 @@ from autosloth.run import Run, read_json
 from autosloth.settings import SPINSettings
 
 ROOT = Path(__file__).parents[1]
-TINY = {"rows": 96, "start_steps": 12, "rounds": 2, "prompts": 32}
+TINY = {"rows": 96, "start_steps": 30, "rounds": 2, "prompts": 32}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_its_smallest_form_goes_through_the_roads(bench, engine, base, tmp_path)
     regime, case = bench.Regime(**TINY), bench.Case(1.0, 1e-3, arm=True)
     start = bench.train_start(tmp_path, regime, 1)
     run = bench.play(tmp_path, regime, 1, case)
-    assert read_json(start / "facts.json")["train"]["steps"] == 12
+    assert read_json(start / "facts.json")["train"]["steps"] == 30
     loss = read_json(start / "facts.json")["eval"]["after"]["loss"]
     assert run["start"]["nll"] == pytest.approx(loss, abs=5e-3)  # the trainer averages over batches
     assert len(run["rounds"]) == len(run["sft"]) == 2 and all(0 < each["kl"] < 100 for each in run["rounds"])
