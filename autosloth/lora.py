@@ -19,14 +19,22 @@ from typing import Any
 from .errors import ExportError
 from .shards import model_shards, read_header
 
-# The entries of adapter_config.json that may be set in an adapter to be merged. Whatever else is set is refused by
-# name: some kinds changed the base when their training began (PiSSA, OLoRA, LoftQ, KaSA), some cannot be merged
-# (aLoRA, Arrow), and of those of later versions of PEFT nothing is known.
+# The entries of adapter_config.json that a plain adapter may have, and one that is to be merged. Whatever else is set
+# is refused by name: some kinds changed the base when their training began (PiSSA, OLoRA, LoftQ, KaSA), some cannot
+# be merged (aLoRA, Arrow), and of those of later versions of PEFT nothing is known.
 ABOUT = {"peft_type", "task_type", "base_model_name_or_path", "revision", "auto_mapping", "peft_version"}
-ABOUT |= {"inference_mode", "runtime_config", "megatron_core", "qalora_group_size", "r", "lora_alpha", "lora_dropout"}
-LAYERS = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters"}
-KINDS = {"use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "fan_in_fan_out", "lora_bias", "bias"}
-KINDS |= {"modules_to_save", "trainable_token_indices"}
+ABOUT |= {"inference_mode", "runtime_config", "megatron_core", "qalora_group_size", "eva_config"}
+PLAIN = ABOUT | {
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "target_parameters",
+    "fan_in_fan_out",
+    "use_rslora",
+}
+MERGED = PLAIN | {"exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
+MERGED |= {"use_dora", "lora_bias", "bias", "modules_to_save", "trainable_token_indices"}
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # of init_lora_weights: those that leave the base
 
 NAME = "default"  # the adapter's in PEFT's model
@@ -72,7 +80,7 @@ class Adapter:
         Raises ExportError when it is of a kind that is not merged here, or does not fit the base.
         """
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        other = unusual_entries(config, ABOUT | LAYERS | KINDS)
+        other = unusual_entries(config, MERGED)
         if config["peft_type"] != "LORA" or other:
             raise ExportError(
                 f"The adapter in {folder} uses {', '.join(other) or config['peft_type']}, which is not merged here.",

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from autosloth.errors import ExportError
+from autosloth.adapter import starting_adapter
+from autosloth.errors import ExportError, ModelError
 from autosloth.lora import Adapter
+from autosloth.settings import DPOSettings
 from autosloth.shards import model_shards
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=96)
@@ -206,3 +208,20 @@ def test_a_weight_that_the_base_holds_in_another_form_is_refused(engine, tmp_pat
     folder, _ = adapter(tmp_path / "adapter", base, target_modules=["q_proj"], modules_to_save=["experts"])
     with pytest.raises(ExportError, match=r"holds in another form \(model.layers.0.*w1.weight\)"):
         Adapter.read(folder, base)
+
+
+@pytest.mark.parametrize(
+    "entries, what",
+    [
+        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
+        ({"rank_pattern": {"q_proj": 4}, "use_dora": True}, "rank_pattern, use_dora"),
+        ({"bias": "lora_only"}, "bias"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights"),
+        ({"layers_to_transform": [1]}, "layers_to_transform"),
+    ],
+)
+def test_a_kind_that_is_not_trained_further_is_refused_before_training(tmp_path, entries, what):
+    written = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "base_model_name_or_path": "x/base", "bias": "none"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(written | entries))
+    with pytest.raises(ModelError, match=rf"is no plain LoRA \({what}\)"):
+        starting_adapter(DPOSettings(model="x/base", adapter=str(tmp_path)))
