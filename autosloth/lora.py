@@ -77,7 +77,7 @@ class Adapter:
     def read(cls, folder: Path, base: Path | None = None) -> Adapter:
         """The adapter in `folder` for the model in `base`, by default the one that it was trained on.
 
-        Raises ExportError when it is of a kind that is not merged here, or does not fit the base.
+        Raises ExportError when it is of a kind that is not merged here, does not fit the base, or holds no numbers.
         """
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         other = unusual_entries(config, MERGED)
@@ -92,6 +92,7 @@ class Adapter:
         adapter = cls(replaced=trained_whole(folder))
         adapter.take(laid_out(model, folder))
         adapter.untie(tied)
+        adapter.refuse_strayed()
         return adapter.in_files(parts)
 
     def take(self, model: Any) -> None:
@@ -133,6 +134,17 @@ class Adapter:
             name: shared for name, shared in tied.items() if name in own or shared in own - self.tokens.keys()
         }
 
+    def refuse_strayed(self) -> None:
+        """Raises ExportError when some number of the adapter is not finite."""
+        held = {**self.replaced, **self.magnitudes, **{name: rows for name, (_, rows) in self.tokens.items()}}
+        held |= {f"{name} ({half})": pair[i] for name, pair in self.pairs.items() for i, half in enumerate("AB")}
+        strayed = [name for name, tensor in held.items() if not tensor.sum().isfinite()]
+        if strayed:
+            raise ExportError(
+                f"The adapter's values for {strayed[0]} are not finite: the training went astray.",
+                "Train again with a smaller `learning_rate`.",
+            )
+
     def in_files(self, parts: dict[str, tuple[str, Cut | None]]) -> Adapter:
         """The same by the names of the tensors in the base's files. Raises ExportError for one that they hold in another form.
 
@@ -173,7 +185,10 @@ class Adapter:
             weight = with_tokens(weight.float(), *self.tokens[name], rows.start or 0)
         if name in self.pairs:
             a, b = self.pairs[name]
-            weight = weight.float() + self.scales[name] * (b[rows] @ (a[rows] if len(a.shape) == 3 else a))
+            change = b[rows] @ (a[rows] if len(a.shape) == 3 else a)
+            change *= self.scales[name]
+            change += weight
+            weight = change
         if name in self.magnitudes:
             weight = (self.magnitudes[name][rows] / weight.norm(dim=1))[:, None] * weight
         return weight

@@ -67,6 +67,19 @@ def test_a_sharded_base_in_bfloat16_stays_so(engine, finished, base, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
 
 
+def test_a_base_whose_one_file_is_named_by_its_index_opens_too(engine, finished, base, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    copy, name = shutil.copytree(base, tmp_path / "base"), "model-00001-of-00001.safetensors"
+    (copy / "model.safetensors").rename(copy / name)
+    index = {"weight_map": dict.fromkeys(read_header(copy / name), name)}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "merged").mkdir()
+    merge_model(copy, finished / "adapter", tmp_path / "merged")
+    _, found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+
+
 TIED = {
     "LoRA on the embeddings": dict(target_modules=["q_proj", "embed_tokens"]),
     "LoRA on the head": dict(target_modules=["q_proj", "lm_head"]),
@@ -124,7 +137,7 @@ def test_an_adapter_that_is_not_finite_is_refused(engine, tmp_path):
     next(iter(weights.values()))[0, 0] = float("nan")
     save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
     (tmp_path / "merged").mkdir()
-    with pytest.raises(ExportError, match=r"q_proj.weight is not finite.*"):
+    with pytest.raises(ExportError, match=r"values for .*q_proj.weight \(A\) are not finite.*"):
         merge_model(base, folder, tmp_path / "merged")
     assert list((tmp_path / "merged").iterdir()) == []
 
