@@ -87,7 +87,7 @@ class Adapter:
                 "Train a plain LoRA adapter, or merge this one with PEFT and give the result as the base.",
             )
         base = base or trained_on(config)
-        model = without_numbers(base)
+        model = without_numbers(base, (config.get("auto_mapping") or {}).get("base_model_class"))
         parts, tied = parts_of(model, base), dict(model.all_tied_weights_keys)
         adapter = cls(replaced=trained_whole(folder))
         adapter.take(laid_out(model, folder))
@@ -171,7 +171,7 @@ class Adapter:
 
     def changes(self, name: str) -> bool:
         """Whether the adapter has something to say about the tensor of this name."""
-        return name in self.names
+        return any(name in held for held in (self.pairs, self.replaced, self.tokens, self.untied))
 
     def merged(self, name: str, weight: Any, rows: slice = slice(None)) -> Any:
         """These rows of the tensor of this name with the adapter in them, float32 where they changed.
@@ -254,19 +254,25 @@ def trained_on(config: dict[str, Any]) -> Path:
     return model_files(config["base_model_name_or_path"])
 
 
-def without_numbers(base: Path) -> Any:
-    """The model in this folder with the shapes of its weights, each in the memory of a single zero.
+def without_numbers(base: Path, trained_as: str | None = None) -> Any:
+    """The model in this folder with the shapes of its weights, each in the memory of a single zero. Raises ModelError.
 
-    Not on the meta device: PEFT moves an adapter to where its base is.
+    trained_as: the name of its class in transformers, by default the one that its config names. Not on torch's meta
+    device: PEFT moves an adapter to where its base is.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
-    config = AutoConfig.from_pretrained(base)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    from .base import model_errors
+
+    with model_errors(str(base)), torch.device("meta"):
+        config = transformers.AutoConfig.from_pretrained(base)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        names = [name for name in (trained_as, *(config.architectures or [])) if hasattr(transformers, name or "")]
+        model = (
+            getattr(transformers, names[0])(config) if names else transformers.AutoModelForCausalLM.from_config(config)
+        )
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, torch.nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False))
@@ -280,8 +286,9 @@ def laid_out(model: Any, folder: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of ties and of what cannot be merged, both of which are seen to here
-            peft = PeftModel(model, PeftConfig.from_pretrained(folder), low_cpu_mem_usage=True)
-            result = peft.load_adapter(folder, NAME, torch_device="cpu", low_cpu_mem_usage=True)
+            frugal = dict(low_cpu_mem_usage=True, autocast_adapter_dtype=False)
+            peft = PeftModel(model, PeftConfig.from_pretrained(folder), **frugal)
+            result = peft.load_adapter(folder, NAME, torch_device="cpu", **frugal)
         strange = [*result.unexpected_keys, *result.missing_keys]
     except (RuntimeError, ValueError, KeyError) as error:
         strange = [str(error).strip().split("\n")[-1].strip()]
