@@ -266,7 +266,7 @@ def without_numbers(base: Path, trained_as: str | None = None) -> Any:
     from .base import model_errors
 
     with model_errors(str(base)), torch.device("meta"):
-        config = transformers.AutoConfig.from_pretrained(base)
+        config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         names = [name for name in (trained_as, *(config.architectures or [])) if hasattr(transformers, name or "")]
@@ -326,12 +326,12 @@ def parts_of(model: Any, base: Path) -> dict[str, tuple[str, Cut | None]]:
         if parameter not in shapes and name in shapes:
             parameter, pattern = name, None
         rule = next((rule for rule in converters if pattern in rule.source_patterns), None)
-        parts[name] = (parameter, rule and cut(rule, pattern, seen[parameter, pattern]))
+        parts[name] = (parameter, rule and cut_of(rule, pattern, seen[parameter, pattern]))
         seen[parameter, pattern] += 1
     return parts
 
 
-def cut(rule: Any, pattern: str, number: int) -> Cut:
+def cut_of(rule: Any, pattern: str, number: int) -> Cut:
     """How to cut a tensor out of the parameter that this rule of transformers makes of many.
 
     Known are experts in a stack, one above another, and those of several layers side by side in it (gate and up).
