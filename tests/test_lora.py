@@ -121,7 +121,7 @@ def test_each_kind_is_merged_as_peft_merges_it(engine, tmp_path, kind):
     assert changed == {name for name in before if not torch.equal(before[name], ours[name])} != set()
 
 
-def test_dora_and_experts_are_merged_by_rows_as_whole(engine, tmp_path):
+def test_dora_is_merged_by_rows_as_it_is_whole(engine, tmp_path):
     import torch
     from safetensors.torch import load_file
 
