@@ -24,7 +24,8 @@ from typing import Any
 from .errors import AutoSlothError, ExportError
 from .live import peak_ram_gb
 from .llama import last_line
-from .merge import Adapter
+from .lora import Adapter
+from .merge import merged_config
 from .quantize import Filler, Place, Selection, Weight, Whole
 from .run import GB
 
@@ -56,12 +57,23 @@ def main(request: dict[str, Any]) -> None:
 
 def convert_model(request: dict[str, Any], files: dict[str, Path]) -> None:
     """Make files of the merged model. Raises ExportError."""
-    converter = Converter(Path(request["converter"]), Adapter.read(Path(request["adapter"])))
+    source = Path(request["source"])
+    adapter = Adapter.read(Path(request["adapter"]), source)
+    if adapter.untied:
+        untie(source / "config.json")
+    converter = Converter(Path(request["converter"]), adapter)
     plans = [converter.plan(request, kind, path) for kind, path in files.items() if kind in CONVERTED]
     if mixtures := {kind: path for kind, path in files.items() if kind not in CONVERTED}:
         plans += converter.plan_mixtures(request, mixtures)
     refuse_small_disk(plans)
     fill(plans)
+
+
+def untie(config: Path) -> None:
+    """Let a config.json, in place of the link that it is, tell that embeddings and head are two weights."""
+    known = json.loads(config.read_text(encoding="utf-8"))
+    config.unlink()
+    config.write_text(json.dumps(merged_config(known, known.get("dtype") or known.get("torch_dtype"), untied=True)))
 
 
 def convert_adapter(request: dict[str, Any], path: Path) -> None:
@@ -125,11 +137,18 @@ class Converter:
             return [retype(template, path, *chosen_types(template.path, kind)) for kind, path in files.items()]
 
     def index_merged(self, model: Any, tensors: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
-        """The converter's weights by name, each in place of itself a `Weight`; names are the adapter's as the converter would call them."""
-        changed = {}
-        for name in [*self.adapter.pairs, *self.adapter.replaced]:
+        """The converter's weights by name, in place of each a `Weight`, and those that training has untied from another.
+
+        The adapter knows them by their names in the base's files, which the converter shortens for some models.
+        """
+
+        def converted(name: str) -> str:
             kept = model.filter_tensors((name, lambda: None))
-            changed[kept[0] if kept else name] = name
+            return kept[0] if kept else name
+
+        untied = {converted(name): tensors.get(converted(shared)) for name, shared in self.adapter.untied.items()}
+        tensors = {**tensors, **{name: read for name, read in untied.items() if read and name not in tensors}}
+        changed = {converted(name): name for name in self.adapter.names}
         self.adapter.refuse_left_over({changed[name] for name in changed.keys() & tensors.keys()})
         return {
             key: (lambda key=key, read=read: self.weight(changed.get(key, key), read()))
@@ -262,11 +281,9 @@ def choose_rows(graph: Any) -> Selection | None:
     show that nothing was computed: of (-1)^i (i + 1/2) no absolute value, sum, product or rounding is another.
     """
     import numpy
-    import torch
 
-    weights = find_weights(graph)
-    width, kinds = graph.shape[-1], (torch.float32, torch.float16, torch.bfloat16)
-    if not weights or any(len(w.shape) < 2 or w.shape[-1] != width or w.dtype not in kinds for w in weights):
+    weights, width = find_weights(graph), graph.shape[-1]
+    if not weights or any(w.shape[-1] != width or not w.has_rows for w in weights):
         return None
     starts = numpy.cumsum([0, *(math.prod(weight.shape[:-1]) for weight in weights)])
     if max(starts[-1], width) >= 1 << 23:  # where float32 has no halves any more

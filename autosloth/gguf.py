@@ -17,6 +17,8 @@ from .llama import fetch_converter, last_line, llama_cpp
 from .merge import tokenizer_of
 from .run import GB, HALF_WRITTEN, Run, say, stage, write_text
 
+# glibc keeps the memory of a block for the next one; by itself it would give each back to the system, and fault it in anew.
+HEAP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 26)}
 SAMPLING = {  # transformers' name: Ollama's
     **{name: name for name in ("temperature", "top_k", "top_p", "min_p")},
     "repetition_penalty": "repeat_penalty",
@@ -61,7 +63,7 @@ def convert(run: Run, source: Path, files: dict[str, Path]) -> list[dict[str, An
     request |= {"name": run.settings.run_name, "files": {kind: half_written(path) for kind, path in files.items()}}
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "autosloth.convert", json.dumps(request, default=str)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
+    environment = {**HEAP, **os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
     try:
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
         told = json.loads(result.stdout.splitlines()[-1]) if result.stdout.endswith("}\n") else {}

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from .errors import ExportError
-from .merge import Adapter
+from .lora import Adapter
 
 BLOCK = 1 << 18  # weights: 1 MB in float32, which the second-level cache holds
 
@@ -35,6 +35,14 @@ class Weight:
     dtype: Any
     shape: tuple[int, ...]
     adapter: Adapter
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it can be made row by row: a matrix, or a stack of them that the adapter leaves alone."""
+        import torch
+
+        matrix = len(self.shape) == 2 or (len(self.shape) > 2 and not self.adapter.changes(self.name))
+        return matrix and self.dtype in (torch.float32, torch.float16, torch.bfloat16)
 
     def rows(self, wanted: Any) -> Any:
         """These rows, int64 (n,) -> float32 (n, width), merged. Raises ExportError when the file is cut short."""
