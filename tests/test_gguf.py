@@ -214,6 +214,53 @@ def test_without_quantizations_there_is_no_gguf(copied, cli):
     assert run.facts["export"]["gguf"] == [] and list((copied / "gguf").iterdir()) == []
 
 
+GRAPHS = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import numpy, torch
+from conversion.base import LazyTorchTensor
+from autosloth import convert
+from autosloth.lora import Adapter
+from autosloth.quantize import Weight
+
+shape = (12, 8)
+numpy.random.default_rng(0).standard_normal((24, 8), dtype="float32").tofile("weights")
+def lazy(offset):
+    weight = Weight("w", "weights", offset, torch.float32, shape, Adapter())
+    return LazyTorchTensor(meta=LazyTorchTensor.meta_with_dtype_and_shape(torch.float32, shape), args=(weight,), func=Weight.whole)
+for name, graph in {
+    "as it is": lambda a, b: a,
+    "pairs of heads": lambda a, b: a.reshape(2, 2, 3, 8).swapaxes(1, 2).reshape(12, 8),
+    "a part": lambda a, b: a[3:9],
+    "a stack": lambda a, b: torch.stack([b, a]),
+    "one above the other": lambda a, b: torch.cat([b[2:], a], dim=0),
+    "size": lambda a, b: a.abs(),
+    "sum": lambda a, b: a + 1,
+    "double": lambda a, b: a * 2,
+    "in place": lambda a, b: a.mul_(2),
+    "rounded": lambda a, b: a.to(torch.bfloat16).to(torch.float32),
+    "cut off": lambda a, b: a.clamp(-0.3, 0.3),
+    "columns turned": lambda a, b: a.flip(1),
+    "side by side": lambda a, b: torch.cat([a, b], dim=1),
+    "transposed": lambda a, b: a[:8].T,
+}.items():
+    made = graph(lazy(0), lazy(12 * 8 * 4)).numpy()
+    chosen = convert.choose_rows(made)
+    right = chosen and numpy.array_equal(chosen.rows(0, chosen.shape[0]), type(made).to_eager(made).reshape(-1, made.shape[-1]))
+    print(name, "rows" if right else "computed" if chosen is None else "WRONG", sep=": ")
+"""
+
+
+def test_a_choice_of_rows_is_told_from_arithmetic(tmp_path):
+    converter = llama.fetch_converter()
+    command = [sys.executable, "-c", GRAPHS, converter, converter / "gguf-py"]
+    paths = {"PYTHONPATH": str(Path(gguf.__file__).parents[1])}
+    said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | paths)
+    found = dict(line.split(": ") for line in said.stdout.splitlines())
+    moved = ["as it is", "pairs of heads", "a part", "a stack", "one above the other"]
+    assert len(found) == 14 and found == {name: "rows" if name in moved else "computed" for name in found}, said.stderr
+
+
 def test_a_killed_conversion_leaves_nothing_that_is_called_a_gguf(copied):
     shutil.rmtree(copied / "gguf")
     command = [sys.executable, "-m", "autosloth", "export", copied]
