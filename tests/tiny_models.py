@@ -24,7 +24,7 @@ CORPUS = [
     "def add(a, b):\n    return a + b\n\nfor i in range(10):\n\tprint(add(i, 1))\n",
     "Numbers: 0 1 2 3 4 5 6 7 8 9 10 42 100 1234 3.14",
     "Ich möchte ein Stück Käse und ein Brötchen. Où est la bibliothèque ? El niño comió una manzana.",
-    "Привет, как дела? 你好，世界。 こんにちは世界。 안녕하세요 세계",
+    "Привет, как дела? 你好世界。 こんにちは世界。 안녕하세요 세계",
     "Sloths are slow animals that live in trees and sleep a lot, it's said.",
 ] * 8 + [f"item {i} costs {i * 7 % 97} coins and weighs {i * 13 % 31} grams" for i in range(120)]
 HELD_OUT = [f"item {i} costs {i * 7 % 97} coins and weighs {i * 13 % 31} grams" for i in range(130, 150)]
