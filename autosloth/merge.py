@@ -67,14 +67,17 @@ class Adapter:
         scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
         return cls({name: (half["A"], half["B"]) for name, half in halves.items()}, replaced, scale)
 
-    def merged(self, name: str, weight: Any) -> Any:
-        """The weight of this name with the adapter in it, float32 where it changed."""
+    def merged(self, name: str, weight: Any, rows: slice = slice(None)) -> Any:
+        """These rows of the weight of this name with the adapter in them, float32 where they changed.
+
+        weight: the base's tensor of this name, or only these rows of it, which are then all that is computed.
+        """
         if name in self.replaced:
-            return self.replaced[name]
+            return self.replaced[name][rows]
         if name not in self.pairs:
             return weight
         a, b = self.pairs[name]
-        return weight.float() + self.scale * (b @ a)
+        return weight.float() + self.scale * (b[rows] @ a)
 
     def changes(self, name: str) -> bool:
         """Whether the adapter has something to say about the weight of this name."""

@@ -50,6 +50,17 @@ def test_a_base_in_bfloat16_stays_in_bfloat16(finished, base, tmp_path):
         assert torch.equal(tensor, adapter.merged(name, weights[name]).bfloat16()), name
 
 
+def test_rows_of_a_weight_are_merged_as_the_whole_weight_is(finished, base):
+    import torch
+    from safetensors.torch import load_file
+
+    adapter, name = Adapter.read(finished / "adapter"), "model.layers.0.self_attn.q_proj.weight"
+    weight = load_file(base / "model.safetensors")[name]
+    rows = slice(5, 12)
+    assert torch.allclose(adapter.merged(name, weight[rows], rows), adapter.merged(name, weight)[rows], atol=1e-6)
+    assert not torch.equal(adapter.merged(name, weight[rows], rows), weight[rows])
+
+
 @pytest.mark.parametrize(
     "change, what",
     [
