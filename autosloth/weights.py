@@ -1,0 +1,432 @@
+"""Every tensor of a GGUF against the merged tensor that it stands for, one at a time.
+
+What a tensor should hold is what llama.cpp's own converter makes of the merged weights in float32: its graph of lazy
+tensors is evaluated here, with PEFT's weights put under it, and what the file holds is read by gguf-py. Nothing of
+this is shared with what wrote the file. Run as `python -m autosloth.weights REQUEST`, JSON; its last line is JSON too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .errors import VerifyError
+from .llama import fetch_converter, last_line
+from .merge import Adapter
+
+WHOLE_UP_TO = 2e9  # bytes of the base: beyond, ROWS of each tensor are compared, which takes seconds instead of minutes
+ROWS, SEED = 64, 0  # of each tensor, drawn anew for each from one seed
+CHUNK = 1 << 22  # values that are compared at a time
+
+# An adapter's share in the file (see `Tally`) is 1; it is told from 1 where its standard error allows.
+SHARE_WITHIN, SHARE_ERRORS = 0.1, 6.0
+BFLOAT16 = (
+    2.0**-9
+)  # half a unit in the last place: a merge that was rounded to bfloat16 before it was packed is right too
+
+
+def compare_weights(file: Path, source: Path, adapter: Path | None, told: Path | None = None) -> dict[str, Any]:
+    """Hold a GGUF against the model in `source` (weights, config, tokenizer) with the adapter merged in, in a process of its own.
+
+    Returns `form` (whole, or rows: ROWS of each tensor), `whole_model` (not an adapter alone), `tensors`, `types`, `values`, `max_error` and `mean_error` (of the worst
+    tensor, relative to its largest weight and to its mean size), `worst`, `adapter_share`, `failures`. told: a file for
+    the figures of each tensor. Raises VerifyError when the model cannot be read by the converter.
+    """
+    whole = sum(path.stat().st_size for path in source.glob("*.safetensors")) <= WHOLE_UP_TO
+    request = {"converter": fetch_converter(), "file": file, "source": source, "adapter": adapter, "told": told}
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    result = subprocess.run(
+        [sys.executable, "-m", "autosloth.weights", json.dumps(request | {"rows": None if whole else ROWS}, default=str)],
+        capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths},
+    )  # fmt: skip
+    if result.returncode:
+        raise VerifyError(
+            f"The weights of {file.name} could not be compared ({last_line(result.stderr)}).",
+            f"Check that {source} is the model that the file was made of.",
+        )
+    return {"form": "whole" if whole else "rows", **json.loads(result.stdout.splitlines()[-1])}
+
+
+def main(request: dict[str, Any]) -> None:
+    """Compare all tensors and print the figures."""
+    sys.path[:0] = [request["converter"], os.path.join(request["converter"], "gguf-py")]
+    adapter = Adapter.read(Path(request["adapter"])) if request["adapter"] else Adapter({}, {}, 0.0)
+    file = read_gguf(request["file"])
+    model = Converted(Path(request["source"]), adapter)
+    low_rank = file.fields["general.type"].contents() == "adapter" if "general.type" in file.fields else False
+    held, tallies, missing = {tensor.name: tensor for tensor in file.tensors}, [], []
+    for name, graph in model.tensors():
+        if low_rank:
+            parts = [held.pop(f"{name}.{half}", None) for half in ("lora_a", "lora_b")]
+        else:
+            parts = [held.pop(name, None)]
+        if all(part is not None for part in parts):
+            compare = (
+                partial(compare_product, scale=file.fields["adapter.lora.alpha"].contents())
+                if low_rank
+                else compare_tensor
+            )
+            tallies.append(compare(name, *parts, graph, request["rows"]))
+        elif graph.changed or not low_rank:
+            missing.append(name)
+    if request["told"]:
+        Path(request["told"]).write_text(json.dumps([tally.facts() for tally in tallies], indent=1), encoding="utf-8")
+    other = [] if low_rank else model.other_values(file)
+    failures = [f"{name} is missing" for name in missing] + [f"{name} is not of this model" for name in sorted(held)]
+    print(json.dumps({"whole_model": not low_rank, **conclude(tallies, [*other, *failures])}))
+
+
+def read_gguf(path: str) -> Any:
+    """The head of a GGUF and where its tensors are, by gguf-py's reader, but for its lists: it takes 17 s for a vocabulary of 128,000."""
+    import numpy
+    from gguf import GGUFReader, GGUFValueType
+
+    class Reader(GGUFReader):
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type != GGUFValueType.ARRAY:
+                return super()._get_field_parts(orig_offs, raw_type)
+            kind, count = int(self._get(orig_offs, numpy.uint32)[0]), int(self._get(orig_offs + 4, numpy.uint64)[0])
+            end, content = orig_offs + 12, memoryview(self.data)
+            if kind == GGUFValueType.STRING:
+                for _ in range(count):
+                    end += 8 + int.from_bytes(content[end : end + 8], "little")
+            else:
+                end += count * numpy.dtype(self.gguf_scalar_to_np[GGUFValueType(kind)]).itemsize
+            return end - orig_offs, [], [], [GGUFValueType.ARRAY]
+
+    return Reader(path)
+
+
+class Converted:
+    """What llama.cpp's converter makes of a model with an adapter in it: nothing is evaluated or written yet."""
+
+    def __init__(self, source: Path, adapter: Adapter):
+        import gguf
+        import torch
+        from conversion import get_model_class
+        from conversion.base import ModelBase, ModelType, get_model_architecture
+
+        architecture = get_model_architecture(ModelBase.load_hparams(source, False), ModelType.TEXT)
+
+        converter = get_model_class(architecture)
+
+        class Known(converter):
+            model_arch = converter.model_arch  # asked of each class
+
+            def index_tensors(self, *given: Any, **named: Any) -> dict[str, Callable[[], Any]]:
+                return known_weights(self, super().index_tensors(*given, **named), adapter)
+
+        with torch.inference_mode():
+            self.model = Known(source, gguf.LlamaFileType.ALL_F32, Path(os.devnull))
+
+    def tensors(self) -> Iterator[tuple[str, Graph]]:
+        """(name in the GGUF, how it is made) of each tensor."""
+        import torch
+
+        made: list[tuple[str, Any]] = []
+        self.model.gguf_writer.add_tensor = lambda name, data, **_: made.append((name, data))
+        with torch.inference_mode():
+            self.model.prepare_tensors()
+            for name, data in made:
+                yield name, Graph(data)
+
+    def other_values(self, file: Any) -> list[str]:
+        """What of the model's shape (heads, rotary base, ...) stands otherwise in the file, in words; lists are not compared."""
+        self.model.set_gguf_parameters()
+        writer, wrong = self.model.gguf_writer, []
+        for key, value in writer.kv_data[0].items():
+            field = file.fields.get(key)
+            if key.startswith(f"{writer.arch}.") and field is not None and field.data:
+                found, wanted = field.contents(), value.value
+                same = math.isclose(found, wanted, rel_tol=1e-6) if isinstance(wanted, float) else found == wanted
+                wrong += [] if same else [f"{key} is {found}, not {wanted}"]
+        return wrong
+
+
+def known_weights(model: Any, tensors: dict[str, Callable[[], Any]], adapter: Adapter) -> dict[str, Callable[[], Any]]:
+    """The converter's weights, each a lazy tensor that is made of a `Weight`: it knows the adapter, and the adapter's name for it."""
+    kept = {name: model.filter_tensors((name, lambda: None)) for name in [*adapter.pairs, *adapter.replaced]}
+    names = {renamed[0]: name for name, renamed in kept.items() if renamed}
+    adapter.refuse_left_over(set(tensors) | {names[name] for name in tensors.keys() & names.keys()})
+
+    def weight(name: str, read: Callable[[], Any]) -> Any:
+        lazy = read()
+        found = Weight(name, read, tuple(lazy.shape), lazy._args[0], adapter)
+        return type(lazy)(meta=lazy._meta, args=(found,), func=Weight.merged)
+
+    return {name: (lambda name=name, read=read: weight(names.get(name, name), read)) for name, read in tensors.items()}
+
+
+@dataclass(eq=False)
+class Weight:
+    """A weight of the base, by the adapter's name for it; the leaf of a graph. place: the converter's note where it lies in which file."""
+
+    name: str
+    read: Callable[[], Any]
+    shape: tuple[int, ...]
+    place: Any
+    adapter: Adapter
+
+    def base(self) -> Any:
+        """The base's own tensor, as stored."""
+        lazy = self.read()
+        return type(lazy).to_eager(lazy)
+
+    def merged(self) -> Any:
+        """The tensor with the adapter in it."""
+        return self.adapter.merged(self.name, self.base())
+
+    def row(self, number: int) -> tuple[Any, Any]:
+        """One row, (1, columns) in float32, of the base and with the adapter in it; nothing else is read."""
+        import numpy
+        import torch
+
+        lazy = self.read()
+        count, size = self.shape[-1], lazy.dtype.itemsize
+        place = self.place.data_range
+        line = numpy.fromfile(place.filename, numpy.uint8, count * size, offset=place.offset + number * count * size)
+        base = torch.from_numpy(line).view(lazy.dtype)[None]
+        merged = self.adapter.merged(self.name, base, slice(number, number + 1))
+        return base.float(), merged.float()
+
+
+class Graph:
+    """How the converter makes one tensor out of weights; it can be evaluated more than once, on other weights."""
+
+    def __init__(self, lazy: Any):
+        self.lazy, self.weights = lazy, []
+        self.find(lazy)
+        self.changed = any(weight.adapter.changes(weight.name) for weight in self.weights)
+
+    def find(self, node: Any) -> None:
+        """Note the weights at the leaves."""
+        if isinstance(node, Weight):
+            self.weights += [node] if node not in self.weights else []
+        elif isinstance(node, (list, tuple)):
+            for part in node:
+                self.find(part)
+        elif hasattr(node, "_args"):
+            self.find(node._args)
+
+    def evaluate(self, leaf: Callable[[Weight], Any]) -> Any:
+        """float32, rows of the tensor's last axis: the graph on what `leaf` gives for each weight."""
+        import numpy
+
+        def value(node: Any) -> Any:
+            if isinstance(node, (list, tuple)):
+                return type(node)(map(value, node))
+            if not hasattr(node, "_args"):
+                return node
+            if node._args and isinstance(node._args[0], Weight):
+                return leaf(node._args[0])
+            return node._data if node._func is None else node._func(*value(node._args), **node._kwargs)
+
+        if hasattr(self.lazy, "_chunks"):  # experts, which the converter writes in parts
+            made = numpy.concatenate([chunk() for chunk in self.lazy._chunks])
+        else:
+            made = numpy.asarray(value(self.lazy), dtype=numpy.float32)
+        return made.reshape(-1, made.shape[-1] if made.ndim else 1)
+
+    def origins(self, rows: Any) -> list[tuple[Weight, int]] | None:
+        """Of which weight and row these rows of the tensor are copies, by the graph itself; None where it does more than to choose rows.
+
+        It is run on numbers instead of weights: first each row holds its own number, then each column its own (and
+        a half, which no sum or product leaves as it is).
+        """
+        import numpy
+        import torch
+
+        width = self.lazy.shape[-1]
+        if not self.weights or any(len(w.shape) < 2 or w.shape[-1] != width for w in self.weights):
+            return None
+        heights = [math.prod(weight.shape[:-1]) for weight in self.weights]
+        starts = numpy.cumsum([0, *heights])
+        lines = {w: torch.arange(*starts[i : i + 2], dtype=torch.float32) for i, w in enumerate(self.weights)}
+        columns = torch.arange(width, dtype=torch.float32) + 0.5
+        try:
+            across = self.evaluate(lambda w: columns.expand(w.shape))
+            down = self.evaluate(lambda w: lines[w].reshape(*w.shape[:-1], 1).expand(w.shape))
+        except RuntimeError:  # an operation that shared memory of `expand` does not allow
+            return None
+        chosen = down[rows]
+        if not (across[rows] == columns.numpy()).all() or (chosen != chosen[:, :1]).any() or starts[-1] >= 1 << 24:
+            return None
+        numbers = chosen[:, 0].astype(numpy.int64)
+        which = numpy.searchsorted(starts, numbers, side="right") - 1
+        return [(self.weights[i], int(n - starts[i])) for i, n in zip(which, numbers, strict=True)]
+
+    def parts(self, sample: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """(numbers of rows, these rows of the base, and with the adapter in them), all in order or only those of the sample."""
+        import numpy
+
+        origins = None if sample is None else self.origins(sample)
+        if origins is not None:
+            pairs = [weight.row(number) for weight, number in origins]
+            base, merged = (numpy.concatenate([pair[i].numpy() for pair in pairs]) for i in (0, 1))
+            yield sample, base, merged
+            return
+        merged = self.evaluate(Weight.merged)
+        base = self.evaluate(Weight.base) if self.changed else merged
+        step = max(1, CHUNK // merged.shape[1])
+        for start in range(0, len(merged) if sample is None else 0, step):
+            rows = slice(start, start + step)
+            yield rows, base[rows], merged[rows]
+        if sample is not None:
+            yield sample, base[sample], merged[sample]
+
+
+@dataclass
+class Tally:
+    """The figures of one tensor, summed up part by part.
+
+    excess: the largest error as a multiple of what its type allows. The adapter's share is the slope of what the file
+    adds to the base over what the adapter does, by least squares: 1 where the adapter is in it, 0 where it is
+    missing, 1/2 where its scale was halved; packing makes errors that know nothing of the adapter.
+    """
+
+    name: str
+    kind: str
+    values: int = 0
+    largest: float = 0.0
+    sum: float = 0.0
+    max_error: float = 0.0
+    sum_error: float = 0.0
+    square_error: float = 0.0
+    excess: float = 0.0
+    overlap: float = 0.0
+    square_change: float = 0.0
+
+    def add(self, base: Any, merged: Any, found: Any, limit: Any) -> None:
+        """Some rows of each, and the largest error that each value may have, float32 (rows, columns)."""
+        import numpy
+
+        error, change = found - merged, merged - base
+        size = abs(error)
+        self.values += error.size
+        self.largest = max(self.largest, float(abs(merged).max()))
+        self.sum += float(abs(merged).sum(dtype=numpy.float64))
+        self.max_error = max(self.max_error, float(size.max()))
+        self.sum_error += float(size.sum(dtype=numpy.float64))
+        self.square_error += float(numpy.vdot(error, error))
+        self.excess = max(self.excess, float((size / limit).max()))
+        self.overlap += float(numpy.vdot(error, change))
+        self.square_change += float(numpy.vdot(change, change))
+
+    @property
+    def share(self) -> float | None:
+        """How much of the adapter's change is in the file; None where it changes nothing."""
+        return 1 + self.overlap / self.square_change if self.square_change else None
+
+    @property
+    def failure(self) -> str | None:
+        """What differs more than it may."""
+        if not math.isfinite(self.sum_error) or self.excess > 1:
+            return f"{self.name} differs by {self.excess:.3g} times what {self.kind} allows"
+        if self.share is None:
+            return None
+        error = math.sqrt(self.square_error / self.values / self.square_change)
+        if abs(self.share - 1) > SHARE_WITHIN + SHARE_ERRORS * error:
+            return f"{self.name} holds {self.share:.2f} of what the adapter does, not 1"
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """The figures, relative to the largest weight and to the mean size of a weight."""
+        return {
+            "name": self.name, "type": self.kind, "values": self.values, "max_error": self.max_error / (self.largest or 1),
+            "mean_error": self.sum_error / (self.sum or 1), "excess": self.excess, "adapter_share": self.share,
+        }  # fmt: skip
+
+
+def allowed(kind: str, expected: Any) -> Any:
+    """The largest error of each value that packing it as this type can make; float32 (rows, columns). Raises VerifyError for a type without a rule.
+
+    Q8_0 rounds to steps of 1/127 of the largest of 32 weights: half a step, and the step itself is kept in float16. Types of
+    fewer bits search for steps that suit the whole, so that a single weight may be off by more than half of one; by more than
+    one whole step of the widest block, (twice the largest weight) / (2^bits - 1), it is not.
+    """
+    import numpy
+
+    size = abs(expected)
+    rounding = {"F32": 0.0, "F16": 2.0**-11, "BF16": BFLOAT16}.get(kind)
+    if rounding is not None:
+        return size * (BFLOAT16 + rounding) + 2.0**-25  # the last is half of float16's smallest number
+    bits = re.match(r"I?Q([2-8])_(K|XS|NL|[01])$", kind)
+    if not bits:
+        raise VerifyError(f"Nothing is known of errors of the type {kind}.", "Convert to another type, such as Q8_0.")
+    block = 256 if bits[2] in ("K", "XS") else 32
+    whole = numpy.pad(size, ((0, 0), (0, -size.shape[1] % block))).reshape(len(size), -1, block)
+    largest = numpy.repeat(whole.max(-1), block, axis=1)[:, : size.shape[1]]
+    if kind == "Q8_0":
+        return largest / 127 / 2 + size * (2.0**-11 + BFLOAT16) + 127 * 2.0**-25
+    return largest * 2 / (2 ** int(bits[1]) - 1) + size * BFLOAT16 + 2.0**-24
+
+
+def unpack(tensor: Any, rows: Any) -> Any:
+    """These rows of a tensor of the file, float32 (rows, columns)."""
+    from gguf.quants import dequantize
+
+    data = tensor.data.reshape(-1, tensor.data.shape[-1])
+    return dequantize(data[rows], tensor.tensor_type).astype("float32", copy=False)
+
+
+def drawn(height: int, rows: int | None) -> Any:
+    """The numbers of the rows to compare, in order; None for all."""
+    import numpy
+
+    if rows is None or height <= rows:
+        return None
+    return numpy.sort(numpy.random.default_rng([SEED, height]).choice(height, rows, replace=False))
+
+
+def compare_tensor(name: str, tensor: Any, graph: Graph, rows: int | None) -> Tally:
+    """The figures of one tensor; one of another shape is all wrong."""
+    tally, shape = Tally(name, tensor.tensor_type.name), tuple(graph.lazy.shape)
+    if tuple(int(length) for length in reversed(tensor.shape)) != shape:
+        tally.excess, tally.values = math.inf, 1
+        return tally
+    for chosen, base, merged in graph.parts(drawn(math.prod(shape[:-1]), rows)):
+        tally.add(base, merged, unpack(tensor, chosen), allowed(tally.kind, merged))
+    return tally
+
+
+def compare_product(name: str, a: Any, b: Any, graph: Graph, rows: int | None, scale: float) -> Tally:
+    """The figures of (alpha / r) B A of an adapter's file, against what the adapter does to the tensor."""
+    tally, right = Tally(name, b.tensor_type.name), unpack(a, slice(None))
+    scale /= len(right)
+    for chosen, base, merged in graph.parts(drawn(math.prod(graph.lazy.shape[:-1]), rows)):
+        left, change = unpack(b, chosen), merged - base
+        rounding = scale * (abs(left) @ abs(right)) * 2.0**-9 + BFLOAT16 * abs(merged) * 2.0**-7 + 2.0**-24
+        tally.add(0 * change, change, scale * (left @ right), rounding)
+    return tally
+
+
+def conclude(tallies: list[Tally], failures: list[str]) -> dict[str, Any]:
+    """The figures of the file."""
+    figures = [tally.facts() for tally in tallies]
+    worst = max(figures, key=lambda facts: facts["mean_error"], default={})
+    types = Counter(tally.kind for tally in tallies)
+    change = sum(tally.square_change for tally in tallies)
+    return {
+        "tensors": len(tallies),
+        "types": dict(types),
+        "values": sum(tally.values for tally in tallies),
+        "max_error": max((facts["max_error"] for facts in figures), default=0.0),
+        "mean_error": worst.get("mean_error", 0.0),
+        "worst": worst.get("name"),
+        "adapter_share": 1 + sum(tally.overlap for tally in tallies) / change if change else None,
+        "failures": [*filter(None, (tally.failure for tally in tallies)), *failures],
+    }
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
