@@ -74,6 +74,8 @@ def load_tokenizer(settings: Settings) -> Any:
             "Choose a model whose repository has a tokenizer.json.",
         )
     tokenizer.chat_template = chosen_template(settings) or tokenizer.chat_template or named_template("alpaca")
+    if tokenizer.bos_token is None:  # llama.cpp takes one for granted: with Qwen's vocabulary it would be a comma
+        tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos_token or '' }}", "")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "right"

@@ -50,7 +50,7 @@ class Tally:
         self.max_error = max(self.max_error, float(size.max()))
         self.sum_error += float(size.sum(dtype=numpy.float64))
         self.square_error += float(numpy.vdot(error, error))
-        self.excess = max(self.excess, float((size / limit).max()))
+        self.excess = max(self.excess, float((size / limit).max()), key=lambda excess: (excess != excess, excess))
         self.overlap += float(numpy.vdot(error, change))
         self.square_change += float(numpy.vdot(change, change))
 
@@ -62,13 +62,12 @@ class Tally:
     @property
     def failure(self) -> str | None:
         """What differs more than it may."""
-        if not math.isfinite(self.sum_error) or self.excess > 1:
+        if self.share is not None:
+            error = math.sqrt(self.square_error / self.values / self.square_change)
+            if abs(self.share - 1) > SHARE_WITHIN + SHARE_ERRORS * error:
+                return f"{self.name} holds {self.share:.2f} of what the adapter does, not 1"
+        if not self.excess <= 1:  # nor is it where it is no number
             return f"{self.name} differs by {self.excess:.3g} times what {self.kind} allows"
-        if self.share is None:
-            return None
-        error = math.sqrt(self.square_error / self.values / self.square_change)
-        if abs(self.share - 1) > SHARE_WITHIN + SHARE_ERRORS * error:
-            return f"{self.name} holds {self.share:.2f} of what the adapter does, not 1"
         return None
 
     def facts(self) -> dict[str, Any]:

@@ -66,9 +66,9 @@ def find_failures(facts: dict[str, Any]) -> list[str]:
 # (what a failure's phrase holds, what to do about it), the deepest cause first
 CURES = [
     ("the adapter does", "Export again: the adapter is not in the file as it was trained. If `sixteen_bit_model` is set, check that it is the base."),
-    ("tensors or values", "Export again; if it fails again, the converter does not handle this model: please report it."),
-    ("other tokens", "The tokenizer's files in adapter/ are not those of the base: train again with its repository whole, or choose another base."),
-    ("chat template", "Export again: adapter/chat_template.jinja has changed, or was not there."),
+    ("tensors or values", "Export again, from the model that the file is held against; if it fails again, the converter does not handle it: please report it."),
+    ("other tokens", "Convert from the model's own tokenizer files, tokenizer.model and tokenizer_config.json whole; or choose a base whose repository has them."),
+    ("chat template", "Export again with the chat template of the training, adapter/chat_template.jinja."),
     ("mean KL", "Choose a type of more bits, such as q8_0; if it was q8_0, llama.cpp does not compute this model right."),
     ("top-1", "Choose a type of more bits, such as q8_0; if it was q8_0, llama.cpp does not compute this model right."),
 ]  # fmt: skip
