@@ -19,7 +19,7 @@ from .run import cache_dir, fingerprint, say
 # agree on the format; the index's own `gguf` package is older and breaks it. requirements-bare.txt pins the same.
 LLAMA_CPP_PYTHON = "0.3.36"
 SOURCE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
+CONVERTER_PARTS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
 BESIDE_IT = "diskcache==5.6.3"  # the one library that it needs and Colab lacks
 # What AutoSloth does not use takes half of the time to compile.
 LEAN = f"-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE={Path(__file__).with_suffix('.cmake')}"

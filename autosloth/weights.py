@@ -18,9 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .convert import untie
 from .errors import VerifyError
 from .llama import fetch_converter, last_line
-from .merge import Adapter
+from .lora import Adapter
 from .tally import BFLOAT16, Tally, allowed, conclude
 
 WHOLE_UP_TO = 2e9  # bytes of the base: beyond, ROWS of each tensor are compared, which takes seconds instead of minutes
@@ -29,7 +30,7 @@ CHUNK = 1 << 22  # values that are compared at a time
 
 
 def compare_weights(file: Path, source: Path, adapter: Path | None, told: Path | None = None) -> dict[str, Any]:
-    """Hold a GGUF against the model in `source` (weights, config, tokenizer) with the adapter merged in, in a process of its own.
+    """Hold a GGUF against the model in `source` (links to weights, config, tokenizer) with the adapter merged in, in a process of its own.
 
     Returns `form` (whole, or rows: ROWS of each tensor), `whole_model` (not an adapter alone), `tensors`, `types`, `values`, `max_error` and `mean_error` (of the worst
     tensor, relative to its largest weight and to its mean size), `worst`, `adapter_share`, `failures`. told: a file for
@@ -53,9 +54,10 @@ def compare_weights(file: Path, source: Path, adapter: Path | None, told: Path |
 def compare_here(request: dict[str, Any]) -> dict[str, Any]:
     """The figures of `compare_weights`, found in this process. Raises ExportError when the adapter does not fit the model."""
     sys.path[:0] = [request["converter"], os.path.join(request["converter"], "gguf-py")]
-    adapter = Adapter.read(Path(request["adapter"])) if request["adapter"] else Adapter({}, {}, 0.0)
+    source = Path(request["source"])
+    adapter = Adapter.read(Path(request["adapter"]), source) if request["adapter"] else Adapter()
     file = read_gguf(request["file"])
-    model = Converted(Path(request["source"]), adapter)
+    model = Converted(source, adapter)
     low_rank = file.fields["general.type"].contents() == "adapter" if "general.type" in file.fields else False
     held, tallies, missing = {tensor.name: tensor for tensor in file.tensors}, [], []
     for name, graph in model.tensors():
@@ -109,6 +111,8 @@ class Converted:
         from conversion import get_model_class
         from conversion.base import ModelBase, ModelType, get_model_architecture
 
+        if adapter.untied:
+            untie(source / "config.json")
         architecture = get_model_architecture(ModelBase.load_hparams(source, False), ModelType.TEXT)
 
         converter = get_model_class(architecture)
@@ -148,9 +152,15 @@ class Converted:
 
 def known_weights(model: Any, tensors: dict[str, Callable[[], Any]], adapter: Adapter) -> dict[str, Callable[[], Any]]:
     """The converter's weights, each a lazy tensor that is made of a `Weight`: it knows the adapter, and the adapter's name for it."""
-    kept = {name: model.filter_tensors((name, lambda: None)) for name in [*adapter.pairs, *adapter.replaced]}
-    names = {renamed[0]: name for name, renamed in kept.items() if renamed}
-    adapter.refuse_left_over(set(tensors) | {names[name] for name in tensors.keys() & names.keys()})
+
+    def converters(name: str) -> str:
+        kept = model.filter_tensors((name, lambda: None))
+        return kept[0] if kept else name
+
+    for name, shared in adapter.untied.items():  # the base has one weight where training made two
+        tensors.setdefault(converters(name), tensors[converters(shared)])
+    names = {converters(name): name for name in adapter.names}
+    adapter.refuse_left_over({names[name] for name in tensors.keys() & names.keys()})
 
     def weight(name: str, read: Callable[[], Any]) -> Any:
         lazy = read()
@@ -240,7 +250,10 @@ class Graph:
         import torch
 
         width = self.lazy.shape[-1]
-        if not self.weights or any(len(w.shape) < 2 or w.shape[-1] != width for w in self.weights):
+        stacked = any(
+            len(w.shape) > 2 and w.adapter.changes(w.name) for w in self.weights
+        )  # whose rows are whole experts
+        if stacked or not self.weights or any(len(w.shape) < 2 or w.shape[-1] != width for w in self.weights):
             return None
         heights = [math.prod(weight.shape[:-1]) for weight in self.weights]
         starts = numpy.cumsum([0, *heights])
