@@ -98,7 +98,7 @@ def allowed(kind: str, expected: Any) -> Any:
     whole = numpy.pad(size, ((0, 0), (0, -size.shape[1] % block))).reshape(len(size), -1, block)
     largest = numpy.repeat(whole.max(-1), block, axis=1)[:, : size.shape[1]]
     if kind == "Q8_0":
-        return largest / 127 / 2 + size * (2.0**-11 + BFLOAT16) + 127 * 2.0**-25
+        return largest * (1 + BFLOAT16) / 127 / 2 + size * (2.0**-11 + BFLOAT16) + 127 * 2.0**-25
     return largest * 2 / (2 ** int(bits[1]) - 1) + size * BFLOAT16 + 2.0**-24
 
 

@@ -325,7 +325,7 @@ def compare_product(name: str, a: Any, b: Any, graph: Graph, rows: int | None, s
     scale /= len(right)
     for chosen, base, merged in graph.parts(drawn(math.prod(graph.lazy.shape[:-1]), rows)):
         left, change = unpack(b, chosen), merged - base
-        rounding = scale * (abs(left) @ abs(right)) * 2.0**-9 + BFLOAT16 * abs(merged) * 2.0**-7 + 2.0**-24
+        rounding = scale * (abs(left) @ abs(right)) * 2.0**-9 + BFLOAT16 * abs(merged) + 2.0**-24
         tally.add(0 * change, change, scale * (left @ right), rounding)
     return tally
 
