@@ -12,9 +12,8 @@ from .errors import VerifyError
 
 # An adapter's share in the file (see `Tally`) is 1; it is told from 1 where its standard error allows.
 SHARE_WITHIN, SHARE_ERRORS = 0.1, 6.0
-BFLOAT16 = (
-    2.0**-9
-)  # half a unit in the last place: a merge that was rounded to bfloat16 before it was packed is right too
+# Half a unit in the last place of bfloat16: a merge that was rounded to it before it was packed, as PEFT's, is right too.
+BFLOAT16 = 2.0**-8
 
 
 @dataclass
