@@ -34,3 +34,4 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/sft.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/export.py

@@ -30,7 +30,6 @@ from .quantize import Filler, Place, Selection, Weight, Whole
 from .run import GB
 
 CONVERTED = ("f32", "bf16", "f16", "q8_0")  # what the converter makes; the others are mixtures that llama.cpp chooses
-
 NOT_IN_AN_ADAPTER_FILE = ("use_dora", "alpha_pattern", "lora_bias", "rank_pattern")  # the last only with rsLoRA
 
 
@@ -277,8 +276,8 @@ def fill_tensor(filler: Filler, tensors: list[tuple[Any, int, int]], files: list
 def choose_rows(graph: Any) -> Selection | None:
     """What the converter does to weights, where that is a choice of whole rows in some order; else None.
 
-    Its own graph is run on two stand-ins, in which each number tells its row, then its column. Signs and halves
-    show that nothing was computed: of (-1)^i (i + 1/2) no absolute value, sum, product or rounding is another.
+    Its own graph is run on two stand-ins: one in which each number tells its row, one in which each tells its column.
+    They take the room of a row or a column, and what comes out unchanged was moved and not computed.
     """
     import numpy
 
@@ -286,36 +285,41 @@ def choose_rows(graph: Any) -> Selection | None:
     if not weights or any(w.shape[-1] != width or not w.has_rows for w in weights):
         return None
     starts = numpy.cumsum([0, *(math.prod(weight.shape[:-1]) for weight in weights)])
-    if max(starts[-1], width) >= 1 << 23:  # where float32 has no halves any more
+    if starts[-1] >= 1 << 23:  # where float32 has no halves any more
         return None
-    by_row = {
-        w: number(starts[i], starts[i + 1]).reshape(*w.shape[:-1], 1).expand(w.shape) for i, w in enumerate(weights)
-    }
-    by_column = {w: number(0, width).expand(w.shape) for w in weights}
+    tell_row, tell_column = {}, {}
+    for weight, first, last in zip(weights, starts[:-1], starts[1:], strict=True):
+        tell_row[weight] = row_numbers(numpy.arange(first, last)).reshape(*weight.shape[:-1], 1).expand(weight.shape)
+        tell_column[weight] = column_numbers(width).expand(weight.shape)
     try:
-        rows, columns = (evaluate(graph, stand_ins) for stand_ins in (by_row, by_column))
+        rows, columns = (evaluate(graph, stand_ins) for stand_ins in (tell_row, tell_column))
     except (RuntimeError, TypeError, ValueError):  # arithmetic that stand-ins of this kind and stride do not bear
         return None
     if rows.shape != tuple(graph.shape) or columns.shape != rows.shape:
         return None
     rows, columns = rows.reshape(-1, width), columns.reshape(-1, width)
     wanted = numpy.floor(abs(rows[:, 0])).astype(numpy.int64)
-    same = constant(rows, 1) and constant(columns, 0) and wanted.max() < starts[-1]
-    same = same and numpy.array_equal(columns[0], number(0, width).numpy())
-    return Selection(weights, starts, wanted) if same and numpy.array_equal(rows[:, 0], signed(wanted)) else None
+    moved = (
+        constant(rows, 1) and numpy.array_equal(rows[:, 0], row_numbers(wanted).numpy()) and max(wanted) < starts[-1]
+    )
+    moved = moved and constant(columns, 0) and numpy.array_equal(columns[0], column_numbers(width).numpy())
+    return Selection(weights, starts, wanted) if moved else None
 
 
-def number(first: int, last: int) -> Any:
-    """float32 (last - first,): (-1)^i (i + 1/2) of each whole number."""
+def row_numbers(rows: Any) -> Any:
+    """float32, for each row i (-1)^i (i + 1/2): no sum, product or absolute value of them is another one in its place."""
+    import torch
+
+    return torch.from_numpy(((rows + 0.5) * (1 - 2 * (rows % 2))).astype("float32"))
+
+
+def column_numbers(width: int) -> Any:
+    """float32 (width,): different for each column, of the size and sign of weights, and with bits that rounding would change."""
     import numpy
     import torch
 
-    return torch.from_numpy(signed(numpy.arange(first, last)))
-
-
-def signed(numbers: Any) -> Any:
-    """(-1)^i (i + 1/2) of an array of whole numbers, float32."""
-    return ((numbers + 0.5) * (1 - 2 * (numbers % 2))).astype("float32")
+    golden = (5**0.5 - 1) / 2  # of whose multiples the fractions lie nowhere close together
+    return torch.from_numpy((numpy.arange(1, width + 1) * golden % 1 - 0.5).astype("float32"))
 
 
 def constant(matrix: Any, axis: int) -> bool:
