@@ -68,7 +68,10 @@ def compare_distributions(model: Any, rows: list[list[int]], logprobs: Any) -> d
         start += len(ids)
         found = next_token_logprobs(model, ids)
         trained, found = trained[:, : found.shape[1]], found[:, : trained.shape[1]]  # either may be padded
-        divergences.append((numpy.exp(trained) * (trained - found)).sum(-1))
+        divergence = (numpy.exp(trained) * (trained - found)).sum(-1)
+        divergences.append(
+            numpy.nan_to_num(divergence, nan=1e9, posinf=1e9)
+        )  # where the file gives no numbers; JSON has none
         chosen = numpy.take_along_axis(trained, found.argmax(-1)[:, None], -1)[:, 0]
         agreements.append(trained.max(-1) - chosen <= NEAR_TIE)
     divergence, agreement = numpy.concatenate(divergences), numpy.concatenate(agreements)

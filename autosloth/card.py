@@ -82,7 +82,7 @@ def render_card(run: Run) -> str:
         question=short_question(facts["eval"]),
         repo=repo_id(settings) if settings.publish_to_hub else planned_repo(run),
         gguf=facts["export"]["gguf"],
-        proofs=[{**proof, "rows": proof_rows(proof)} for proof in facts["verify"].get("files", [])],
+        proofs=[{**proof, "rows": proof_rows(proof)} for proof in facts.get("verify", {}).get("files", [])],
         samples=paired_samples(facts["eval"]),
         home=home_address(),
         start_of_rounds=read_json(run.path("rounds", "start.json")).get("eval"),

@@ -259,7 +259,7 @@ def proof_line(proof: dict[str, Any]) -> str:
         told.append(
             f"mean KL {proof['mean_kl']:.2g} nats, top-1 {proof['top1']:.1%}, over {proof['positions']} positions"
         )
-    tensors = sum(file["weights"]["tensors"] for file in proof["files"])
+    tensors = sum(file["weights"]["tensors"] for file in proof.get("files", []))
     return f"{told[0]}: {', '.join([*told[1:], f'{tensors} tensors compared'])}"
 
 

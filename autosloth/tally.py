@@ -14,6 +14,7 @@ from .errors import VerifyError
 SHARE_WITHIN, SHARE_ERRORS = 0.1, 6.0
 # Half a unit in the last place of bfloat16: a merge that was rounded to it before it was packed, as PEFT's, is right too.
 BFLOAT16 = 2.0**-8
+NO_NUMBER = 1e9  # the error of a weight that is none, or of a tensor of another shape; JSON has no infinity
 
 
 @dataclass
@@ -41,7 +42,8 @@ class Tally:
         """Some rows of each, and the largest error that each value may have, float32 (rows, columns)."""
         import numpy
 
-        error, change = found - merged, merged - base
+        error = numpy.nan_to_num(found - merged, nan=NO_NUMBER, posinf=NO_NUMBER, neginf=-NO_NUMBER)
+        change = merged - base
         size = abs(error)
         self.values += error.size
         self.largest = max(self.largest, float(abs(merged).max()))
@@ -49,7 +51,7 @@ class Tally:
         self.max_error = max(self.max_error, float(size.max()))
         self.sum_error += float(size.sum(dtype=numpy.float64))
         self.square_error += float(numpy.vdot(error, error))
-        self.excess = max(self.excess, float((size / limit).max()), key=lambda excess: (excess != excess, excess))
+        self.excess = max(self.excess, float((size / limit).max()))
         self.overlap += float(numpy.vdot(error, change))
         self.square_change += float(numpy.vdot(change, change))
 
@@ -65,7 +67,7 @@ class Tally:
             error = math.sqrt(self.square_error / self.values / self.square_change)
             if abs(self.share - 1) > SHARE_WITHIN + SHARE_ERRORS * error:
                 return f"{self.name} holds {self.share:.2f} of what the adapter does, not 1"
-        if not self.excess <= 1:  # nor is it where it is no number
+        if self.excess > 1:
             return f"{self.name} differs by {self.excess:.3g} times what {self.kind} allows"
         return None
 
