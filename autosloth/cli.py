@@ -143,11 +143,25 @@ def export(run: Folder) -> None:
 
 
 @app.command()
-def verify(run: Folder) -> None:
-    """Prove again that the GGUF answers like the trained model."""
-    from .verify import verify_gguf
+def verify(
+    target: Annotated[Path, typer.Argument(metavar="RUN|FILE.gguf", help="A run folder, or any GGUF file.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model that FILE.gguf should be: a folder or a Hub id.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="The LoRA adapter that is in FILE.gguf: a folder, a run or a Hub id.")
+    ] = None,
+) -> None:
+    """Prove again that a run's GGUF files are the trained model; or that any GGUF is the model that you name. Exit code 1 if not."""
+    from .verify import verify_file, verify_gguf
 
-    redo(run, verify_gguf)
+    if against is None:
+        if target.is_file() or adapter:
+            raise typer.BadParameter(
+                "A GGUF file is held against a model: add --against MODEL.", param_hint="--against"
+            )
+        return redo(target, verify_gguf)
+    verify_file(target, against, adapter)
 
 
 @app.command()

@@ -120,7 +120,8 @@ def modelfile(run: Run, base: Path, path: str) -> str:
     ends, template = end_texts(run), (run.path("adapter") / "chat_template.jinja").read_text(encoding="utf-8")
     lines = [f"FROM ./{Path(path).name}", f"PARAMETER num_ctx {run.settings.max_length}", *sampling(base)]
     for jinja in (Path(__file__).parent / "templates" / "chat").glob("*.jinja"):
-        if jinja.read_text(encoding="utf-8").rstrip("\n") == template:
+        text = jinja.read_text(encoding="utf-8").rstrip("\n")
+        if template in (text, text.replace("{{ bos_token or '' }}", "")):  # the latter where the vocabulary has none
             ours = jinja.with_suffix(".ollama").read_text(encoding="utf-8").replace("</s>", ends[0])
             lines.append(f'TEMPLATE """{ours}"""')
     return "\n".join([*lines, *(f"PARAMETER stop {json.dumps(end, ensure_ascii=False)}" for end in ends)]) + "\n"

@@ -29,8 +29,8 @@ CORPUS = [
 ] * 8 + [f"item {i} costs {i * 7 % 97} coins and weighs {i * 13 % 31} grams" for i in range(120)]
 HELD_OUT = [f"item {i} costs {i * 7 % 97} coins and weighs {i * 13 % 31} grams" for i in range(130, 150)]
 
-CHAT = (
-    "{{ bos_token }}{% for m in messages %}{{ '[' + m['role'] + ']\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+CHAT = (  # a BOS token is put before it; named here, llama.cpp would make a comma of one that Qwen does not have
+    "{% for m in messages %}{{ '[' + m['role'] + ']\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[assistant]\n' }}{% endif %}"
 )
 ADDED = ["<|sloth|>", "<think>"]  # a special token and an ordinary one, behind the vocabulary
@@ -52,10 +52,10 @@ ARCHITECTURES = {
 }
 
 
-def tiny_model(architecture, folder, dtype="float32", shards=False, tokenizer=None, steps=40):
+def tiny_model(architecture, folder, dtype="float32", shards=False, tokenizer=None, steps=40, **sizes):
     """Fill `folder` with a model and its tokenizer, as they stand on the Hub; returns the folder.
 
-    shards: in files of 200 KB; tokenizer: a folder with one, in place of the architecture's own.
+    shards: in files of 200 KB; tokenizer: a folder with one, in place of the architecture's own; sizes: in place of SIZES.
     """
     import torch
     import transformers
@@ -68,10 +68,12 @@ def tiny_model(architecture, folder, dtype="float32", shards=False, tokenizer=No
     causal = getattr(transformers, f"{name}ForCausalLM")
     torch.manual_seed(0)
     used, places = corpus_ids(tokenizer)
-    small = causal(config(vocab_size=len(used) + 1, tie_word_embeddings=tied, pad_token_id=None, **SIZES, **more))
+    small = causal(
+        config(vocab_size=len(used) + 1, tie_word_embeddings=tied, pad_token_id=None, **SIZES | more | sizes)
+    )
     teach(small, places, steps)
     padded = -(-len(tokenizer) // 64) * 64  # as most real ones are
-    model = causal(config(vocab_size=padded, tie_word_embeddings=tied, **special, **SIZES, **more))
+    model = causal(config(vocab_size=padded, tie_word_embeddings=tied, **special, **SIZES | more | sizes))
     model.load_state_dict({name: grown(weight, used, padded) for name, weight in small.state_dict().items()})
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size="200KB" if shards else "5GB")
     return folder
@@ -138,14 +140,14 @@ def tiny_tokenizer(kind, folder):
     """Write a tokenizer of this kind (or one that lies in a folder) as its author would have published it; returns it."""
     import shutil
 
-    from transformers import PreTrainedTokenizerFast
+    from transformers import AddedToken, PreTrainedTokenizerFast
 
     if isinstance(kind, Path):
         shutil.copytree(kind, folder, dirs_exist_ok=True)
         return PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer = byte_level(kind) if kind in PRE_TOKENIZERS else sentencepiece(folder, prefix=kind == "spm-prefix")
     tokenizer.add_tokens(ADDED[:1], special_tokens=True)
-    tokenizer.add_tokens(ADDED[1:])
+    tokenizer.add_tokens([AddedToken(ADDED[1], normalized=False)])
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)
     describe_added_tokens(tokenizer, folder, kind)
