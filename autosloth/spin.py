@@ -28,8 +28,6 @@ from .train import (
     about,
     go_on,
     hardware,
-    last_checkpoint,
-    memory_errors,
     plain_arguments,
     refuse_unfinished,
     save_trained,
@@ -183,8 +181,8 @@ class Game:
         callbacks = [progress_callback(interruption), start_check(settings), *([] if number else [probe])]
         trainer = pair_trainer(arguments, self.model, self.tokenizer, pairs, tested, callbacks)
         probe.trainer = trainer
-        with memory_errors(settings), interruption:
-            go_on(trainer, last_checkpoint(checkpoints))
+        with interruption:
+            go_on(self.run, trainer)
         refuse_unfinished(trainer, interruption)
         measured = {"loss": held_out_loss(trainer), **preferences(trainer, settings.beta)}
         trained = {"trained": about(trainer, settings), "eval": measured}
@@ -199,8 +197,8 @@ class Game:
         arguments = plain_arguments(settings, checkpoints, dtype, torch.cuda.is_available())
         callbacks = [progress_callback(interruption)]
         trainer = sft_trainer(arguments, self.model, self.tokenizer, self.run.rows("train"), self.held_out, callbacks)
-        with memory_errors(settings), interruption:
-            go_on(trainer, last_checkpoint(checkpoints))
+        with interruption:
+            go_on(self.run, trainer)
         refuse_unfinished(trainer, interruption)
         shutil.rmtree(checkpoints, ignore_errors=True)
         return {"steps": steps, **standing(self.model, self.measured)}
