@@ -240,7 +240,7 @@ def stage(
         def again(run: Run) -> None:
             """Run the stage even when it is done."""
             if not first():
-                return function(run) if together and of_first(lambda: True) else None
+                return function(run) if of_first(lambda: True) else None
             with storage_errors(run.folder):
                 wanted = stage_fingerprint(run, reads, after, inputs)
                 begin_stage(run, name, wanted, facts, [*outputs, *scratch])
@@ -272,7 +272,7 @@ def stage(
                     return say(f"{name}: done already, skipped")
             again(run)
 
-        run_stage.again = again
+        run_stage.again, run_stage.together = again, together
         return run_stage
 
     return decorate

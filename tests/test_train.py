@@ -1,7 +1,9 @@
 """Training does what the settings say, and goes on after it was killed."""
 
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +12,12 @@ import time
 import pytest
 from conftest import DEMO, SHORT, sets
 
-from autosloth import train
+from autosloth import dpo, train
+from autosloth.data import prepare_data
 from autosloth.errors import ModelError
 from autosloth.live import Interruption, progress_callback
 from autosloth.run import Run, read_json
-from autosloth.settings import SFTSettings
+from autosloth.settings import DPOSettings, SFTSettings
 
 # A value other than the default for everything that reaches the trainer.
 UNUSUAL = dict(
@@ -191,16 +194,32 @@ def small_memory(trainer, rows, from_step):
     return trainer.model.register_forward_pre_hook(forward, with_kwargs=True)
 
 
-@pytest.fixture
-def training(engine, finished, tmp_path):
-    """training("name", rows=, from_step=, **settings) -> (run, trainer) of a few steps on the finished run's rows; rows: what the memory holds."""
+ROADS = {"sft": (SFTSettings, train.make_trainer), "dpo": (DPOSettings, dpo.make_trainer)}
 
-    def start(name, rows=1000, from_step=0, road=SFTSettings, make=train.make_trainer, data=finished, **values):
+
+@pytest.fixture(scope="module")
+def rows_of(engine, base, tmp_path_factory):
+    """A function from a road to a few of the demo's rows for it."""
+
+    @functools.cache
+    def prepared(road):
+        run = Run.create(ROADS[road][0](model="demo", dataset="demo", storage=str(tmp_path_factory.mktemp(road))))
+        prepare_data(run)
+        return run.rows("train").select(range(64))
+
+    return prepared
+
+
+@pytest.fixture
+def training(rows_of, tmp_path):
+    """training("name", rows=, from_step=, **settings) -> (run, trainer) of a few steps; rows: how many the memory holds, from a step on."""
+
+    def start(name, rows=1000, from_step=0, road="sft", **values):
         few = {"max_steps": 5, "save_steps": 2, "storage": str(tmp_path), "run_name": name, "warmup": 1}
-        run = Run.create(road(model="demo", dataset="demo", **{**few, **values}))
-        part = Run.open(data).rows("train").select(range(64))
+        settings, make = ROADS[road]
+        run = Run.create(settings(model="demo", dataset="demo", **{**few, **values}))
         model, tokenizer = train.load_model(run.settings), train.load_tokenizer(run.settings)
-        trainer = make(run, model, tokenizer, part, part, [progress_callback(Interruption())])
+        trainer = make(run, model, tokenizer, rows_of(road), rows_of(road), [progress_callback(Interruption())])
         small_memory(trainer, rows, from_step)
         train.go_on(run, trainer)
         return run, trainer
@@ -212,13 +231,20 @@ def losses(trainer):
     return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("from_step, said", [(1, "train: step 1 of 5"), (3, "train: going on from checkpoint-2")])
+@pytest.mark.parametrize(
+    "road, held, from_step, said",
+    [
+        ("sft", 3, 1, "train: step 1 of 5"),
+        ("sft", 3, 3, "train: going on from checkpoint-2"),
+        ("dpo", 7, 3, "train: going on from checkpoint-2"),  # a pair is two rows
+    ],
+)
 def test_where_the_memory_is_full_the_batch_is_halved_and_a_step_learns_from_as_many_rows(
-    training, from_step, said, capsys
+    training, road, held, from_step, said, capsys
 ):
-    run, trainer = training("full", rows=3, from_step=from_step, batch_size=8, gradient_accumulation=1)
+    run, trainer = training("full", held, from_step, road, batch_size=8, gradient_accumulation=1)
     lines = capsys.readouterr().out.splitlines()
-    _, small = training("small", batch_size=2, gradient_accumulation=4)
+    _, small = training("small", road=road, batch_size=2, gradient_accumulation=4)
     assert losses(trainer) == pytest.approx(losses(small), rel=1e-4) and len(losses(trainer)) == 5
     weights, wanted = dict(train.trainable(trainer.model)), dict(train.trainable(small.model))
     assert all((weights[name] - wanted[name]).abs().max() < 1e-4 for name in wanted)
@@ -234,6 +260,7 @@ def test_where_the_memory_is_full_the_batch_is_halved_and_a_step_learns_from_as_
 def test_a_resumed_run_begins_with_the_batch_that_fitted(training, capsys):
     run, _ = training("again", rows=3, batch_size=6, gradient_accumulation=2)
     assert run.facts["train"]["batch_size"] == 3 and run.facts["train"]["rows_per_step"] == 12
+    shutil.rmtree(run.path("checkpoints", "checkpoint-5"))  # as if it had been killed before it
     capsys.readouterr()
     _, trainer = training("again", rows=3, batch_size=6, gradient_accumulation=2, max_steps=7)
     assert trainer.args.per_device_train_batch_size == 3 and len(losses(trainer)) == 7
