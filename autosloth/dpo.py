@@ -111,7 +111,9 @@ def preferences(trainer: Any, beta: float) -> dict[str, float]:
     for batch in trainer.get_eval_dataloader():
         with torch.no_grad(), trainer.accelerator.autocast():
             logps = *answer_logprobs(trainer.model, batch), *trainer.compute_ref_log_probs(trainer.model, batch)
-        found.append(trainer.accelerator.gather_for_metrics(torch.stack(logps, dim=1)).float().cpu())  # of all processes
+        found.append(
+            trainer.accelerator.gather_for_metrics(torch.stack(logps, dim=1)).float().cpu()
+        )  # of all processes
     chosen, rejected, *before = torch.cat(found).T
     margins = beta * ((chosen - before[0]) - (rejected - before[1]))
     won = (margins > 0).float() + 0.5 * (margins == 0)

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-PATIENCE = timedelta(days=7)  # the others wait while the first prepares data; torch's own 10 to 30 minutes may be too short
+PATIENCE = timedelta(
+    days=7
+)  # the others wait while the first prepares data; torch's own 10 to 30 minutes may be too short
 
 
 def processes() -> int:

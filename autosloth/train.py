@@ -116,7 +116,9 @@ def go_on(run: Run, trainer: Any) -> None:
         take_batches(trainer, size // 2)
         run.record("train", **batches(trainer))
         fewer, times = batches(trainer)["batch_size"], batches(trainer)["gradient_accumulation"]
-        say(f"train: no GPU memory for batch_size {size}; going on with {fewer} and gradient_accumulation {times}, as many rows a step")
+        say(
+            f"train: no GPU memory for batch_size {size}; going on with {fewer} and gradient_accumulation {times}, as many rows a step"
+        )
         with torch.no_grad():
             for name, weight in trainable(trainer.model):
                 weight.copy_(start[name])
@@ -184,7 +186,9 @@ def resume(trainer: Any, checkpoint: Path | None) -> None:
         set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), device="cpu"))
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         return
-    if processes() > 1:  # a model that was measured passes for prepared, and accelerate 1.15 would train it in each process by itself
+    if (
+        processes() > 1
+    ):  # a model that was measured passes for prepared, and accelerate 1.15 would train it in each process by itself
         vars(trainer.model).pop("_is_accelerate_prepared", None)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 

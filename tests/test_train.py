@@ -268,7 +268,7 @@ def test_a_resumed_run_begins_with_the_batch_that_fitted(training, capsys):
 
 
 def test_where_one_row_is_too_much_it_says_what_to_change(training):
-    with pytest.raises(ModelError, match="batch_size 1 and max_length 512. Lower `max_length`"):
+    with pytest.raises(ModelError, match=r"batch_size 1 and max_length 512\. Lower `max_length`"):
         training("none", rows=0, batch_size=3, gradient_accumulation=1)
 
 
