@@ -8,9 +8,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+LAUNCHER = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 PATIENCE = timedelta(
     days=7
-)  # the others wait while the first prepares data; torch's own 10 to 30 minutes may be too short
+)  # of those that wait while the first prepares data; torch's own ends after 10 or 30 minutes
 
 
 def processes() -> int:
@@ -26,6 +27,11 @@ def number() -> int:
 def first() -> bool:
     """Whether this is the process that writes and speaks."""
     return number() == 0
+
+
+def alone() -> dict[str, str]:
+    """The environment for a program that is started by one process for itself, without what the launcher told about the others."""
+    return {name: value for name, value in os.environ.items() if name not in LAUNCHER}
 
 
 @functools.cache

@@ -115,10 +115,9 @@ def go_on(run: Run, trainer: Any) -> None:
         size = trainer.args.per_device_train_batch_size
         take_batches(trainer, size // 2)
         run.record("train", **batches(trainer))
-        fewer, times = batches(trainer)["batch_size"], batches(trainer)["gradient_accumulation"]
-        say(
-            f"train: no GPU memory for batch_size {size}; going on with {fewer} and gradient_accumulation {times}, as many rows a step"
-        )
+        fewer, times = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
+        again = f"going on with {fewer} and gradient_accumulation {times}, as many rows a step"
+        say(f"train: no GPU memory for batch_size {size}; {again}")
         with torch.no_grad():
             for name, weight in trainable(trainer.model):
                 weight.copy_(start[name])
@@ -186,9 +185,8 @@ def resume(trainer: Any, checkpoint: Path | None) -> None:
         set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), device="cpu"))
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         return
-    if (
-        processes() > 1
-    ):  # a model that was measured passes for prepared, and accelerate 1.15 would train it in each process by itself
+    if processes() > 1:
+        # A model that was measured passes for prepared: accelerate 1.15 would leave out what keeps the processes' weights equal.
         vars(trainer.model).pop("_is_accelerate_prepared", None)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 

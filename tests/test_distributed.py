@@ -11,6 +11,7 @@ from conftest import DEMO, sets
 
 from autosloth import opponent, train
 from autosloth.data import prepare_data
+from autosloth.measure import standing
 from autosloth.run import Run, read_json
 from autosloth.settings import SFTSettings
 from autosloth.spin import Game
@@ -78,3 +79,9 @@ def test_two_processes_share_out_the_answers_of_self_play_and_lose_none(engine, 
     game = Game(run)
     game.load(-1)
     assert game.generate(0, "train", game.drawn(0)) == kept
+
+    pairs, _ = opponent.pair_up(game.measured, game.generate(0, "held_out", game.measured), game.ends)
+    game.load(0)
+    tokens = sum(len(pair["chosen_ids"]) for pair in pairs) / len(pairs)
+    measured = run.facts["rounds"][0]["eval"]["chosen_logp"]  # by both, of all pairs
+    assert measured == pytest.approx(-standing(game.model, pairs)["nll"] * tokens, abs=0.01)
