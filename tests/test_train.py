@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import DEMO, SHORT, sets
@@ -215,7 +216,7 @@ def training(rows_of, tmp_path):
     """training("name", rows=, from_step=, **settings) -> (run, trainer) of a few steps; rows: how many the memory holds, from a step on."""
 
     def start(name, rows=1000, from_step=0, road="sft", **values):
-        few = {"max_steps": 5, "save_steps": 2, "storage": str(tmp_path), "run_name": name, "warmup": 1}
+        few = {"max_steps": 4, "save_steps": 2, "storage": str(tmp_path), "run_name": name, "warmup": 1}
         settings, make = ROADS[road]
         run = Run.create(settings(model="demo", dataset="demo", **{**few, **values}))
         model, tokenizer = train.load_model(run.settings), train.load_tokenizer(run.settings)
@@ -234,7 +235,7 @@ def losses(trainer):
 @pytest.mark.parametrize(
     "road, held, from_step, said",
     [
-        ("sft", 3, 1, "train: step 1 of 5"),
+        ("sft", 3, 1, "train: step 1 of 4"),
         ("sft", 3, 3, "train: going on from checkpoint-2"),
         ("dpo", 7, 3, "train: going on from checkpoint-2"),  # a pair is two rows
     ],
@@ -245,7 +246,7 @@ def test_where_the_memory_is_full_the_batch_is_halved_and_a_step_learns_from_as_
     run, trainer = training("full", held, from_step, road, batch_size=8, gradient_accumulation=1)
     lines = capsys.readouterr().out.splitlines()
     _, small = training("small", road=road, batch_size=2, gradient_accumulation=4)
-    assert losses(trainer) == pytest.approx(losses(small), rel=1e-4) and len(losses(trainer)) == 5
+    assert losses(trainer) == pytest.approx(losses(small), rel=1e-4) and len(losses(trainer)) == 4
     weights, wanted = dict(train.trainable(trainer.model)), dict(train.trainable(small.model))
     assert all((weights[name] - wanted[name]).abs().max() < 1e-4 for name in wanted)
     told = [line for line in lines if "no GPU memory" in line]
@@ -260,16 +261,24 @@ def test_where_the_memory_is_full_the_batch_is_halved_and_a_step_learns_from_as_
 def test_a_resumed_run_begins_with_the_batch_that_fitted(training, capsys):
     run, _ = training("again", rows=3, batch_size=6, gradient_accumulation=2)
     assert run.facts["train"]["batch_size"] == 3 and run.facts["train"]["rows_per_step"] == 12
-    shutil.rmtree(run.path("checkpoints", "checkpoint-5"))  # as if it had been killed before it
+    shutil.rmtree(run.path("checkpoints", "checkpoint-4"))  # as if it had been killed before it
     capsys.readouterr()
-    _, trainer = training("again", rows=3, batch_size=6, gradient_accumulation=2, max_steps=7)
-    assert trainer.args.per_device_train_batch_size == 3 and len(losses(trainer)) == 7
+    _, trainer = training("again", rows=3, batch_size=6, gradient_accumulation=2)
+    assert trainer.args.per_device_train_batch_size == 3 and len(losses(trainer)) == 4
     assert "no GPU memory" not in capsys.readouterr().out
 
 
 def test_where_one_row_is_too_much_it_says_what_to_change(training):
     with pytest.raises(ModelError, match=r"batch_size 1 and max_length 512\. Lower `max_length`"):
         training("none", rows=0, batch_size=3, gradient_accumulation=1)
+
+
+def test_of_several_processes_none_shrinks_its_batch_while_others_wait_for_it(monkeypatch):
+    trainer = SimpleNamespace(args=SimpleNamespace(per_device_train_batch_size=8, max_length=512))
+    train.refuse_to_shrink(trainer)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ModelError, match="Halve `batch_size` and double `gradient_accumulation`"):
+        train.refuse_to_shrink(trainer)
 
 
 @pytest.mark.parametrize(
