@@ -72,21 +72,25 @@ def spin(settings: File = None, set: Set = None) -> None:
 
 
 def follow(settings: Settings) -> None:
-    """The whole road of these settings."""
+    """The whole road of these settings; of several processes the others take part in the training alone."""
     from .check import check
     from .live import summary
     from .llama import compile_llama_cpp
+    from .processes import first
     from .run import Run, say
 
     for reason in settings.reasons():
         say(reason)
-    check(settings)
+    if first():
+        check(settings)
     run = Run.create(settings)
-    if settings.quantizations:
+    if first() and settings.quantizations:
         compile_llama_cpp()
     for stage in stages(settings.road):
-        stage(run)
-    summary(run)
+        if first() or getattr(stage, "together", False):
+            stage(run)
+    if first():
+        summary(run)
 
 
 def stages(road: str) -> list:
