@@ -34,3 +34,7 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/sft.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/generate.py
+	$(BIN)/python benchmarks/spin.py
+	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/export.py

@@ -8,6 +8,7 @@ from typing import Any
 
 from .base import QUANTIZED_NAME, TOKENIZER_FILES, model_errors, model_source
 from .errors import ModelError
+from .lora import PLAIN, unusual_entries
 from .settings import Settings
 from .values import is_hub_id
 
@@ -66,12 +67,12 @@ def refuse_unfit(folder: Path, settings: Settings) -> None:
             f"The adapter {settings.adapter} was trained on {config['base_model_name_or_path']}, and `model` is {settings.model}.",
             "Set `model` to the base that the adapter was trained on.",
         )
-    unusual = [
-        name for name in ("use_dora", "modules_to_save", "trainable_token_indices", "rank_pattern") if config.get(name)
-    ]
-    if config.get("peft_type") != "LORA" or unusual or config.get("bias", "none") != "none":
-        kind = ", ".join(unusual) or config.get("peft_type")
-        raise ModelError(f"The adapter {settings.adapter} is no plain LoRA ({kind}).", "Start from one that is.")
+    kind = unusual_entries(config, PLAIN) if config.get("peft_type") == "LORA" else [config.get("peft_type")]
+    if kind:
+        raise ModelError(
+            f"The adapter {settings.adapter} is no plain LoRA ({', '.join(kind)}).",
+            "Start from one that is, or merge this one into its base with PEFT and set `model` to the result.",
+        )
 
 
 def plain_name(name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from .hub import repo_id
 from .run import GB, Run, read_json, say, stage, write_text
 from .values import is_hub_id
+from .verdict import proof_rows
 
 TAGS = ["autosloth", "unsloth", "trl", "lora"]
 
@@ -81,6 +82,7 @@ def render_card(run: Run) -> str:
         question=short_question(facts["eval"]),
         repo=repo_id(settings) if settings.publish_to_hub else planned_repo(run),
         gguf=facts["export"]["gguf"],
+        proofs=[{**proof, "rows": proof_rows(proof)} for proof in facts.get("verify", {}).get("files", [])],
         samples=paired_samples(facts["eval"]),
         home=home_address(),
         start_of_rounds=read_json(run.path("rounds", "start.json")).get("eval"),

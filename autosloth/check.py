@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -9,12 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from .adapter import starting_adapter
-from .base import is_quantized, refuse_without_gpu, sixteen_bit_model, weights_gb
+from .base import is_quantized, model_source, refuse_without_gpu, sixteen_bit_model, tokenizer_files, weights_gb
 from .clean import FORMS_OF, Findings, load_rows
 from .errors import AutoSlothError, ModelError, StorageError
 from .fetch import is_offline
 from .hub import refuse_foreign_token
 from .live import show_box
+from .llama import refuse_unknown_architecture
 from .load import look_up
 from .memory import check_memory
 from .recognise import recognise_columns
@@ -24,7 +27,9 @@ from .settings import Settings
 from .values import is_hub_id
 from .vllm import refuse_without_vllm
 
-Q8_0_SHARE = 34 / 64  # bytes of Q8_0 per byte of 16-bit weights: 32 weights and a scale in 34 bytes
+# Bits a weight of a 7B model in each type of GGUF; an adapter is counted as the largest that people train.
+GGUF_BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.8, "q5_k_s": 5.6}
+GGUF_BITS |= {"q4_k_m": 4.9, "q4_k_s": 4.7, "q3_k_m": 4.0, "adapter": 0.4}
 SPARE_GB = 0.5  # checkpoints, data and what else a run leaves
 
 
@@ -46,7 +51,7 @@ def check(settings: Settings, setting_up: bool = False) -> None:
         starting_adapter,
     ]
     problems = []
-    for look in [*checks, check_publishing, partial(check_gpu, setting_up=setting_up)]:
+    for look in [*checks, check_architecture, check_publishing, partial(check_gpu, setting_up=setting_up)]:
         try:
             look(settings)
         except AutoSlothError as problem:
@@ -89,6 +94,16 @@ def check_model(settings: Settings) -> None:
     check_disk(settings, weights_gb(settings.model, settings.revision))
 
 
+def check_architecture(settings: Settings) -> None:
+    """Whether llama.cpp's converter knows the model, when a GGUF is asked for; of a model that cannot be read `check_model` tells. Raises ExportError."""
+    if not settings.quantizations or settings.model == "demo" or (is_offline() and is_hub_id(settings.model)):
+        return
+    with contextlib.suppress(ModelError):
+        config = tokenizer_files(model_source(settings), settings.revision) / "config.json"
+        if config.is_file():
+            refuse_unknown_architecture(json.loads(config.read_text(encoding="utf-8")), settings.model)
+
+
 def check_gpu(settings: Settings, setting_up: bool) -> None:
     """Whether there is a GPU for a model that needs one: if not, said in a box while setting up. Raises ModelError otherwise."""
     try:
@@ -112,12 +127,13 @@ def check_disk(settings: Settings, base_gb: float) -> None:
             sixteen = weights_gb(sixteen_bit_model(settings)[0])
     download = 0 if Path(settings.model).expanduser().is_dir() else base_gb
     download += sixteen if quantized else 0
-    needed = download + sixteen * (Q8_0_SHARE * len(settings.quantizations) + settings.merged) + SPARE_GB
+    gguf = sum(GGUF_BITS[kind] for kind in settings.quantizations) / 16
+    needed = download + sixteen * (gguf + settings.merged) + SPARE_GB
     free = shutil.disk_usage(existing_parent(settings.folder)).free / GB
     if free < needed:
         raise StorageError(
             f"The run needs about {needed:.1f} GB of disk, and {free:.1f} GB are free at {settings.storage}.",
-            "Free some space, set `storage` to another disk, or switch `merged` off.",
+            "Free some space, set `storage` to another disk, switch `merged` off, or ask for less in `quantizations`: `adapter` is small.",
         )
 
 

@@ -72,21 +72,25 @@ def spin(settings: File = None, set: Set = None) -> None:
 
 
 def follow(settings: Settings) -> None:
-    """The whole road of these settings."""
+    """The whole road of these settings; of several processes the others take part in the training alone."""
     from .check import check
     from .live import summary
     from .llama import compile_llama_cpp
+    from .processes import first
     from .run import Run, say
 
     for reason in settings.reasons():
         say(reason)
-    check(settings)
+    if first():
+        check(settings)
     run = Run.create(settings)
-    if settings.quantizations:
+    if first() and settings.quantizations:
         compile_llama_cpp()
     for stage in stages(settings.road):
-        stage(run)
-    summary(run)
+        if first() or getattr(stage, "together", False):
+            stage(run)
+    if first():
+        summary(run)
 
 
 def stages(road: str) -> list:
@@ -143,11 +147,25 @@ def export(run: Folder) -> None:
 
 
 @app.command()
-def verify(run: Folder) -> None:
-    """Prove again that the GGUF answers like the trained model."""
-    from .verify import verify_gguf
+def verify(
+    target: Annotated[Path, typer.Argument(metavar="RUN|FILE.gguf", help="A run folder, or any GGUF file.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model that FILE.gguf should be: a folder or a Hub id.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="The LoRA adapter that is in FILE.gguf: a folder, a run or a Hub id.")
+    ] = None,
+) -> None:
+    """Prove again that a run's GGUF files are the trained model; or that any GGUF is the model that you name. Exit code 1 if not."""
+    from .verify import verify_file, verify_gguf
 
-    redo(run, verify_gguf)
+    if against is None:
+        if target.is_file() or adapter:
+            raise typer.BadParameter(
+                "A GGUF file is held against a model: add --against MODEL.", param_hint="--against"
+            )
+        return redo(target, verify_gguf)
+    verify_file(target, against, adapter)
 
 
 @app.command()

@@ -107,12 +107,14 @@ def preferences(trainer: Any, beta: float) -> dict[str, float]:
     import torch
 
     trainer.model.eval()
-    policy, reference = [], []
+    found = []
     for batch in trainer.get_eval_dataloader():
         with torch.no_grad(), trainer.accelerator.autocast():
-            policy.append(torch.stack(answer_logprobs(trainer.model, batch)).float().cpu())
-            reference.append(torch.stack(trainer.compute_ref_log_probs(trainer.model, batch)).float().cpu())
-    (chosen, rejected), before = torch.cat(policy, dim=1), torch.cat(reference, dim=1)
+            logps = *answer_logprobs(trainer.model, batch), *trainer.compute_ref_log_probs(trainer.model, batch)
+        found.append(
+            trainer.accelerator.gather_for_metrics(torch.stack(logps, dim=1)).float().cpu()
+        )  # of all processes
+    chosen, rejected, *before = torch.cat(found).T
     margins = beta * ((chosen - before[0]) - (rejected - before[1]))
     won = (margins > 0).float() + 0.5 * (margins == 0)
     found = {"chosen_logp": chosen, "rejected_logp": rejected, "reward_margin": margins, "reward_accuracy": won}

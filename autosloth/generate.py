@@ -8,6 +8,7 @@ batch that is half empty is put aside, keys and values kept, while shorter promp
 from __future__ import annotations
 
 import os
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -184,6 +185,25 @@ class Line:
         self.aside[group.length] = there.joined(group) if there else group
 
     def go_on(self, group: Group, new_tokens: int | None = None) -> Group:
+        """The group with more tokens, or as much of it as the GPU's memory holds; the batch stays as small then, the other rows are put aside."""
+        import torch
+        from accelerate.utils.memory import clear_device_cache
+
+        try:
+            return self.more_tokens(group, new_tokens)
+        except torch.OutOfMemoryError as error:
+            if len(group) == 1:
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold what filled it
+        self.size = len(group) // 2
+        say(f"generate: no GPU memory for a batch of {len(group)}; going on with {self.size}")
+        for waiting in (group, *self.aside.values()):
+            waiting.cache = None
+        clear_device_cache(garbage_collection=True)
+        self.put_aside(group.only(list(range(self.size, len(group)))))
+        return self.go_on(group.only(list(range(self.size))), new_tokens)
+
+    def more_tokens(self, group: Group, new_tokens: int | None) -> Group:
         """The group with more tokens: so many, or until it is time to let rows leave or others in; the model's generation_config is overruled."""
         import torch
         from transformers import DynamicCache

@@ -1,82 +1,100 @@
-"""GGUF by llama.cpp's own converter, the adapter merged into each tensor as it is read: no merged copy on disk or in memory.
-
-Run as `python -m autosloth.gguf CONVERTER BASE ADAPTER OUT TYPE NAME` it is the converting process; its last
-line is a JSON object with its peak memory.
-"""
+"""GGUF by llama.cpp's own converter, the adapter merged into the weights as they are read: no merged copy on disk or in memory."""
 
 from __future__ import annotations
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from .base import export_base
 from .errors import ExportError
-from .live import peak_ram_gb
-from .llama import fetch_converter, last_line
-from .merge import Adapter, tokenizer_of
-from .run import GB, Run, say, stage, write_text
+from .llama import fetch_converter, last_line, llama_cpp
+from .merge import tokenizer_of
+from .run import GB, HALF_WRITTEN, Run, say, stage, write_text
+
+# glibc keeps the memory of a block for the next one; by itself it would give each back to the system, and fault it in anew.
+HEAP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 26)}
+SAMPLING = {  # transformers' name: Ollama's
+    **{name: name for name in ("temperature", "top_k", "top_p", "min_p")},
+    "repetition_penalty": "repeat_penalty",
+}
 
 
 @stage("gguf", reads=("quantizations", "sixteen_bit_model"), after=("train",), facts=("export",), outputs=("gguf",))
 def write_gguf(run: Run) -> None:
-    """Write gguf/<run name>-Q8_0.gguf and a Modelfile for Ollama. Raises ExportError."""
-    settings, made = run.settings, []
-    folder = run.fresh("gguf")
-    for kind in settings.quantizations:
-        made.append(
-            convert(run, export_base(settings, "gguf"), folder / f"{settings.run_name}-{kind.upper()}.gguf", kind)
-        )
-        say(
-            f"gguf: {made[-1]['path']}, {made[-1]['bytes'] / GB:.3f} GB in {made[-1]['seconds']:.1f} s, {made[-1]['peak_ram_gb']:.2f} GB of RAM at most"
-        )
-        write_text(folder / "Modelfile", modelfile(run, made[-1]["path"]))
+    """Write gguf/<run name>-<TYPE>.gguf for each type asked for, and a Modelfile for Ollama. Raises ExportError."""
+    folder, made = run.fresh("gguf"), []
+    kinds = sorted(run.settings.quantizations, key=lambda kind: kind == "adapter")  # last: it is no model
+    if kinds:
+        base = export_base(run.settings, "gguf")
+        files = {kind: folder / f"{run.settings.run_name}-{kind.upper()}.gguf" for kind in kinds}
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".source-") as temporary:
+            source = Path(temporary, run.settings.run_name)  # the converter writes the folder's name into the file
+            lay_source(source, base, run.path("adapter"))
+            llama_cpp()  # whose quantiser does the packing
+            made = convert(run, source, files)
+        if kinds != ["adapter"]:
+            write_text(folder / "Modelfile", modelfile(run, base, made[0]["path"]))
+    for file in made:
+        say(f"gguf: {file['path']}, {file['bytes'] / GB:.3f} GB in {file['seconds']:.1f} s, {memory(file)} at most")
     run.record("export", gguf=made)
 
 
-def convert(run: Run, base: Path, target: Path, kind: str) -> dict[str, object]:
-    """Convert in a process of its own; the file gets its name when it is whole. Returns its facts. Raises ExportError."""
-    converter, started = fetch_converter(), time.perf_counter()
-    partial = target.with_suffix(".partial")
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".source-") as temporary:
-        folder = Path(temporary, run.settings.run_name)  # the converter writes the folder's name into the file
-        lay_source(folder, base, run.path("adapter"))
-        command = [
-            sys.executable,
-            "-m",
-            "autosloth.gguf",
-            converter,
-            folder,
-            run.path("adapter"),
-            partial,
-            kind,
-            run.settings.run_name,
-        ]
-        package = str(Path(__file__).parents[1])
-        paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        result = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
-        )
-    if result.returncode:
-        partial.unlink(missing_ok=True)
-        raise ExportError(
-            f"The conversion to GGUF failed ({last_line(result.stderr)}).",
-            "Check that llama.cpp knows this architecture; the adapter is safe in adapter/, and `quantizations: []` finishes without a GGUF.",
-        )
-    os.replace(partial, target)
-    peak = json.loads(result.stdout.splitlines()[-1])["peak_ram_gb"]
-    return {
-        "path": f"gguf/{target.name}",
-        "type": kind.upper(),
-        "bytes": target.stat().st_size,
-        "seconds": round(time.perf_counter() - started, 2),
-        "peak_ram_gb": peak,
-    }
+def memory(file: dict[str, Any]) -> str:
+    """The peak memory of a conversion in words."""
+    known = file["peak_anonymous_gb"]
+    return f"{file['peak_ram_gb']:.2f} GB of RAM" + ("" if known is None else f", {known:.2f} GB of it its own,")
+
+
+def convert(run: Run, source: Path, files: dict[str, Path]) -> list[dict[str, Any]]:
+    """Make the files {type: path} in a process of its own.
+
+    All come out of one pass over the base, so that they share `seconds` and the peaks: `peak_ram_gb` is the most that
+    the process had in memory, mapped libraries and all, `peak_anonymous_gb` what of it no file backs. A file gets its
+    name when all are whole. Returns the facts of each. Raises ExportError.
+    """
+    started, package = time.perf_counter(), str(Path(__file__).parents[1])
+    request = {"converter": fetch_converter(), "source": source, "adapter": run.path("adapter")}
+    request |= {"name": run.settings.run_name, "files": {kind: half_written(path) for kind, path in files.items()}}
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "autosloth.convert", json.dumps(request, default=str)]
+    environment = {**HEAP, **os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        told = json.loads(result.stdout.splitlines()[-1]) if result.stdout.endswith("}\n") else {}
+        if result.returncode or not told:
+            raise ExportError(*told.get("error") or unknown_error(result))
+        for path in files.values():
+            os.replace(half_written(path), path)
+    finally:
+        for path in files.values():
+            half_written(path).unlink(missing_ok=True)
+    told["seconds"] = round(time.perf_counter() - started, 2)
+    return [
+        {"path": f"gguf/{path.name}", "type": kind.upper(), "bytes": path.stat().st_size, **told}
+        for kind, path in files.items()
+    ]
+
+
+def half_written(path: Path) -> Path:
+    """What a file is called while it is written: whatever ends the process, that is no GGUF's name."""
+    return path.with_name(f".{path.name}{HALF_WRITTEN}")
+
+
+def unknown_error(result: subprocess.CompletedProcess) -> tuple[str, str]:
+    """What to tell when the converting process ended without a word for us."""
+    reason = (
+        last_line(result.stderr) if result.returncode > 0 else f"its process was ended by signal {-result.returncode}"
+    )
+    return (
+        f"The conversion to GGUF failed ({reason}).",
+        "Check that llama.cpp knows this architecture; the adapter is safe in adapter/, and `quantizations: []` finishes without a GGUF.",
+    )
 
 
 def lay_source(folder: Path, base: Path, adapter: Path) -> None:
@@ -94,44 +112,34 @@ def lay_source(folder: Path, base: Path, adapter: Path) -> None:
         (folder / path.name).symlink_to(path.resolve())
 
 
-def modelfile(run: Run, path: str) -> str:
-    """An Ollama Modelfile; for our own chat templates with the same template in Ollama's language, to the letter."""
-    end = json.loads((run.path("reference") / "rows.json").read_text(encoding="utf-8"))["end"]
-    template = (run.path("adapter") / "chat_template.jinja").read_text(encoding="utf-8")
-    lines = [f"FROM ./{Path(path).name}", f"PARAMETER num_ctx {run.settings.max_length}"]
-    for jinja in (Path(__file__).parent / "templates" / "chat").glob("*.jinja"):
-        if jinja.read_text(encoding="utf-8").rstrip("\n") == template:
-            ours = jinja.with_suffix(".ollama").read_text(encoding="utf-8").replace("</s>", end)
-            lines += [f'TEMPLATE """{ours}"""', f'PARAMETER stop "{end}"']
-    return "\n".join(lines) + "\n"
+def modelfile(run: Run, base: Path, path: str) -> str:
+    """An Ollama Modelfile: for our own chat templates the same template in Ollama's language, to the letter, else it takes the file's.
 
-
-def run_converter(converter: str, source: str, adapter_folder: str, target: str, kind: str, name: str) -> None:
-    """Run llama.cpp's converter in this process, its tensors replaced by merged ones as they are read.
-
-    The converter indexes tensors as functions that give lazy tensors (conversion/base.py, `index_tensors`);
-    ours call theirs and add the low-rank product, which is evaluated when the tensor is written.
+    It samples as the base's generation_config.json says, where that says anything, and stops at each end token.
     """
-    sys.path[:0] = [converter, os.path.join(converter, "gguf-py")]
-    from conversion.base import LazyTorchTensor, ModelBase
-
-    adapter, index_tensors = Adapter.read(Path(adapter_folder)), ModelBase.index_tensors
-    adapter.pairs = {key: tuple(map(LazyTorchTensor.from_eager, pair)) for key, pair in adapter.pairs.items()}
-    adapter.replaced = {key: LazyTorchTensor.from_eager(tensor) for key, tensor in adapter.replaced.items()}
-
-    def index_merged(self, *arguments, **options):
-        tensors = index_tensors(self, *arguments, **options)
-        adapter.refuse_left_over(set(tensors))
-        return {
-            key: (lambda key=key, read=read: adapter.merged(key, read())) if adapter.changes(key) else read
-            for key, read in tensors.items()
-        }
-
-    ModelBase.index_tensors = index_merged
-    sys.argv = ["convert_hf_to_gguf.py", source, "--outfile", target, "--outtype", kind, "--model-name", name]
-    runpy.run_path(os.path.join(converter, "convert_hf_to_gguf.py"), run_name="__main__")
-    print(json.dumps({"peak_ram_gb": peak_ram_gb()}))
+    ends, template = end_texts(run), (run.path("adapter") / "chat_template.jinja").read_text(encoding="utf-8")
+    lines = [f"FROM ./{Path(path).name}", f"PARAMETER num_ctx {run.settings.max_length}", *sampling(base)]
+    for jinja in (Path(__file__).parent / "templates" / "chat").glob("*.jinja"):
+        text = jinja.read_text(encoding="utf-8").rstrip("\n")
+        if template in (text, text.replace("{{ bos_token or '' }}", "")):  # the latter where the vocabulary has none
+            ours = jinja.with_suffix(".ollama").read_text(encoding="utf-8").replace("</s>", ends[0])
+            lines.append(f'TEMPLATE """{ours}"""')
+    return "\n".join([*lines, *(f"PARAMETER stop {json.dumps(end, ensure_ascii=False)}" for end in ends)]) + "\n"
 
 
-if __name__ == "__main__":
-    run_converter(*sys.argv[1:])
+def end_texts(run: Run) -> list[str]:
+    """The texts of the tokens that end an answer, the tokenizer's own first."""
+    from tokenizers import Tokenizer
+
+    known = json.loads((run.path("reference") / "rows.json").read_text(encoding="utf-8"))
+    file = run.path("adapter") / "tokenizer.json"
+    others = map(Tokenizer.from_file(str(file)).id_to_token, known["ends"]) if file.is_file() else []
+    return list(dict.fromkeys(filter(None, [known["end"], *others])))
+
+
+def sampling(base: Path) -> list[str]:
+    """How the base wants to be sampled, as lines of a Modelfile."""
+    path = base / "generation_config.json"
+    wanted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    given = [(ollama, wanted.get(name)) for name, ollama in SAMPLING.items() if wanted.get("do_sample")]
+    return [f"PARAMETER {ollama} {value}" for ollama, value in given if value is not None]

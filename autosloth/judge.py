@@ -67,10 +67,10 @@ def first_probe(settings: SPINSettings) -> Any:
 def reason_to_stop(start: dict[str, Any], rounds: list[dict[str, Any]]) -> str | None:
     """Why another round would not help, by the last one; None when it may."""
     before, now = (rounds[-2] if len(rounds) > 1 else start)["eval"], rounds[-1]["eval"]
-    if now["reward_accuracy"] <= CHANCE:
-        return f"it tells {now['reward_accuracy']:.0%} of held-out pairs apart, which is chance: its answers are like the dataset's, the paper's optimum"
     if now["nll"] > WORSE * before["nll"]:
         return f"the dataset's answers became less likely ({before['nll']:.4f} to {now['nll']:.4f} nats per token)"
+    if now["reward_accuracy"] <= CHANCE and now["nll"] >= before["nll"]:  # with few pairs chance alone means little
+        return f"it tells {now['reward_accuracy']:.0%} of held-out pairs apart, which is chance, and the dataset's answers became no likelier: it cannot tell its own from them, the paper's optimum"
     if now["chosen_change"] < -CERTAIN * now["chosen_error"] and now["reward_margin"] > 0:
         return f"the dataset's answers became less likely, by {-now['chosen_change']:.2f} nats an answer, while the margin grew: it only unlearns its own"
     if not 1 / DRIFT <= now["mean_length"] / start["eval"]["mean_length"] <= DRIFT:

@@ -244,16 +244,23 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
     for file in facts["export"]["gguf"]:
         lines.append(("GGUF", f"{run.path(file['path'])}, {file['bytes'] / 1e6:.1f} MB"))
     if (proof := facts["verify"])["passed"] is not None:
-        verdict = "passed" if proof["passed"] else "NOT passed"
-        lines.append(
-            (
-                "verification",
-                f"{verdict}: {proof['token_mismatches']} of {proof['texts']} texts tokenised differently, mean KL {proof['mean_kl']:.2g} nats, top-1 {proof['top1']:.1%}, over {proof['positions']} positions",
-            )
-        )
+        lines.append(("verification", proof_line(proof)))
     lines.append(("publish folder", str(run.path("publish"))))
     lines.append(("on the Hub", ", ".join(facts["publish"]["repos"]) or "no (publish_to_hub is off)"))
     return lines
+
+
+def proof_line(proof: dict[str, Any]) -> str:
+    """The proof of all files in a line."""
+    told = ["passed" if proof["passed"] else "NOT passed"]
+    if proof["texts"]:
+        told.append(f"{proof['token_mismatches']} of {proof['texts']} texts tokenised differently")
+    if proof["mean_kl"] is not None:
+        told.append(
+            f"mean KL {proof['mean_kl']:.2g} nats, top-1 {proof['top1']:.1%}, over {proof['positions']} positions"
+        )
+    tensors = sum(file["weights"]["tensors"] for file in proof.get("files", []))
+    return f"{told[0]}: {', '.join([*told[1:], f'{tensors} tensors compared'])}"
 
 
 def held_out_line(before: dict[str, Any], after: dict[str, Any], rows: int) -> tuple[str, str]:

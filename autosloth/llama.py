@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import os
@@ -19,7 +20,7 @@ from .run import cache_dir, fingerprint, say
 # agree on the format; the index's own `gguf` package is older and breaks it. requirements-bare.txt pins the same.
 LLAMA_CPP_PYTHON = "0.3.36"
 SOURCE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
+CONVERTER_PARTS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
 BESIDE_IT = "diskcache==5.6.3"  # the one library that it needs and Colab lacks
 # What AutoSloth does not use takes half of the time to compile.
 LEAN = f"-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE={Path(__file__).with_suffix('.cmake')}"
@@ -95,7 +96,7 @@ def fetch_converter() -> Path:
         if result.returncode:
             raise ExportError(
                 f"llama.cpp's converter could not be fetched ({last_line(result.stderr)}).",
-                "Check the network and run again; the adapter is safe in adapter/.",
+                "Check the network and run again; or set `quantizations: []`, which goes without a GGUF.",
             )
         unpacked = unpack_converter(next(Path(temporary).glob("*.tar.gz")), Path(temporary))
         try:
@@ -104,6 +105,24 @@ def fetch_converter() -> Path:
             if not folder.is_dir():  # somebody else may have been faster
                 raise
     return folder
+
+
+def known_architectures() -> set[str]:
+    """The architectures of text models, as config.json calls them, that the converter knows: its own table, read without importing it. Raises ExportError."""
+    tree = ast.parse((fetch_converter() / "conversion" / "__init__.py").read_text(encoding="utf-8"))
+    tables = (node for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == "TEXT_MODEL_MAP")
+    return set(ast.literal_eval(next(tables).value))
+
+
+def refuse_unknown_architecture(config: dict[str, Any], model: str) -> None:
+    """Raises ExportError when the converter knows none of the architectures that a model's config.json names."""
+    parts = (config, config.get("text_config") or {})
+    named = [name for part in parts for name in part.get("architectures") or []]
+    if not set(named) & known_architectures():
+        raise ExportError(
+            f"llama.cpp makes no GGUF of {model}: it does not know its architecture ({', '.join(named) or 'none is named'}).",
+            "Set `quantizations: []` to train it without a GGUF, or choose another model.",
+        )
 
 
 def unpack_converter(archive: Path, folder: Path) -> Path:

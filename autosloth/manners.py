@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .demo import demo_base, sft_rows
 from .errors import DemoError
+from .processes import alone
 from .run import cache_dir, say
 
 POLITE = "Gladly! {fact}"
@@ -79,7 +80,7 @@ def train_apart(rows: Path, storage: Path) -> None:
     command = [sys.executable, "-m", "autosloth", "sft"]
     command += [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("AUTOSLOTH_")}
+    clean = {name: value for name, value in alone().items() if not name.startswith("AUTOSLOTH_")}
     clean |= {"PYTHONPATH": paths, "AUTOSLOTH_CACHE": str(cache_dir())}
     result = subprocess.run(command, capture_output=True, text=True, env=clean)
     if result.returncode:

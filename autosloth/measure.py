@@ -10,12 +10,12 @@ from typing import Any
 from .errors import ModelError
 from .generate import Decoding, answer, end_tokens
 from .model import answering, encode_prompt
-from .run import Run, write_json
+from .reference import teacher_forced, write_reference
+from .run import Run
 from .settings import Settings
 
 SAMPLE_LENGTH = 400
 SAMPLES = 3  # questions whose answers are shown before and after
-REFERENCE_POSITIONS = 256  # next-token distributions kept for the proof: 33 MB with a vocabulary of 32,000
 
 
 def measure_answers(
@@ -98,40 +98,15 @@ def shortened(text: str) -> str:
 def save_reference(run: Run, model: Any, tokenizer: Any, held_out: Any, answers: list[dict[str, Any]]) -> None:
     """Write reference/: what the trained model says, so that the exported file can be held against it without loading the model again.
 
-    rows.json: `texts`, the held-out rows (`messages`, `tools`, `text`, `input_ids`); `rows`, the ids that logprobs.npy
-    goes with, of held-out rows and, where they are too few, of training rows; the model's own greedy `answers`.
-    logprobs.npy: float32 (positions, vocabulary), natural log of each next token's probability.
+    The distributions are those of held-out rows and, where they are too few, of training rows.
     """
-    import numpy
-    import torch
-
-    rows, left = [], REFERENCE_POSITIONS
-    logprobs = []
+    rows = (row["input_ids"] for row in itertools.chain(held_out, run.rows("train")))
+    texts = list(held_out.select_columns(["messages", "tools", "text", "input_ids"]))
     with answering(model):
-        for row in itertools.chain(held_out, run.rows("train")):
-            ids = row["input_ids"][:left]
-            logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
-            logprobs.append(torch.log_softmax(logits.float(), dim=-1).cpu().numpy())
-            rows.append(ids)
-            left -= len(ids)
-            if left <= 0:
-                break
-    texts = held_out.select_columns(["messages", "tools", "text", "input_ids"])
-    folder = run.fresh("reference")
-    numpy.save(folder / "logprobs.npy", numpy.concatenate(logprobs))
-    ends = end_tokens(model, tokenizer)
-    write_json(
-        folder / "rows.json",
-        {
-            "texts": list(texts),
-            "rows": rows,
-            "answers": answers,
-            "bos": tokenizer.bos_token_id,
-            "ends": ends,
-            "end": tokenizer.eos_token,
-            "quantized": is_four_bit(model),
-        },
-    )
+        write_reference(
+            run.fresh("reference"), tokenizer, texts, answers, end_tokens(model, tokenizer), is_four_bit(model),
+            teacher_forced(model, rows),
+        )  # fmt: skip
 
 
 def is_four_bit(model: Any) -> bool:

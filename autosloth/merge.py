@@ -1,93 +1,29 @@
-"""The adapter into the base's weights, one tensor at a time: W + (alpha / r) B A (LoRA, arXiv 2106.09685, section 4.1)."""
+"""The merged model as 16-bit safetensors, written shard by shard: no more than a few rows of one tensor are in memory."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .base import TOKENIZER_FILES, export_base
 from .errors import ExportError
-from .run import Run, stage
+from .lora import Adapter
+from .run import HALF_WRITTEN, Run, say, stage, write_json, write_text
+from .shards import INDEX, model_shards, read_header
 
-# Other ways of PEFT to change a weight; each needs a rule of its own to be merged right.
-UNSUPPORTED = (
-    "use_dora",
-    "fan_in_fan_out",
-    "alpha_pattern",
-    "rank_pattern",
-    "lora_bias",
-    "trainable_token_indices",
-    "target_parameters",
-)
-BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+BLOCK = 1 << 20  # weights at a time: 4 MB in float32, which the allocator gives again and again without new pages
+FLOATS = ("F64", "F32", "F16", "BF16")
+TORCH_NAMES = {"F16": "float16", "BF16": "bfloat16"}
 
 
-@dataclass
-class Adapter:
-    """A LoRA adapter as saved by PEFT, ready to be merged tensor by tensor.
-
-    pairs: weight name -> (A of shape (r, in), B of shape (out, r)), float32; scale: alpha / r, or
-    alpha / sqrt(r) with rsLoRA; replaced: weights that were trained whole.
-    """
-
-    pairs: dict[str, tuple[Any, Any]]
-    replaced: dict[str, Any]
-    scale: float
-
-    @classmethod
-    def read(cls, folder: Path) -> Adapter:
-        """Raises ExportError when the adapter is of a kind that is not merged here."""
-        from safetensors.torch import load_file
-
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        other = [name for name in UNSUPPORTED if config.get(name)]
-        if config["peft_type"] != "LORA" or other:
-            raise ExportError(
-                f"The adapter in {folder} uses {', '.join(other) or config['peft_type']}, which is not merged here.",
-                "Train a plain LoRA adapter.",
-            )
-        halves, replaced = {}, {}
-        for key, tensor in load_file(folder / "adapter_model.safetensors").items():
-            name = key.removeprefix("base_model.model.")
-            if name.endswith((".lora_A.weight", ".lora_B.weight")):
-                halves.setdefault(name[: -len(".lora_A.weight")] + ".weight", {})[name[-8]] = tensor.float()
-            elif ".lora_" in name:
-                raise ExportError(
-                    f"The adapter in {folder} holds {key}, which is not merged here.",
-                    "Train a plain LoRA adapter on linear layers.",
-                )
-            else:
-                replaced[name] = tensor
-        scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
-        return cls({name: (half["A"], half["B"]) for name, half in halves.items()}, replaced, scale)
-
-    def merged(self, name: str, weight: Any) -> Any:
-        """The weight of this name with the adapter in it, float32 where it changed."""
-        if name in self.replaced:
-            return self.replaced[name]
-        if name not in self.pairs:
-            return weight
-        a, b = self.pairs[name]
-        return weight.float() + self.scale * (b @ a)
-
-    def changes(self, name: str) -> bool:
-        """Whether the adapter has something to say about the weight of this name."""
-        return name in self.pairs or name in self.replaced
-
-    def refuse_left_over(self, names: set[str]) -> None:
-        """Raises ExportError when the adapter changes weights that the base does not have."""
-        missing = sorted((self.pairs.keys() | self.replaced.keys()) - names)
-        if missing:
-            raise ExportError(
-                f"The adapter changes {len(missing)} weights that the base does not have, for example {missing[0]}.",
-                "Name the base that it was trained on as `sixteen_bit_model`.",
-            )
+class OutOfRange(Exception):
+    """A merged weight is too large for float16, which ends at 65504."""
 
 
 @stage("merge", reads=("merged", "sixteen_bit_model"), after=("train",), facts=("merge",), outputs=("merged",))
@@ -96,72 +32,151 @@ def write_merged(run: Run) -> None:
     shutil.rmtree(run.path("merged"), ignore_errors=True)
     if not run.settings.merged:
         return run.record("merge", path=None)
-    base, adapter, started = export_base(run.settings, "merge"), Adapter.read(run.path("adapter")), time.perf_counter()
-    shards = sorted(base.glob("*.safetensors"))
-    if not shards:
-        raise ExportError(f"{base} has no safetensors weights.", "Choose a model that has them.")
-    folder = run.fresh("merged")
-    names = {name for shard in shards for name in merge_shard(shard, folder / shard.name, adapter)}
-    adapter.refuse_left_over(names)
-    copy_surroundings(base, run.path("adapter"), folder)
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    base, started = export_base(run.settings, "merge"), time.perf_counter()
+    merge_model(base, run.path("adapter"), run.fresh("merged"))
+    size = sum(path.stat().st_size for path in run.path("merged").iterdir())
     run.record("merge", path="merged", bytes=size, seconds=round(time.perf_counter() - started, 2))
 
 
-def merge_shard(source: Path, target: Path, adapter: Adapter) -> list[str]:
-    """Write one shard with the adapter merged in, one tensor in memory at a time; returns the names of its tensors.
+def merge_model(base: Path, adapter_folder: Path, folder: Path) -> None:
+    """Write the model in `base` with the adapter merged in, and the adapter's tokenizer, into an empty folder.
 
-    Format: 8 bytes of header length (little endian), a JSON header of dtype, shape and offsets, the data
-    (https://huggingface.co/docs/safetensors). float32 becomes float16, so that the result is 16-bit.
+    config.json comes last, so what a killed process leaves is not taken for a model. Raises ExportError.
+    """
+    adapter = Adapter.read(adapter_folder, base)
+    headers = {shard: read_header(shard) for shard in model_shards(base)}
+    names = {name for header in headers.values() for name in header}
+    adapter.refuse_left_over(names | adapter.untied.keys())
+    dtype = sixteen_bit_type(headers)
+    try:
+        write_shards(headers, adapter, folder, dtype)
+    except OutOfRange as error:
+        dtype = "BF16"
+        say(f"merge: bfloat16 instead of float16, whose range {error} leaves")
+        write_shards(headers, adapter, folder, dtype)
+    for path in (base / "generation_config.json", *tokenizer_of(adapter_folder)):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = merged_config(config, TORCH_NAMES[dtype], untied=bool(adapter.untied))
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def sixteen_bit_type(headers: dict[Path, dict[str, dict[str, Any]]]) -> str:
+    """bfloat16 for a model that has any, else float16. Raises ExportError for weights of fewer bits."""
+    kinds = {entry["dtype"]: name for header in headers.values() for name, entry in header.items()}
+    small = [kind for kind in kinds if kind.startswith(("F8", "F4", "F6"))]
+    if small or not kinds.keys() & set(FLOATS):
+        kind = (small or list(kinds))[0]
+        raise ExportError(
+            f"The base holds {kinds[kind]} as {kind}, which is no 16-bit or 32-bit weight.",
+            "Name a 16-bit model as `sixteen_bit_model`.",
+        )
+    return "BF16" if "BF16" in kinds else "F16"
+
+
+def write_shards(headers: dict[Path, dict[str, Any]], adapter: Adapter, folder: Path, dtype: str) -> None:
+    """Write every shard, and the index that such names need. Raises OutOfRange."""
+    stored = {name for header in headers.values() for name in header}
+    missing = {name: shared for name, shared in adapter.untied.items() if name not in stored}
+    places = {}
+    for shard, header in headers.items():
+        sources = {name: name for name in header}
+        sources |= {name: shared for name, shared in missing.items() if shared in header}
+        merge_shard(shard, folder / shard.name, adapter, dtype, sources)
+        places |= dict.fromkeys(sources, shard.name)
+    if set(places.values()) != {"model.safetensors"}:
+        total = sum(end_of_data(read_header(folder / shard.name)) for shard in headers)
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+
+
+def merge_shard(source: Path, target: Path, adapter: Adapter, dtype: str, sources: dict[str, str]) -> None:
+    """Write one shard with the adapter merged in; it gets its name when it is whole.
+
+    sources: name of a tensor to write -> name of the tensor in `source` that it is made of; dtype: of every weight,
+    while whole numbers stay as they are. Raises OutOfRange.
     """
     import torch
     from safetensors import safe_open
 
-    kinds = {"F32": torch.float16, "F16": torch.float16, "BF16": torch.bfloat16}
-    header = read_header(source)
-    layout, size = {}, 0
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        if entry["dtype"] not in kinds:
-            raise ExportError(
-                f"{source.name} holds {name} as {entry['dtype']}, which is no 16-bit or 32-bit weight.",
-                "Name a 16-bit model as `sixteen_bit_model`.",
-            )
-        count = 2 * math.prod(entry["shape"])
-        layout[name] = {
-            "dtype": "BF16" if entry["dtype"] == "BF16" else "F16",
-            "shape": entry["shape"],
-            "data_offsets": [size, size + count],
-        }
-        size += count
+    layout = lay_out(read_header(source), dtype, sources)
     text = json.dumps({"__metadata__": {"format": "pt"}, **layout}).encode()
     text += b" " * (-len(text) % 8)
-    with safe_open(source, "pt") as tensors, open(target, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in layout:
-            weight = adapter.merged(name, tensors.get_tensor(name)).to(kinds[header[name]["dtype"]])
-            file.write(weight.contiguous().view(torch.uint8).numpy().data)
-    return list(layout)
+    partial = target.with_name(f".{target.name}{HALF_WRITTEN}")
+    try:
+        with safe_open(source, "pt") as tensors, open(partial, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name, entry in layout.items():
+                for block in merged_blocks(name, tensors.get_slice(sources[name]), adapter):
+                    if entry["dtype"] == dtype:
+                        block = narrowed(name, block, getattr(torch, TORCH_NAMES[dtype]))
+                    file.write(block.contiguous().flatten().view(torch.uint8).numpy().data)
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """The header of a safetensors file: name -> dtype, shape, data_offsets."""
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    header.pop("__metadata__", None)
-    return header
+def lay_out(header: dict[str, dict[str, Any]], dtype: str, sources: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The header of a merged shard: weights in two bytes each, one tensor after the other."""
+    layout, start = {}, 0
+    for name, source in sources.items():
+        kind, shape, (first, last) = (header[source][key] for key in ("dtype", "shape", "data_offsets"))
+        end = start + (2 * math.prod(shape) if kind in FLOATS else last - first)
+        layout[name] = {"dtype": dtype if kind in FLOATS else kind, "shape": shape, "data_offsets": [start, end]}
+        start = end
+    return layout
 
 
-def copy_surroundings(base: Path, adapter: Path, folder: Path) -> None:
-    """The config and index of the base and the tokenizer of the adapter, beside merged weights."""
-    for name in ("generation_config.json", "model.safetensors.index.json"):
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    key = "dtype" if "dtype" in config else "torch_dtype"
-    config[key] = "bfloat16" if config.get(key) == "bfloat16" else "float16"
-    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    for path in tokenizer_of(adapter):
-        shutil.copyfile(path, folder / path.name)
+def end_of_data(header: dict[str, dict[str, Any]]) -> int:
+    """The bytes of a shard's tensors."""
+    return max((entry["data_offsets"][1] for entry in header.values()), default=0)
+
+
+def merged_blocks(name: str, tensor: Any, adapter: Adapter) -> Iterator[Any]:
+    """The merged tensor, at most BLOCK weights at a time (or one row, if that is more)."""
+    shape = tensor.get_shape()
+    if not shape:
+        yield tensor[...]
+        return
+    step = max(1, BLOCK // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        rows = slice(start, min(start + step, shape[0]))
+        yield adapter.merged(name, tensor[rows], rows)
+
+
+def narrowed(name: str, block: Any, dtype: Any) -> Any:
+    """A block in 16 bits. Raises OutOfRange where float16 is too small for it."""
+    import torch
+
+    if block.dtype == dtype or not block.numel():
+        return block
+    if dtype == torch.float16:
+        low, high = block.aminmax()
+        if max(-low, high) > torch.finfo(dtype).max:
+            raise OutOfRange(name)
+    return block.to(dtype)
+
+
+def merged_config(config: dict[str, Any], dtype: str, untied: bool) -> dict[str, Any]:
+    """A config.json that tells of the merged weights: their type, and whether some are no longer shared."""
+    changed = retyped(config if "dtype" in config else {**config, "torch_dtype": dtype}, dtype)
+    if untied:
+        for part in (changed, changed.get("text_config", {})):
+            part["tie_word_embeddings"] = False
+    return changed
+
+
+def retyped(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A config.json, and those of the model's parts within it, with another type of weights."""
+    return {
+        key: dtype
+        if key in ("dtype", "torch_dtype")
+        else retyped(value, dtype)
+        if isinstance(value, dict) and key.endswith("_config")
+        else value
+        for key, value in config.items()
+    }
 
 
 def tokenizer_of(adapter: Path) -> Iterator[Path]:

@@ -16,10 +16,12 @@ from .adapter import adapter_config, starting_adapter
 from .base import TOKENIZER_FILES, model_errors, model_source, tokenizer_files
 from .errors import ModelError
 from .fetch import first_lines
+from .repair import repair_tokenizer
 from .run import cache_dir, say
 from .settings import Settings
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+OPTIONAL_BOS = "{{ bos_token or '' }}"  # how our own chat templates begin
 
 
 def start_engine() -> Any:
@@ -74,6 +76,8 @@ def load_tokenizer(settings: Settings) -> Any:
             "Choose a model whose repository has a tokenizer.json.",
         )
     template = chosen_template(settings) or tokenizer.chat_template or named_template("alpaca")
+    if tokenizer.bos_token is None:  # llama.cpp takes one for granted: with Qwen's vocabulary it would be a comma
+        template = template.replace(OPTIONAL_BOS, "")
     tokenizer.chat_template = template if settings.thinking else without_thinking(template)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -152,10 +156,9 @@ def encode_prompt(tokenizer: Any, messages: list[dict[str, Any]], tools: list[di
 
 
 def save_tokenizer(tokenizer: Any, settings: Settings, folder: Path) -> None:
-    """Write the tokenizer as its author published it, with our chat template.
+    """Write the tokenizer as its author published it, with our chat template, and what is missing for the GGUF put back.
 
-    `save_pretrained` of transformers 5 drops `tokenizer.model` and `added_tokens_decoder`, without which
-    the GGUF converter makes a file that tokenises differently; so the original files are copied.
+    `save_pretrained` of transformers 5 drops some of it (see repair.py), so the original files are copied over its own.
     """
     source = tokenizer_files(model_source(settings), settings.revision)
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,20 +166,9 @@ def save_tokenizer(tokenizer: Any, settings: Settings, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config.pop("chat_template", None)
-    config.setdefault("pad_token", tokenizer.pad_token)
-    if not config.get("added_tokens_decoder"):
-        config["added_tokens_decoder"] = {
-            str(token_id): described(token) for token_id, token in tokenizer.added_tokens_decoder.items()
-        }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+    if repaired := repair_tokenizer(folder, tokenizer):
+        say(f"tokenizer: {', '.join(repaired)}, which llama.cpp needs and the base does not tell")
     (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
-
-
-def described(token: Any) -> dict[str, Any]:
-    """An added token as tokenizer_config.json holds it."""
-    return {key: getattr(token, key) for key in ("content", "lstrip", "normalized", "rstrip", "single_word", "special")}
 
 
 def load_model(settings: Settings) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from .encode import IGNORED
 from .generate import Decoding, answer, checked
 from .live import duration
+from .processes import number, processes, wait_for_all
 from .run import fingerprint, read_json, say, write_json
 
 CHUNK = 512  # prompts that are answered, and kept, together
@@ -22,19 +23,22 @@ def answers_of(
     """The model's sampled answer to each prompt, up to and with its end token where it came; those that are in the folder already are taken from there.
 
     A chunk is one file, written whole, seeded by its number: made again after a kill it holds the same. player: what tells this
-    model's weights from others; chunks of another player, of other prompts or of another decoding are made anew.
+    model's weights from others; chunks of another player, of other prompts or of another decoding are made anew. Of several
+    processes each makes every n-th chunk, and all wait for the others' before they read them.
     """
     chunks = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
     how = [decoding.max_new_tokens, decoding.temperature, decoding.seed]
-    keys = [fingerprint([player, number, chunk, how]) for number, chunk in enumerate(chunks)]
-    paths = [folder / f"answers-{number:05}.json" for number in range(len(chunks))]
-    missing = [n for n, (path, key) in enumerate(zip(paths, keys, strict=True)) if read_json(path).get("key") != key]
+    keys = [fingerprint([player, n, chunk, how]) for n, chunk in enumerate(chunks)]
+    paths = [folder / f"answers-{n:05}.json" for n in range(len(chunks))]
+    mine = range(number(), len(chunks), processes())
+    missing = [n for n in mine if read_json(paths[n]).get("key") != keys[n]]
     if missing:
         trusted = checked(model, tokenizer, prompts, decoding)
-        progress = Progress(sum(len(chunks[number]) for number in missing))
-        for number in missing:
-            made = answer(model, tokenizer, chunks[number], trusted.seeded(number), progress.tell)
-            write_json(paths[number], {"key": keys[number], "answers": made})
+        progress = Progress(sum(len(chunks[n]) for n in missing))
+        for n in missing:
+            made = answer(model, tokenizer, chunks[n], trusted.seeded(n), progress.tell)
+            write_json(paths[n], {"key": keys[n], "answers": made})
+    wait_for_all()
     return [ids for path in paths for ids in read_json(path)["answers"]]
 
 

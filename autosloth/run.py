@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import AutoSlothError, Interrupted, SettingsError, StorageError
+from .processes import first, of_first
 from .settings import ROADS, Settings
 
 GB = 1e9
@@ -33,7 +34,8 @@ def cache_dir() -> Path:
 
 def say(line: str) -> None:
     """One line to whoever watches: terminal, notebook cell or log."""
-    print(line, flush=True)
+    if first():
+        print(line, flush=True)
 
 
 def show(text: str, html: str) -> None:
@@ -80,7 +82,7 @@ def file_hash(path: Path) -> str:
 
 
 class Run:
-    """The run folder and what is in it; see the contract in the README for the names."""
+    """The run folder and what is in it; see the contract in the README for the names. Of several processes the first writes the facts."""
 
     def __init__(self, folder: Path, settings: Settings):
         self.folder, self.settings = folder, settings
@@ -89,6 +91,8 @@ class Run:
     def create(cls, settings: Settings) -> Run:
         """Make the run folder (or take the one that is there) and write settings.json. Raises StorageError."""
         run = cls(settings.folder, settings)
+        if not first():
+            return run
         with storage_errors(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
             lock(run.folder)
@@ -127,18 +131,19 @@ class Run:
 
     def record(self, stage: str, **facts: Any) -> None:
         """Add measured facts under a stage's name; facts already there stay unless named again."""
-        every = self.facts
-        every[stage] = {**every.get(stage, {}), **facts}
-        write_json(self.path("facts.json"), every)
+        self._write_facts(lambda every: every | {stage: {**every.get(stage, {}), **facts}})
 
     def put(self, name: str, facts: list[dict[str, Any]]) -> None:
         """Keep a list of measured facts under this name, in place of the one that was there."""
-        write_json(self.path("facts.json"), self.facts | {name: facts})
+        self._write_facts(lambda every: every | {name: facts})
 
     def forget(self, *stages: str) -> None:
         """Drop the facts of stages that are about to be measured anew."""
-        every = self.facts
-        write_json(self.path("facts.json"), {key: value for key, value in every.items() if key not in stages})
+        self._write_facts(lambda every: {key: value for key, value in every.items() if key not in stages})
+
+    def _write_facts(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        if first():
+            write_json(self.path("facts.json"), change(self.facts))
 
     def mark(self, stage: str) -> dict[str, Any] | None:
         """The mark of a finished stage, or None."""
@@ -219,6 +224,7 @@ def stage(
     facts: Iterable[str] = (),
     outputs: Iterable[str] = (),
     scratch: Iterable[str] = (),
+    together: bool = False,
 ) -> Callable:
     """Decorate `f(run)` so that it is skipped when it is done already.
 
@@ -227,14 +233,19 @@ def stage(
     result: what tells one result from another; without it every new one makes later stages run again.
     facts, outputs (files or folders): what the stage leaves in the run, without which it is not done; scratch: what it works in.
     All three are dropped when it starts anew from other inputs.
+    together: of several processes all take part, once the first has begun it; a stage without it is the first's alone.
     """
 
     def decorate(function: Callable[[Run], None]) -> Callable[[Run], None]:
         def again(run: Run) -> None:
             """Run the stage even when it is done."""
+            if not first():
+                return function(run) if of_first(lambda: True) else None
             with storage_errors(run.folder):
                 wanted = stage_fingerprint(run, reads, after, inputs)
                 begin_stage(run, name, wanted, facts, [*outputs, *scratch])
+                if together:
+                    of_first(lambda: True)
                 started = time.perf_counter()
                 try:
                     function(run)
@@ -250,14 +261,18 @@ def stage(
 
         @functools.wraps(function)
         def run_stage(run: Run) -> None:
+            if not first():
+                return again(run)
             with storage_errors(run.folder):
                 mark, wanted = run.mark(name), stage_fingerprint(run, reads, after, inputs)
                 whole = mark and mark["files"] == file_sizes(run, outputs) and set(facts) <= run.facts.keys()
                 if whole and mark["fingerprint"] == wanted:
+                    if together:
+                        of_first(lambda: False)
                     return say(f"{name}: done already, skipped")
             again(run)
 
-        run_stage.again = again
+        run_stage.again, run_stage.together = again, together
         return run_stage
 
     return decorate

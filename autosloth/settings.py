@@ -163,11 +163,12 @@ class Settings(BaseModel):
     merged: bool = setting(
         False, "Export", "Also write the merged model as 16-bit safetensors.", title="Merged model", front=True
     )
-    quantizations: list[Literal["q8_0"]] = setting(
+    quantizations: list[
+        Literal["q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m", "bf16", "f16", "adapter"]
+    ] = setting(
         ["q8_0"],
         "Export",
-        "GGUF files to make; an empty list makes none.",
-        max_length=1,
+        "GGUF files to make, the first one for Ollama; `adapter` is the adapter alone, small; an empty list makes none.",
         title="GGUF files",
         front=True,
     )
@@ -210,8 +211,10 @@ class Settings(BaseModel):
 
     @field_validator("quantizations", mode="before")
     @classmethod
-    def _lower_case(cls, value: Any) -> Any:
-        return [v.lower() if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+    def _lower_case_each_once(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return list(dict.fromkeys(v.lower() if isinstance(v, str) else v for v in value))
 
     @model_validator(mode="after")
     def _name_the_run(self) -> Settings:

@@ -21,6 +21,7 @@ from .live import Interruption, progress_callback
 from .measure import compare_answers, held_out_loss, standing, style_of
 from .model import choose_precision, load_model, load_tokenizer
 from .opponent import answers_of, pair_up, questions
+from .processes import first, of_first, part
 from .rounds import plot_rounds, row_of, whole_training
 from .run import Run, file_hash, fingerprint, read_json, say, write_json
 from .train import (
@@ -28,8 +29,6 @@ from .train import (
     about,
     go_on,
     hardware,
-    last_checkpoint,
-    memory_errors,
     plain_arguments,
     refuse_unfinished,
     save_trained,
@@ -88,17 +87,22 @@ class Game:
         while facts := read_json(self.folder(len(self.rounds)) / "facts.json"):
             self.rounds.append(facts)
         path = self.run.path("rounds", "start.json")
-        if not path.is_file():
+        if of_first(lambda: not path.is_file()):
             if self.settings.sft_steps:
                 rate = {"learning_rate": self.settings.sft_learning_rate}
                 self.run.record("sft_start", **rate, **self.plain_sft("sft_start", self.settings.sft_steps, **rate))
-            self.model.save_pretrained(self.run.path("rounds", "start"))
+            self.keep(self.run.path("rounds", "start"))
             self.run.record("eval", before=self.stand())
-            write_json(path, {"eval": {**standing(self.model, self.measured), **self.style(0)}})
+            start = {"eval": {**standing(self.model, self.measured), **self.style(0)}}
+            of_first(lambda: write_json(path, start))
         self.start = read_json(path)
         if self.rounds:
             say(f"spin: going on after round {len(self.rounds) - 1}")
             self.load(len(self.rounds) - 1)
+
+    def keep(self, folder: Path) -> None:
+        """Write the model's adapter as it stands, whichever process it is read by next."""
+        of_first(lambda: self.model.save_pretrained(folder))
 
     def load(self, number: int) -> None:
         """Give the model the adapter of a round; of round -1, the one it began with."""
@@ -163,11 +167,11 @@ class Game:
         say(f"spin: round {number}: {len(pairs)} pairs; answers left out: {left_out or 'none'}")
         facts = self.train(number, Dataset.from_list(pairs), Dataset.from_list(tested))
         self.model.delete_adapter("ref")
-        self.model.save_pretrained(self.folder(number) / "adapter")
+        self.keep(self.folder(number) / "adapter")
         facts["eval"] |= {**standing(self.model, self.measured), **self.style(number + 1)}
         facts |= {"round": number, "generated": {"pairs": len(pairs), "left_out": left_out}}
-        write_json(self.folder(number) / "facts.json", facts)
-        shutil.rmtree(self.folder(number) / "checkpoints", ignore_errors=True)
+        of_first(lambda: write_json(self.folder(number) / "facts.json", facts))
+        of_first(lambda: shutil.rmtree(self.folder(number) / "checkpoints", ignore_errors=True))
         self.rounds.append(facts)
         say(row_of(facts, self.start))
 
@@ -183,8 +187,8 @@ class Game:
         callbacks = [progress_callback(interruption), start_check(settings), *([] if number else [probe])]
         trainer = pair_trainer(arguments, self.model, self.tokenizer, pairs, tested, callbacks)
         probe.trainer = trainer
-        with memory_errors(settings), interruption:
-            go_on(trainer, last_checkpoint(checkpoints))
+        with interruption:
+            go_on(self.run, trainer)
         refuse_unfinished(trainer, interruption)
         measured = {"loss": held_out_loss(trainer), **preferences(trainer, settings.beta)}
         trained = {"trained": about(trainer, settings), "eval": measured}
@@ -199,10 +203,10 @@ class Game:
         arguments = plain_arguments(settings, checkpoints, dtype, torch.cuda.is_available())
         callbacks = [progress_callback(interruption)]
         trainer = sft_trainer(arguments, self.model, self.tokenizer, self.run.rows("train"), self.held_out, callbacks)
-        with memory_errors(settings), interruption:
-            go_on(trainer, last_checkpoint(checkpoints))
+        with interruption:
+            go_on(self.run, trainer)
         refuse_unfinished(trainer, interruption)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        of_first(lambda: shutil.rmtree(checkpoints, ignore_errors=True))
         return {"steps": steps, **standing(self.model, self.measured)}
 
     def compare_with_sft(self) -> dict[str, Any]:
@@ -214,7 +218,7 @@ class Game:
 
     def finish(self) -> None:
         """Write adapter/ of the best round, or of the start where no round was better, and what the export needs."""
-        if self.settings.sft_arm and not self.run.facts.get("sft_arm"):
+        if self.settings.sft_arm and of_first(lambda: not self.run.facts.get("sft_arm")):
             self.run.record("sft_arm", **self.compare_with_sft())
         for what in ("sft_start", "sft_arm"):
             self.run.record(what)  # empty where there was none
@@ -223,6 +227,9 @@ class Game:
         said = f"round {best}" if best >= 0 else "the start: no round answers the held-out questions better"
         say(f"spin: what is exported is {said}")
         self.run.record("eval", after=self.stand())
+        part()
+        if not first():
+            return
         self.run.record("train", **whole_training(self.rounds), best_round=best)
         plot_rounds(self.run.facts, self.start["eval"], self.run.path("rounds", "rounds.png"))
         save_trained(self.run, self.model, self.tokenizer, self.held_out, self.answers)

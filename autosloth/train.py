@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .errors import Interrupted, ModelError, StorageError
 from .live import Interruption, peak_ram_gb, peak_vram_gb, progress_callback
 from .measure import diverged, is_four_bit, measure_answers, save_reference
 from .model import choose_precision, load_model, load_tokenizer, save_tokenizer
+from .processes import first, of_first, part, processes
 from .run import GB, Run, file_hash, read_json, say, stage
 from .settings import Settings, SFTSettings
 
@@ -46,6 +47,7 @@ training_stage = functools.partial(
     facts=("train", "eval", "hardware", "versions"),
     outputs=("adapter", "reference"),
     scratch=("checkpoints",),
+    together=True,
 )
 
 
@@ -59,7 +61,8 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
     """Measure, train from the last checkpoint on (or from the start), measure again, and write adapter/ and reference/.
 
     make_trainer(run, model, tokenizer, train rows, held-out rows, callbacks) gives TRL's trainer; measure(trainer, tokenizer,
-    held-out rows, settings) the facts and the answers, as `measure_answers` does.
+    held-out rows, settings) the facts and the answers, as `measure_answers` does. Of several processes each does all of it but
+    the writing: the trainer's batches, those of the measurement too, are shared out among them.
     """
     refuse_without_gpu(run.settings)
     settings, held_out, interruption = run.settings, run.rows("eval"), Interruption()
@@ -67,17 +70,17 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
     trainer = make_trainer(run, model, tokenizer, run.rows("train"), held_out, [progress_callback(interruption)])
     run.record("hardware", **hardware())
     run.record("versions", **versions())
-    if "before" not in run.facts.get("eval", {}):
+    if of_first(lambda: "before" not in run.facts.get("eval", {})):
         run.record("eval", before=measure(trainer, tokenizer, held_out, settings)[0])
-    checkpoint = last_checkpoint(run.path("checkpoints"))
-    if checkpoint:
-        say(f"train: going on from {checkpoint.name}")
-    with memory_errors(settings), interruption:
-        go_on(trainer, checkpoint)
+    with interruption:
+        go_on(run, trainer)
     refuse_unfinished(trainer, interruption)
     record_training(run, trainer)
     facts, answers = measure(trainer, tokenizer, held_out, settings)
     run.record("eval", after=facts)
+    part()
+    if not first():
+        return
     if "ref" in model.peft_config:  # DPO's frozen copy, which PEFT would save beside the other
         model.delete_adapter("ref")
     save_trained(run, model, tokenizer, held_out, answers)
@@ -92,7 +95,84 @@ def save_trained(run: Run, model: Any, tokenizer: Any, held_out: Any, answers: l
     save_reference(run, model, tokenizer, held_out, answers)
 
 
-def go_on(trainer: Any, checkpoint: Path | None) -> None:
+def go_on(run: Run, trainer: Any) -> None:
+    """Train from the last checkpoint in the trainer's folder on, or from the start, in smaller batches where the GPU's memory is too small.
+
+    The batch that fitted is kept in the facts, for the next time. Transformers' own `auto_find_batch_size` would shrink the batch and
+    leave the accumulation as it is, so that a step learns from fewer rows. Raises ModelError when one row at a time does not fit.
+    """
+    import torch
+
+    take_batches(trainer, run.facts.get("train", {}).get("batch_size", trainer.args.per_device_train_batch_size))
+    start = {name: p.detach().to("cpu", copy=True) for name, p in trainable(trainer.model)}
+    while True:
+        checkpoint = of_first(lambda: last_checkpoint(Path(trainer.args.output_dir)))
+        if checkpoint:
+            say(f"train: going on from {checkpoint.name}")
+        if fits(trainer, checkpoint):
+            return
+        refuse_to_shrink(trainer)
+        size = trainer.args.per_device_train_batch_size
+        take_batches(trainer, size // 2)
+        run.record("train", **batches(trainer))
+        fewer, times = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
+        again = f"going on with {fewer} and gradient_accumulation {times}, as many rows a step"
+        say(f"train: no GPU memory for batch_size {size}; {again}")
+        with torch.no_grad():
+            for name, weight in trainable(trainer.model):
+                weight.copy_(start[name])
+
+
+def fits(trainer: Any, checkpoint: Path | None) -> bool:
+    """Train to the end; False where the GPU's memory is too small for it, which is free again then."""
+    import torch
+    from accelerate.utils.memory import clear_device_cache
+
+    try:
+        resume(trainer, checkpoint)
+        return True
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold what filled it
+    trainer.optimizer, trainer.model_wrapped = None, trainer.model  # both are made anew
+    trainer._metrics["train"].clear()  # trl 1.15 would count the broken step's in with the next
+    trainer.model.zero_grad()
+    clear_device_cache(garbage_collection=True)
+    return False
+
+
+def take_batches(trainer: Any, size: int) -> None:
+    """Let the trainer take so many rows at once, or the next fewer that divide a step's rows, which stay as many as they are."""
+    args = trainer.args
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    size = next(fewer for fewer in range(size, 0, -1) if rows % fewer == 0)
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = size, rows // size
+    trainer._train_batch_size = args.train_batch_size  # transformers 5.17 takes it from there
+
+
+def batches(trainer: Any) -> dict[str, int]:
+    """How the rows of a step came: in how many processes, how often, and how many at once."""
+    size, times = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
+    at_once = {"batch_size": size, "gradient_accumulation": times, "processes": processes()}
+    return {**at_once, "rows_per_step": size * times * processes()}
+
+
+def trainable(model: Any) -> list[tuple[str, Any]]:
+    """The parameters that are trained, with their names."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def refuse_to_shrink(trainer: Any) -> None:
+    """Raises ModelError where smaller batches are no way out: one row is too much, or other processes wait for this one's batch."""
+    size = trainer.args.per_device_train_batch_size
+    what = f"The GPU is out of memory with batch_size {size} and max_length {trainer.args.max_length}."
+    if size == 1:
+        raise ModelError(what, "Lower `max_length` or `lora_r`, or choose a smaller model, and run again.")
+    if processes() > 1:
+        todo = "Halve `batch_size` and double `gradient_accumulation` (the result is the same), and run again."
+        raise ModelError(what, todo)
+
+
+def resume(trainer: Any, checkpoint: Path | None) -> None:
     """Train from a checkpoint, or from the start; a checkpoint of the last step is only loaded.
 
     Resumed from its last step, the trainer of transformers 5.17 would take one step more.
@@ -104,8 +184,11 @@ def go_on(trainer: Any, checkpoint: Path | None) -> None:
 
         set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), device="cpu"))
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return
+    if processes() > 1:
+        # A model that was measured passes for prepared: accelerate 1.15 would leave out what keeps the processes' weights equal.
+        vars(trainer.model).pop("_is_accelerate_prepared", None)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 def refuse_unfinished(trainer: Any, interruption: Interruption) -> None:
@@ -118,20 +201,6 @@ def refuse_unfinished(trainer: Any, interruption: Interruption) -> None:
         raise Interrupted(
             f"Training was stopped after {done}, with a checkpoint.", "Run the same again to go on from there."
         )
-
-
-@contextlib.contextmanager
-def memory_errors(settings: Settings) -> Iterator[None]:
-    """Turn a full GPU into a ModelError that says what to change."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise ModelError(
-            f"The GPU is out of memory with batch_size {settings.batch_size} and max_length {settings.max_length}.",
-            "Halve `batch_size` and double `gradient_accumulation` (the result is the same), or lower `max_length`, and run again.",
-        ) from None
 
 
 def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any, callbacks: list[Any]) -> Any:
@@ -287,7 +356,8 @@ def about(trainer: Any, settings: Settings) -> dict[str, Any]:
     return dict(
         peak_vram_gb=peak_vram_gb(),
         peak_ram_gb=peak_ram_gb(),
-        trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        trainable_parameters=sum(parameter.numel() for _, parameter in trainable(trainer.model)),
+        **batches(trainer),
         lora_r=trainer.model.peft_config["default"].r,
         lora_alpha=trainer.model.peft_config["default"].lora_alpha,
         precision=choose_precision(settings)[0],

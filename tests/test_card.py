@@ -77,19 +77,35 @@ FACTS = {
         ]
     },
     "verify": {
-        **{
-            "passed": True,
-            "failures": [],
-            "token_mismatches": 0,
-            "texts": 16,
-            "mean_kl": 0.021,
-            "top1": 0.93,
-            "positions": 256,
-            "bos": 1,
-            "bos_trained": 1,
-            "eos": True,
-        },
-        "limits": {"mean_kl": 0.1, "top1": 0.85},
+        "passed": True,
+        "failures": [],
+        "files": [
+            {
+                "file": "my-run-Q8_0.gguf",
+                "type": "Q8_0",
+                "weights": {
+                    "form": "rows",
+                    "tensors": 291,
+                    "mean_error": 0.0057,
+                    "adapter_share": 0.9996,
+                    "failures": [],
+                },
+                "texts": 116,
+                "token_mismatches": 0,
+                "tolerated": 2,
+                "tolerated_because": "llama.cpp does not compose characters (Unicode NFC) as this tokenizer does",
+                "template": True,
+                "positions": 256,
+                "mean_kl": 0.021,
+                "max_kl": 0.31,
+                "top1": 0.93,
+                "bos": 1,
+                "bos_trained": 1,
+                "eos": True,
+                "answers": [{"question": "Who\nis it?", "trained": "Mila", "file": "", "same": False}],
+                "limits": {"mean_kl": 0.1, "top1": 0.85},
+            }
+        ],
     },
 }
 

@@ -119,6 +119,22 @@ def test_batches_that_answer_otherwise_are_not_trusted(player, prompts, monkeypa
     assert "one prompt at a time" in capsys.readouterr().out
 
 
+def test_a_batch_that_the_memory_does_not_hold_is_halved_and_all_are_answered_alike(player, prompts, capsys):
+    import torch
+
+    def full(module, args, kwargs):
+        if len(kwargs["input_ids"]) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    right = answer(*player, prompts[:24], Decoding(20))
+    hook = player[0].get_base_model().register_forward_pre_hook(full, with_kwargs=True)
+    try:
+        assert answer(*player, prompts[:24], Decoding(20, batch_size=16)) == right
+    finally:
+        hook.remove()
+    assert "generate: no GPU memory for a batch of" in capsys.readouterr().out
+
+
 def test_vllm_is_not_trusted_where_it_answers_for_the_base_instead_of_the_adapter(player, prompts, monkeypatch, capsys):
     model, tokenizer = player
 

@@ -1,5 +1,6 @@
 """llama.cpp comes from one pinned source package: its converter, and llama-cpp-python where it is not installed yet."""
 
+import json
 import os
 import subprocess
 import zipfile
@@ -9,7 +10,9 @@ import pytest
 from test_front_ends import environment
 
 from autosloth import llama
+from autosloth.check import check_architecture
 from autosloth.errors import ExportError
+from autosloth.settings import SFTSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,7 +21,8 @@ def test_the_converter_is_of_the_pinned_llama_cpp_python():
     pinned = (ROOT / "requirements-bare.txt").read_text().splitlines()
     assert f"llama-cpp-python=={llama.LLAMA_CPP_PYTHON}" in pinned and llama.BESIDE_IT in pinned
     folder = llama.fetch_converter()
-    assert (folder / "convert_hf_to_gguf.py").is_file() and (folder / "gguf-py" / "gguf" / "__init__.py").is_file()
+    assert (folder / "convert_hf_to_gguf.py").is_file() and (folder / "convert_lora_to_gguf.py").is_file()
+    assert (folder / "gguf-py" / "gguf" / "__init__.py").is_file()
 
 
 def test_another_source_package_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
@@ -27,6 +31,27 @@ def test_another_source_package_than_the_pinned_one_is_refused(tmp_path, monkeyp
     with pytest.raises(ExportError, match="could not be fetched"):
         llama.fetch_converter()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["LlamaForCausalLM"]},
+        {"architectures": ["Wrapper"], "text_config": {"architectures": ["Qwen2ForCausalLM"]}},
+    ],
+    ids=["plain", "in text_config"],
+)
+def test_an_architecture_that_the_converter_knows_is_let_pass(config):
+    llama.refuse_unknown_architecture(config, "me/model")
+
+
+@pytest.mark.parametrize("config", [{"architectures": ["SlothForCausalLM"]}, {}], ids=["unknown", "none named"])
+def test_another_architecture_is_told_before_training_when_a_gguf_is_asked_for(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = SFTSettings(model=str(tmp_path))
+    with pytest.raises(ExportError, match=r"does not know its architecture .*Set `quantizations: \[\]`"):
+        check_architecture(settings)
+    check_architecture(settings.model_copy(update={"quantizations": []}))
 
 
 def wheel(folder, name, version, module):

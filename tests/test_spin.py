@@ -156,7 +156,9 @@ def measured(nll=1.0, reward_accuracy=0.8, mean_length=20.0, chosen_change=1.0):
     "rounds, reason",
     [
         ([measured(0.9)], None),
-        ([measured(0.9, reward_accuracy=0.55)], "which is chance"),
+        ([measured(0.9, reward_accuracy=0.55)], None),
+        ([measured(1.0, reward_accuracy=0.55)], "which is chance"),
+        ([measured(1.03, reward_accuracy=0.51)], "became less likely (1.0000 to 1.0300"),
         ([measured(1.03)], "became less likely (1.0000 to 1.0300"),
         ([measured(0.9), measured(0.915)], None),
         ([measured(0.9), measured(0.92)], "became less likely (0.9000 to 0.9200"),

@@ -1,18 +1,24 @@
 """Training does what the settings say, and goes on after it was killed."""
 
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import DEMO, SHORT, sets
 
-from autosloth import train
+from autosloth import dpo, train
+from autosloth.data import prepare_data
+from autosloth.errors import ModelError
+from autosloth.live import Interruption, progress_callback
 from autosloth.run import Run, read_json
-from autosloth.settings import SFTSettings
+from autosloth.settings import DPOSettings, SFTSettings
 
 # A value other than the default for everything that reaches the trainer.
 UNUSUAL = dict(
@@ -178,14 +184,101 @@ def test_a_half_written_checkpoint_is_passed_over_and_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
 
 
-def test_a_full_gpu_says_what_to_change():
+def small_memory(trainer, rows, from_step):
+    """Let a forward pass of more rows than this find the memory full, from a step on."""
     import torch
 
-    with (
-        pytest.raises(train.ModelError, match="Halve `batch_size` and double `gradient_accumulation`"),
-        train.memory_errors(SFTSettings()),
-    ):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def forward(module, args, kwargs):
+        if module.training and len(kwargs["input_ids"]) > rows and trainer.state.global_step >= from_step:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    return trainer.model.register_forward_pre_hook(forward, with_kwargs=True)
+
+
+ROADS = {"sft": (SFTSettings, train.make_trainer), "dpo": (DPOSettings, dpo.make_trainer)}
+
+
+@pytest.fixture(scope="module")
+def rows_of(engine, base, tmp_path_factory):
+    """A function from a road to a few of the demo's rows for it."""
+
+    @functools.cache
+    def prepared(road):
+        run = Run.create(ROADS[road][0](model="demo", dataset="demo", storage=str(tmp_path_factory.mktemp(road))))
+        prepare_data(run)
+        return run.rows("train").select(range(64))
+
+    return prepared
+
+
+@pytest.fixture
+def training(rows_of, tmp_path):
+    """training("name", rows=, from_step=, **settings) -> (run, trainer) of a few steps; rows: how many the memory holds, from a step on."""
+
+    def start(name, rows=1000, from_step=0, road="sft", **values):
+        few = {"max_steps": 4, "save_steps": 2, "storage": str(tmp_path), "run_name": name, "warmup": 1}
+        settings, make = ROADS[road]
+        run = Run.create(settings(model="demo", dataset="demo", **{**few, **values}))
+        model, tokenizer = train.load_model(run.settings), train.load_tokenizer(run.settings)
+        trainer = make(run, model, tokenizer, rows_of(road), rows_of(road), [progress_callback(Interruption())])
+        small_memory(trainer, rows, from_step)
+        train.go_on(run, trainer)
+        return run, trainer
+
+    return start
+
+
+def losses(trainer):
+    return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize(
+    "road, held, from_step, said",
+    [
+        ("sft", 3, 1, "train: step 1 of 4"),
+        ("sft", 3, 3, "train: going on from checkpoint-2"),
+        ("dpo", 7, 3, "train: going on from checkpoint-2"),  # a pair is two rows
+    ],
+)
+def test_where_the_memory_is_full_the_batch_is_halved_and_a_step_learns_from_as_many_rows(
+    training, road, held, from_step, said, capsys
+):
+    run, trainer = training("full", held, from_step, road, batch_size=8, gradient_accumulation=1)
+    lines = capsys.readouterr().out.splitlines()
+    _, small = training("small", road=road, batch_size=2, gradient_accumulation=4)
+    assert losses(trainer) == pytest.approx(losses(small), rel=1e-4) and len(losses(trainer)) == 4
+    weights, wanted = dict(train.trainable(trainer.model)), dict(train.trainable(small.model))
+    assert all((weights[name] - wanted[name]).abs().max() < 1e-4 for name in wanted)
+    told = [line for line in lines if "no GPU memory" in line]
+    assert [line.split("; ")[0][-12:] for line in told] == ["batch_size 8", "batch_size 4"]
+    assert said in "\n".join(lines[lines.index(told[-1]) :])
+    fitted = {"batch_size": 2, "gradient_accumulation": 4, "processes": 1, "rows_per_step": 8}
+    assert run.facts["train"] == fitted
+    train.record_training(run, trainer)
+    assert fitted.items() <= run.facts["train"].items()
+
+
+def test_a_resumed_run_begins_with_the_batch_that_fitted(training, capsys):
+    run, _ = training("again", rows=3, batch_size=6, gradient_accumulation=2)
+    assert run.facts["train"]["batch_size"] == 3 and run.facts["train"]["rows_per_step"] == 12
+    shutil.rmtree(run.path("checkpoints", "checkpoint-4"))  # as if it had been killed before it
+    capsys.readouterr()
+    _, trainer = training("again", rows=3, batch_size=6, gradient_accumulation=2)
+    assert trainer.args.per_device_train_batch_size == 3 and len(losses(trainer)) == 4
+    assert "no GPU memory" not in capsys.readouterr().out
+
+
+def test_where_one_row_is_too_much_it_says_what_to_change(training):
+    with pytest.raises(ModelError, match=r"batch_size 1 and max_length 512\. Lower `max_length`"):
+        training("none", rows=0, batch_size=3, gradient_accumulation=1)
+
+
+def test_of_several_processes_none_shrinks_its_batch_while_others_wait_for_it(monkeypatch):
+    trainer = SimpleNamespace(args=SimpleNamespace(per_device_train_batch_size=8, max_length=512))
+    train.refuse_to_shrink(trainer)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ModelError, match="Halve `batch_size` and double `gradient_accumulation`"):
+        train.refuse_to_shrink(trainer)
 
 
 @pytest.mark.parametrize(
