@@ -117,10 +117,12 @@ def answer_alike(model: Any, known: dict[str, Any], number: int) -> dict[str, An
         if token in known["ends"]:
             break
     chats = [row["messages"] for row in known["texts"] if row["messages"]]
-    texts = [model.detokenize(ids).decode(errors="replace").strip() for ids in (answer, made[: len(answer)])]
+    texts = [
+        model.detokenize(ids).decode(errors="replace").strip() for ids in (answer, made[: len(answer)], prompt[-40:])
+    ]
     trained_ended = answer[-1:] and answer[-1] in known["ends"]
     return {
-        "question": chats[number][-2]["content"] if number < len(chats) else None,
+        "question": chats[number][-2]["content"] if number < len(chats) else texts[2],
         "trained": texts[0],
         "file": texts[1],
         "same": made[: len(answer)] == answer,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ExportError
+from .run import hush_libraries
 from .shards import model_shards, read_header
 
 # The entries of adapter_config.json that a plain adapter may have, and one that is to be merged. Whatever else is set
@@ -79,6 +80,7 @@ class Adapter:
 
         Raises ExportError when it is of a kind that is not merged here, does not fit the base, or holds no numbers.
         """
+        hush_libraries()
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         other = unusual_entries(config, MERGED)
         if config["peft_type"] != "LORA" or other:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from .base import TOKENIZER_FILES, model_errors, model_source, tokenizer_files
 from .errors import ModelError
 from .fetch import first_lines
 from .repair import repair_tokenizer
-from .run import cache_dir, say
+from .run import cache_dir, hush_libraries, say
 from .settings import Settings
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -33,12 +32,7 @@ def start_engine() -> Any:
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled_cache"))
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
-    for chatty in (
-        "torchao",
-        "bitsandbytes",
-        "torch.utils._pytree",
-    ):  # they warn of kernels that a machine without a GPU does not miss
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    hush_libraries()
     import unsloth
     from datasets import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar

@@ -15,7 +15,7 @@ from typing import Any
 from .base import model_errors, model_files, weights_gb
 from .generate import end_tokens
 from .model import opening, render_chat
-from .run import GB, say, write_json
+from .run import GB, hush_libraries, say, write_json
 from .tokens import encoded, token_strings
 
 POSITIONS = 256  # next-token distributions kept for the proof: 33 MB with a vocabulary of 32,000
@@ -65,11 +65,17 @@ def reference_of(model: str, adapter: Path | None, folder: Path) -> Path:
 
     Its answers to QUESTIONS are what is compared; where the memory is too small to load it, only its tokens are.
     """
+    hush_libraries()
     import psutil
     import torch
     from transformers import AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
-    source = model_files(model)
+    from .demo import demo_base
+
+    disable_progress_bar()
+
+    source = demo_base() if model == "demo" else model_files(model)
     own = adapter and (adapter / "tokenizer_config.json").is_file()
     with model_errors(model):
         tokenizer = AutoTokenizer.from_pretrained(adapter if own else source)

@@ -6,6 +6,7 @@ import errno
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -36,6 +37,12 @@ def say(line: str) -> None:
     """One line to whoever watches: terminal, notebook cell or log."""
     if first():
         print(line, flush=True)
+
+
+def hush_libraries() -> None:
+    """Hold down what libraries say, when they are imported, of kernels that a machine without a GPU does not miss."""
+    for chatty in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
 def show(text: str, html: str) -> None:
