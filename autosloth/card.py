@@ -82,6 +82,7 @@ def render_card(run: Run) -> str:
         question=short_question(facts["eval"]),
         repo=repo_id(settings) if settings.publish_to_hub else planned_repo(run),
         gguf=facts["export"]["gguf"],
+        whole_models=[file for file in facts["export"]["gguf"] if file["type"] != "ADAPTER"],
         proofs=[{**proof, "rows": proof_rows(proof)} for proof in facts.get("verify", {}).get("files", [])],
         samples=paired_samples(facts["eval"]),
         home=home_address(),

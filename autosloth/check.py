@@ -99,6 +99,7 @@ def check_architecture(settings: Settings) -> None:
     if not settings.quantizations or settings.model == "demo" or (is_offline() and is_hub_id(settings.model)):
         return
     with contextlib.suppress(ModelError):
+        weights_gb(settings.model, settings.revision)
         config = tokenizer_files(model_source(settings), settings.revision) / "config.json"
         if config.is_file():
             refuse_unknown_architecture(json.loads(config.read_text(encoding="utf-8")), settings.model)

@@ -49,7 +49,10 @@ def compare_weights(file: Path, source: Path, adapter: Path | None, told: Path |
             f"The weights of {file.name} could not be compared ({last_line(result.stderr)}).",
             f"Check that {source} is the model that the file was made of.",
         )
-    return {"form": "whole" if whole else "rows", **json.loads(result.stdout.splitlines()[-1])}
+    told_back = json.loads(result.stdout.splitlines()[-1])
+    if reason := told_back.get("unreadable"):
+        raise VerifyError(f"{file.name} cannot be read as a GGUF ({reason}).", "Make it again with `autosloth export`.")
+    return {"form": "whole" if whole else "rows", **told_back}
 
 
 def compare_here(request: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +60,10 @@ def compare_here(request: dict[str, Any]) -> dict[str, Any]:
     sys.path[:0] = [request["converter"], os.path.join(request["converter"], "gguf-py")]
     source = Path(request["source"])
     adapter = Adapter.read(Path(request["adapter"]), source) if request["adapter"] else Adapter()
-    file = read_gguf(request["file"])
+    try:
+        file = read_gguf(request["file"])
+    except (ValueError, IndexError, OverflowError, KeyError) as error:  # gguf-py checks little of what it reads
+        return {"unreadable": f"{type(error).__name__}: {error}"}
     model = Converted(source, adapter)
     low_rank = file.fields["general.type"].contents() == "adapter" if "general.type" in file.fields else False
     held, tallies, missing = {tensor.name: tensor for tensor in file.tensors}, [], []

@@ -18,7 +18,18 @@ ON_COLAB, BARE = "requirements.txt", "requirements-bare.txt"
 
 # The distributions AutoSloth imports, or runs on.
 NEEDED = [
-    *["unsloth", "unsloth-zoo", "trl", "peft", "transformers", "tokenizers", "datasets", "bitsandbytes", "torchao"],
+    *[
+        "unsloth",
+        "unsloth-zoo",
+        "trl",
+        "peft",
+        "transformers",
+        "accelerate",
+        "tokenizers",
+        "datasets",
+        "bitsandbytes",
+        "torchao",
+    ],
     *["torch", "numpy", "sentencepiece", "safetensors", "huggingface-hub", "llama-cpp-python", "pydantic", "pyyaml"],
     *["typer", "rich", "jinja2", "psutil", "packaging", "matplotlib", "ipywidgets", "ipython", "httpx", "filelock"],
     *["pyarrow", "fsspec", "aiohttp"],
@@ -133,6 +144,7 @@ def test_autosloth_imports_only_what_it_needs():
     modules = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"autosloth"}
     modules -= {"google"}  # google.colab, which only Colab has
     modules -= {"conversion", "gguf"}  # llama.cpp's converter, out of llama-cpp-python's source package
+    modules -= {"vllm"}  # which answers in self-play where it is there and asked for
     modules -= {"nbclient", "nbformat"}  # notebook.py, which runs notebooks where no front end does
     owners = packages_distributions()
     assert [name for name in modules if not set(map(canonicalize_name, owners.get(name, []))) & set(NEEDED)] == []

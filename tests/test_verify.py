@@ -292,7 +292,8 @@ def test_any_file_is_held_against_any_model(tiny, cli):
 )
 def test_what_cannot_be_compared_is_said(cli, arguments, code, what):
     result = cli("verify", *arguments)
-    assert result.returncode == code and what in result.stderr and "Traceback" not in result.stderr
+    said = " ".join(result.stderr.replace("│", " ").split())  # a usage error comes in a box, its lines broken
+    assert result.returncode == code and what in said and "Traceback" not in said
 
 
 def without_sentencepiece_scores(folder):
