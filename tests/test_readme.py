@@ -43,6 +43,7 @@ def test_make_targets_exist(target):
     assert subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_commands_work_in_their_order(tmp_path, base):
     (tmp_path / "settings.yaml").write_text(SETTINGS)
     environment = os.environ | {f"AUTOSLOTH_{name}": value for name, value in SMALL.items()}
