@@ -20,9 +20,8 @@ from .values import is_hub_id
 
 # Families whose layers are the seven linear layers that LINEAR_LAYERS names; of others (mixtures of experts, say) nothing is told.
 DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "granite")
-NF4_BYTES = (
-    1 / 2 + 1 / 64 + 4 / (64 * 256)
-)  # 4 bits, an 8-bit scale a block of 64, a 32-bit scale of 256 scales (arXiv 2305.14314, 3)
+# 4 bits, an 8-bit scale a block of 64, a 32-bit scale of 256 scales (arXiv 2305.14314, section 3).
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 EIGHT_BIT = 2 * (1 + 4 / 256)  # two 8-bit moments and a 32-bit scale for 256 of each (bitsandbytes 0.50)
 STATE_BYTES = {"adamw_8bit": EIGHT_BIT, "paged_adamw_8bit": EIGHT_BIT, "adamw_torch_fused": 8, "rmsprop": 4, "sgd": 0}
 ADAPTER_BYTES = 4  # Unsloth trains the adapter in 32 bits

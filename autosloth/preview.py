@@ -10,6 +10,7 @@ from typing import Any
 from .encode import IGNORED
 from .live import render_html
 from .model import load_tokenizer
+from .processes import processes
 from .run import Run, show, write_text
 from .settings import Settings
 from .values import is_hub_id
@@ -62,12 +63,16 @@ def axis(length: dict[str, Any], max_length: int) -> dict[str, Any]:
 
 
 def plan(rows: int, settings: Settings) -> dict[str, Any]:
-    """Optimizer steps that follow from the rows, as transformers' Trainer counts them on one GPU: `steps`, `per_epoch`, `per_step`, `epochs`, and whether rows are `packed`."""
+    """Optimizer steps that follow from the rows, as transformers' Trainer counts them: `steps`, `per_epoch`, `per_step`, `epochs`, and whether rows are `packed`."""
     rounds = settings.rounds if settings.road == "spin" else 1
     asked = min(rows, settings.prompts_per_round) if settings.road == "spin" else rows
-    per_epoch = math.ceil(math.ceil(asked / settings.batch_size) / settings.gradient_accumulation)
+    batches = math.ceil(math.ceil(asked / processes()) / settings.batch_size)
+    per_epoch = math.ceil(batches / settings.gradient_accumulation)
     steps = rounds * (settings.max_steps or math.ceil(settings.epochs * per_epoch))
-    per_step, packed = settings.batch_size * settings.gradient_accumulation, settings.road == "sft" and settings.packing
+    per_step, packed = (
+        settings.batch_size * settings.gradient_accumulation * processes(),
+        settings.road == "sft" and settings.packing,
+    )
     return {
         "steps": steps,
         "per_epoch": per_epoch,

@@ -9,9 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 LAUNCHER = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-PATIENCE = timedelta(
-    days=7
-)  # of those that wait while the first prepares data; torch's own ends after 10 or 30 minutes
+PATIENCE = timedelta(days=7)  # of those that wait for the first's data; torch's own ends after 10 or 30 minutes
 
 
 def processes() -> int:

@@ -259,12 +259,11 @@ def stage(
                 except KeyboardInterrupt:
                     todo = "Run the same again: finished stages are skipped, training goes on from its last checkpoint."
                     raise Interrupted(f"Stopped in the stage `{name}`.", todo) from None
-                seconds = round(time.perf_counter() - started, 2)
                 made = fingerprint(result(run) if result else time.time_ns())
-                mark = {"fingerprint": wanted, "result": made, "seconds": seconds, "finished": now()}
-                mark |= {"settings": chosen_settings(run, reads), "files": file_sizes(run, outputs)}
+                mark = {"fingerprint": wanted, "result": made, "seconds": round(time.perf_counter() - started, 2)}
+                mark |= {"settings": chosen_settings(run, reads), "files": file_sizes(run, outputs), "finished": now()}
                 write_json(run.path(".done", f"{name}.json"), mark)
-                say(f"{name}: done in {seconds:.1f} s")
+                say(f"{name}: done in {mark['seconds']:.1f} s")
 
         @functools.wraps(function)
         def run_stage(run: Run) -> None:

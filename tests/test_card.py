@@ -122,6 +122,12 @@ def test_the_card_is_the_expected_one(run):
     assert render_card(run) == EXPECTED.read_text()
 
 
+def test_the_card_tells_the_batch_that_fitted_and_how_many_processes_took_part(run):
+    fitted = {"batch_size": 1, "gradient_accumulation": 8, "processes": 2, "rows_per_step": 16}
+    write_json(run.path("facts.json"), FACTS | {"train": FACTS["train"] | fitted})
+    assert " of up to 16 rows (1 x 8 x 2 processes), " in render_card(run)
+
+
 def test_the_front_matter_is_what_the_hub_reads(run):
     card = ModelCard(render_card(run)).data.to_dict()
     assert card["base_model"] == "unsloth/mistral-7b-bnb-4bit" and card["base_model_relation"] == "adapter"
