@@ -112,3 +112,11 @@ def test_a_notebook_is_given_the_page_and_the_text(previewed, tmp_path):
     command = [sys.executable, "-m", "autosloth.notebook", str(tmp_path / "one.ipynb")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "steps of 16 rows follow" in result.stdout and "<div" not in result.stdout
+
+
+def test_several_processes_share_the_rows_of_an_epoch(monkeypatch):
+    settings = SFTSettings(batch_size=2, gradient_accumulation=4, max_steps=0)
+    alone = plan(160, settings)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shared = plan(160, settings)
+    assert (alone["per_step"], alone["per_epoch"]) == (8, 20) and (shared["per_step"], shared["per_epoch"]) == (16, 10)
