@@ -49,6 +49,8 @@ def test_an_architecture_that_the_converter_knows_is_let_pass(config):
 def test_another_architecture_is_told_before_training_when_a_gguf_is_asked_for(tmp_path, config):
     (tmp_path / "config.json").write_text(json.dumps(config))
     settings = SFTSettings(model=str(tmp_path))
+    check_architecture(settings)  # without weights it is no model: `check_model` tells of that
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
     with pytest.raises(ExportError, match=r"does not know its architecture .*Set `quantizations: \[\]`"):
         check_architecture(settings)
     check_architecture(settings.model_copy(update={"quantizations": []}))
