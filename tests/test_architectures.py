@@ -7,6 +7,7 @@ import pytest
 from tiny_models import ARCHITECTURES, fast_sentencepiece, tiny_adapter, tiny_model
 
 from autosloth.gguf import write_gguf
+from autosloth.model import named_template
 from autosloth.reference import reference_of
 from autosloth.run import Run
 from autosloth.settings import SFTSettings
@@ -54,6 +55,7 @@ def test_the_real_vocabulary_of_llama_2_is_proven(tmp_path, engine, real_data):
     tokenizer = tmp_path / "tokenizer"
     fast_sentencepiece(real_data("llama2-tokenizer.model"), prefix=True).save_pretrained(tokenizer)
     shutil.copyfile(real_data("llama2-tokenizer.model"), tokenizer / "tokenizer.model")
+    (tokenizer / "chat_template.jinja").write_text(named_template("mistral"))
     config = tokenizer / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"add_prefix_space": True}))
     base = tiny_model("mistral", tmp_path / "base", "float16", tokenizer=tokenizer)
