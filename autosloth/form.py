@@ -211,7 +211,8 @@ class Field:
         self.widget = make_widget(self.info, self.extra["suggestions"], self.title)
         self.widget.add_class(f"as-{name.replace('_', '-')}")
         self.message = widgets.HTML()
-        help = widgets.HTML(remark(self.info.description), layout={"flex": "1 1 18em", "min_width": "12em"})
+        how = " Hold Ctrl (or Cmd) to take several." if isinstance(self.widget, widgets.SelectMultiple) else ""
+        help = widgets.HTML(remark(self.info.description + how), layout={"flex": "1 1 18em", "min_width": "12em"})
         rows = [widgets.HBox([self.widget, help], layout={"flex_flow": "row wrap"})]
         if name == "dataset":
             rows.append(self.upload_row())

@@ -32,9 +32,8 @@ def make_widget(info: Any, suggestions: list[str], title: str) -> Any:
     if get_origin(kind) is Literal:
         return widgets.Dropdown(options=get_args(kind), **look)
     if get_origin(kind) is list:
-        return widgets.SelectMultiple(
-            options=get_args(get_args(kind)[0]), rows=max(2, min(4, len(get_args(get_args(kind)[0])))), **look
-        )
+        choices = get_args(get_args(kind)[0])
+        return widgets.SelectMultiple(options=choices, rows=len(choices), **look)
     if suggestions:
         return widgets.Combobox(options=suggestions, ensure_option=False, **look)
     return widgets.Text(**look)
