@@ -57,7 +57,10 @@ class Weight:
         return self.adapter.merged(self.name, weight, rows=rows).to(self.dtype).float()
 
     def read(self, wanted: Any) -> Any:
-        """The bytes of these rows, uint8 (n, bytes of a row); rows that lie in turn are read at once."""
+        """The bytes of these rows, uint8 (n, bytes of a row); rows that lie in turn are read at once.
+
+        They are not needed again, so the system is told not to keep them: it may keep what is written instead.
+        """
         import numpy
 
         size = self.shape[-1] * self.dtype.itemsize
@@ -65,9 +68,11 @@ class Weight:
         cuts = (numpy.flatnonzero(numpy.diff(wanted) != 1) + 1).tolist()
         with open(self.path, "rb", buffering=0) as file:
             for first, last in pairwise([0, *cuts, len(wanted)]):
-                read = os.preadv(file.fileno(), [raw[first:last]], self.offset + int(wanted[first]) * size)
-                if read != (last - first) * size:
+                start, length = self.offset + int(wanted[first]) * size, (last - first) * size
+                if os.preadv(file.fileno(), [raw[first:last]], start) != length:
                     raise ExportError(f"{self.path} is cut short.", "Download the base again.")
+                if hasattr(os, "posix_fadvise"):  # macOS has none
+                    os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
         return raw
 
     def whole(self) -> Any:

@@ -3,7 +3,7 @@
 Makes a bfloat16 model of random weights with Qwen 2's real vocabulary and a LoRA adapter (rank 16, all linear layers) in a
 temporary folder ($TMPDIR). Then, in one run on one disk, in turn: our export to Q8_0; `cp` of as many bytes, which is every byte
 of the base read and every byte of the result written and synced; and at last the official route, which is PEFT's merge on
-the CPU, `save_pretrained` and llama.cpp's converter. The base is dropped from the page cache before each.
+the CPU, `save_pretrained` and llama.cpp's converter. The base is dropped from the page cache some seconds before each.
 `--large` adds the 7.6B model (Qwen2.5-7B's shapes: 32 GB of disk); `--official` runs the official route on that too (16 GB of RAM).
 Writes benchmarks/results/export.json.
 """
@@ -25,6 +25,7 @@ from typing import Any
 HERE = Path(__file__).parent
 GB = 1e9
 ROUNDS, RANK = 2, 16
+PAUSE = 10  # seconds: a virtual machine may give free memory back to its host, and whoever fills it first pays; so each road does
 SHAPES = {
     "0.8B": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 28, "num_attention_heads": 16},
     "7.6B": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
@@ -135,6 +136,7 @@ def write_adapter(folder: Path, shapes: dict[str, Any], config: Any) -> None:
 def watched(code: str, folder: Path, result: Path, *arguments: Any) -> dict[str, float]:
     """Run a road in a process of its own from a cold base: seconds, CPU seconds, peak anonymous memory of the process that has most, peak disk beside base and result, in GB."""
     forget(folder / "base")
+    time.sleep(PAUSE)
     before, started, times = used(folder), time.perf_counter(), os.times()
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

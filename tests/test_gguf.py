@@ -17,6 +17,8 @@ from tiny_models import tiny_adapter, tiny_model
 
 from autosloth import gguf, llama
 from autosloth.errors import ExportError
+from autosloth.lora import Adapter
+from autosloth.quantize import Weight
 from autosloth.run import Run, read_json
 
 READ = """
@@ -212,6 +214,17 @@ def test_without_quantizations_there_is_no_gguf(copied, cli):
     run.settings = run.settings.model_copy(update={"quantizations": []})
     gguf.write_gguf(run)
     assert run.facts["export"]["gguf"] == [] and list((copied / "gguf").iterdir()) == []
+
+
+def test_a_base_that_is_cut_short_is_told(tmp_path):
+    import numpy
+    import torch
+
+    path = tmp_path / "model.safetensors"
+    numpy.zeros(100, "float32").tofile(path)
+    assert Weight("w", str(path), 16, torch.float32, (12, 8), Adapter()).rows(numpy.array([11])).tolist() == [[0.0] * 8]
+    with pytest.raises(ExportError, match="cut short"):
+        Weight("w", str(path), 20, torch.float32, (12, 8), Adapter()).rows(numpy.array([11]))
 
 
 GRAPHS = """
