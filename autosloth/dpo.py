@@ -10,7 +10,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from .measure import compare_answers, held_out_loss
+from .batches import evaluated
+from .measure import compare_answers, finite
 from .model import answering, choose_precision
 from .run import Run
 from .settings import DPOSettings, SPINSettings
@@ -96,14 +97,23 @@ def measure_preferences(
     since the reference, chosen_error: the standard error of the former; kl: mean divergence from the reference over the tokens
     of better answers, in nats.
     """
-    facts = {"loss": held_out_loss(trainer), "pairs": len(held_out), **preferences(trainer, settings.beta)}
+    facts = {"pairs": len(held_out), **preferences(trainer, settings.beta)}
     facts["kl"] = divergence(trainer.model, held_out.select(range(min(KL_ROWS, len(held_out)))))
     compared, answers = compare_answers(trainer.model, tokenizer, held_out, settings)
     return facts | compared, answers
 
 
 def preferences(trainer: Any, beta: float) -> dict[str, float]:
-    """Log-probabilities, implicit rewards and accuracies over the trainer's held-out pairs; see `measure_preferences`."""
+    """Loss, log-probabilities, implicit rewards and accuracies over the trainer's held-out pairs; see `measure_preferences`.
+
+    Raises ModelError when the loss is no number, or a single pair is too much for the GPU's memory.
+    """
+    loss = evaluated(trainer, trainer.evaluate)["eval_loss"]  # a mean over pairs; that of an SFT anchor, over batches
+    return {"loss": finite(loss), **evaluated(trainer, lambda: rewarded(trainer, beta))}
+
+
+def rewarded(trainer: Any, beta: float) -> dict[str, float]:
+    """What `preferences` tells besides the loss."""
     import torch
 
     trainer.model.eval()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .dpo import preferences
+from .batches import evaluated
+from .dpo import rewarded
 from .errors import ModelError
 from .run import say
 from .settings import SPINSettings
@@ -53,7 +54,7 @@ def first_probe(settings: SPINSettings) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step != args.get_warmup_steps(state.max_steps) + PROBE_STEPS:
                 return
-            share = preferences(self.trainer, settings.beta)["reward_accuracy"]
+            share = evaluated(self.trainer, lambda: rewarded(self.trainer, settings.beta))["reward_accuracy"]
             said = (
                 "there is something to gain" if share >= GAIN
                 else "hardly anything is left to gain; stop it here, if you like: it ends with a checkpoint" if share <= NO_GAIN

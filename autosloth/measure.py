@@ -7,6 +7,8 @@ import math
 from itertools import pairwise
 from typing import Any
 
+from .batches import evaluated
+from .encode import IGNORED
 from .errors import ModelError
 from .generate import Decoding, answer, end_tokens
 from .model import answering, encode_prompt
@@ -31,8 +33,30 @@ def measure_answers(
 
 
 def held_out_loss(trainer: Any) -> float:
-    """The trainer's loss on its held-out rows. Raises ModelError when it is no number."""
-    loss = trainer.evaluate()["eval_loss"]
+    """Mean negative log-likelihood of the held-out answers' tokens, in nats. Raises ModelError when it is no number.
+
+    The trainer's own `eval_loss` is the mean of its batches' means, in which a token of a short answer counts for more. Of several
+    processes the last ones may take some rows once more, to have as many as the others.
+    """
+    return evaluated(trainer, lambda: mean_over_tokens(trainer))
+
+
+def mean_over_tokens(trainer: Any) -> float:
+    """The loss of the trainer's held-out rows, each token counting alike. Raises ModelError when it is no number."""
+    import torch
+
+    trainer.model.eval()
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in trainer.get_eval_dataloader():
+        loss, *_ = trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)
+        tokens = (batch["labels"][:, 1:] != IGNORED).sum().item()  # the first is predicted by nothing
+        sums += torch.tensor([loss.item() * tokens, tokens], dtype=torch.float64)
+    total, tokens = trainer.accelerator.reduce(sums.to(trainer.accelerator.device)).tolist()
+    return finite(total / tokens)
+
+
+def finite(loss: float) -> float:
+    """The loss, rounded. Raises ModelError when it is no number."""
     if not math.isfinite(loss):
         raise diverged("on the held-out rows")
     return round(loss, 4)

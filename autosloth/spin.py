@@ -18,7 +18,7 @@ from .errors import DataError, ModelError
 from .generate import Decoding, end_tokens
 from .judge import best_round, first_probe, reason_to_stop, start_check
 from .live import Interruption, progress_callback
-from .measure import compare_answers, held_out_loss, standing, style_of
+from .measure import compare_answers, standing, style_of
 from .model import choose_precision, load_model, load_tokenizer
 from .opponent import answers_of, pair_up, questions
 from .processes import first, of_first, part
@@ -190,8 +190,7 @@ class Game:
         with interruption:
             go_on(self.run, trainer)
         refuse_unfinished(trainer, interruption)
-        measured = {"loss": held_out_loss(trainer), **preferences(trainer, settings.beta)}
-        trained = {"trained": about(trainer, settings), "eval": measured}
+        trained = {"trained": about(trainer, settings), "eval": preferences(trainer, settings.beta)}
         return {**told_by(trainer), "beta": settings.beta, "learning_rate": settings.learning_rate, **trained}
 
     def plain_sft(self, name: str, steps: int, **changed: Any) -> dict[str, Any]:

@@ -8,14 +8,14 @@ import math
 import os
 import platform
 import shutil
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .adapter import starting_adapter
 from .base import refuse_without_gpu
-from .errors import Interrupted, ModelError, StorageError
+from .batches import batches, fits, refuse_to_shrink, take_batches
+from .errors import Interrupted, StorageError
 from .live import Interruption, peak_ram_gb, peak_vram_gb, progress_callback
 from .measure import diverged, is_four_bit, measure_answers, save_reference
 from .model import choose_precision, load_model, load_tokenizer, save_tokenizer
@@ -109,10 +109,10 @@ def go_on(run: Run, trainer: Any) -> None:
         checkpoint = of_first(lambda: last_checkpoint(Path(trainer.args.output_dir)))
         if checkpoint:
             say(f"train: going on from {checkpoint.name}")
-        if fits(trainer, checkpoint):
+        if fits(trainer, functools.partial(resume, trainer, checkpoint)):
             return
-        refuse_to_shrink(trainer)
         size = trainer.args.per_device_train_batch_size
+        refuse_to_shrink(size)
         take_batches(trainer, size // 2)
         run.record("train", **batches(trainer))
         fewer, times = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
@@ -123,53 +123,9 @@ def go_on(run: Run, trainer: Any) -> None:
                 weight.copy_(start[name])
 
 
-def fits(trainer: Any, checkpoint: Path | None) -> bool:
-    """Train to the end; False where the GPU's memory is too small for it, which is free again then."""
-    import torch
-    from accelerate.utils.memory import clear_device_cache
-
-    try:
-        resume(trainer, checkpoint)
-        return True
-    except torch.OutOfMemoryError as error:
-        traceback.clear_frames(error.__traceback__)  # they hold what filled it
-    trainer.optimizer, trainer.model_wrapped = None, trainer.model  # both are made anew
-    trainer._metrics["train"].clear()  # trl 1.15 would count the broken step's in with the next
-    trainer.model.zero_grad()
-    clear_device_cache(garbage_collection=True)
-    return False
-
-
-def take_batches(trainer: Any, size: int) -> None:
-    """Let the trainer take so many rows at once, or the next fewer that divide a step's rows, which stay as many as they are."""
-    args = trainer.args
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    size = next(fewer for fewer in range(size, 0, -1) if rows % fewer == 0)
-    args.per_device_train_batch_size, args.gradient_accumulation_steps = size, rows // size
-    trainer._train_batch_size = args.train_batch_size  # transformers 5.17 takes it from there
-
-
-def batches(trainer: Any) -> dict[str, int]:
-    """How the rows of a step came: in how many processes, how often, and how many at once."""
-    size, times = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
-    at_once = {"batch_size": size, "gradient_accumulation": times, "processes": processes()}
-    return {**at_once, "rows_per_step": size * times * processes()}
-
-
 def trainable(model: Any) -> list[tuple[str, Any]]:
     """The parameters that are trained, with their names."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def refuse_to_shrink(trainer: Any) -> None:
-    """Raises ModelError where smaller batches are no way out: one row is too much, or other processes wait for this one's batch."""
-    size = trainer.args.per_device_train_batch_size
-    what = f"The GPU is out of memory with batch_size {size} and max_length {trainer.args.max_length}."
-    if size == 1:
-        raise ModelError(what, "Lower `max_length` or `lora_r`, or choose a smaller model, and run again.")
-    if processes() > 1:
-        todo = "Halve `batch_size` and double `gradient_accumulation` (the result is the same), and run again."
-        raise ModelError(what, todo)
 
 
 def resume(trainer: Any, checkpoint: Path | None) -> None:
@@ -215,8 +171,10 @@ def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any
 def sft_trainer(
     arguments: dict[str, Any], model: Any, tokenizer: Any, train: Any, held_out: Any, callbacks: list[Any]
 ) -> Any:
-    """TRL's SFTTrainer on rows that are tokenised and labelled already."""
-    from transformers import DataCollatorForSeq2Seq
+    """TRL's SFTTrainer on rows that are tokenised and labelled already, which TRL's own collator takes as they are.
+
+    With any other collator Unsloth turns packing and batches without padding off (2026.10, trainer.py).
+    """
     from trl import SFTConfig, SFTTrainer
 
     columns = ["input_ids", "labels"]
@@ -226,7 +184,6 @@ def sft_trainer(
         train_dataset=train.select_columns(columns),
         eval_dataset=held_out.select_columns(columns),
         processing_class=tokenizer,
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
         callbacks=callbacks,
     )
     return without_bars(trainer)
@@ -253,6 +210,7 @@ def plain_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: bool
     return training_arguments(settings, checkpoints, dtype, gpu) | {
         "packing": False,
         "eval_packing": False,
+        "padding_free": None,  # Unsloth chooses, by the GPU and the lengths of the rows
         "completion_only_loss": False,  # the labels say already what is learnt
         "assistant_only_loss": False,
         "loss_type": "nll",

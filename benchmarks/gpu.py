@@ -170,7 +170,7 @@ def spin(bench: Bench) -> list[Line]:
 
 
 def overhead(bench: Bench) -> list[Line]:
-    """AutoSloth beside Unsloth and TRL with the same arguments, rows and collator: PAIRS runs each, in turn."""
+    """AutoSloth beside Unsloth and TRL with the same arguments and rows: PAIRS runs each, in turn."""
     prepared, ratios, same = bench.prepared("overhead", "tinyllama-1.1b", max_length=1024), [], True
     for number in range(PAIRS if bench.gpu else 1):
         ours, theirs = (

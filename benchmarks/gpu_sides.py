@@ -131,9 +131,8 @@ def chat_template() -> str:
 
 
 def bare(case: Case) -> Case:
-    """Unsloth with TRL, given AutoSloth's arguments, rows and collator: what is left between the two is AutoSloth itself."""
+    """Unsloth with TRL, given AutoSloth's arguments and rows: what is left between the two is AutoSloth itself."""
     import unsloth  # noqa: F401
-    from transformers import DataCollatorForSeq2Seq
     from trl import SFTConfig, SFTTrainer
 
     from autosloth.train import sft_arguments
@@ -143,7 +142,7 @@ def bare(case: Case) -> Case:
     model, tokenizer = unsloth_model(run, dtype)
     args = SFTConfig(**sft_arguments(run.settings, run.path("bare"), str(dtype).removeprefix("torch."), on_gpu()))
     rows = run.rows("train").select_columns(["input_ids", "labels"])
-    return Meter(SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer, data_collator=DataCollatorForSeq2Seq(tokenizer))).train()  # fmt: skip
+    return Meter(SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)).train()  # fmt: skip
 
 
 def plain(case: Case) -> Case:

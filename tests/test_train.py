@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 from conftest import DEMO, SHORT, sets
 
-from autosloth import dpo, train
+from autosloth import batches, dpo, measure, train
 from autosloth.data import prepare_data
 from autosloth.errors import ModelError
 from autosloth.live import Interruption, progress_callback
@@ -113,6 +112,50 @@ def test_unsloths_gpu_classes_take_every_argument_as_given(tmp_path):
     assert result.stdout.splitlines()[-1:] == ["{}"], result.stdout + result.stderr
 
 
+GPU_BATCHES = """
+import json, os, sys
+os.environ["UNSLOTH_ALLOW_CPU"] = "1"
+from autosloth.model import start_engine
+start_engine()
+from unsloth.models.rl import patch_trl_rl_trainers
+from unsloth.trainer import _patch_trl_trainer
+patch_trl_rl_trainers()
+_patch_trl_trainer()
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from autosloth.settings import SFTSettings
+from autosloth.train import sft_arguments, sft_trainer
+base, rows = sys.argv[1], Dataset.from_list(json.loads(sys.argv[2]))
+model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+model.max_seq_length = 64
+for packing in (False, True):
+    settings = SFTSettings(max_length=64, batch_size=3, optimizer="adamw_torch_fused")
+    arguments = sft_arguments(settings, "checkpoints", "float32", False) | {"packing": packing}
+    trainer = sft_trainer(arguments, model, AutoTokenizer.from_pretrained(base), rows, rows, [])
+    batches = [{name: batch[name].tolist() for name in ("input_ids", "labels", "packed_seq_lengths")} for batch in trainer.get_train_dataloader()]
+    print(json.dumps(batches))
+"""
+
+
+def test_unsloths_gpu_classes_pack_rows_and_leave_out_the_padding_with_each_label_at_its_token(base, tmp_path):
+    rows = [list(range(10 * n + 10, 10 * n + 17 + n)) for n in range(6)]
+    given = [{"input_ids": ids, "labels": [-100] * 4 + ids[4:]} for ids in rows]
+    command = [sys.executable, "-c", GPU_BATCHES, base, json.dumps(given)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    told = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[{")]
+    assert [len(epoch) for epoch in told] == [2, 1], result.stdout + result.stderr  # three rows, all six rows
+    for epoch in told:
+        found = []
+        for batch in epoch:
+            (ids,), (labels,), lengths = batch["input_ids"], batch["labels"], batch["packed_seq_lengths"]
+            assert len(ids) == sum(lengths)
+            for length in lengths:
+                found.append({"input_ids": ids[:length], "labels": labels[:length]})
+                ids, labels = ids[length:], labels[length:]
+        assert sorted(found, key=lambda row: row["input_ids"]) == given
+
+
 def test_the_finished_run_measured_itself(finished):
     facts = read_json(finished / "facts.json")
     assert facts["train"]["steps"] == SFTSettings.DEMO_DEFAULTS["max_steps"] == len(facts["train"]["losses"])
@@ -184,12 +227,12 @@ def test_a_half_written_checkpoint_is_passed_over_and_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
 
 
-def small_memory(trainer, rows, from_step):
-    """Let a forward pass of more rows than this find the memory full, from a step on."""
+def small_memory(trainer, rows, from_step, training=True):
+    """Let a forward pass of more rows than this find the memory full, from a step on; in training, or else in measuring."""
     import torch
 
     def forward(module, args, kwargs):
-        if module.training and len(kwargs["input_ids"]) > rows and trainer.state.global_step >= from_step:
+        if module.training == training and len(kwargs["input_ids"]) > rows and trainer.state.global_step >= from_step:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     return trainer.model.register_forward_pre_hook(forward, with_kwargs=True)
@@ -269,16 +312,49 @@ def test_a_resumed_run_begins_with_the_batch_that_fitted(training, capsys):
 
 
 def test_where_one_row_is_too_much_it_says_what_to_change(training):
-    with pytest.raises(ModelError, match=r"batch_size 1 and max_length 512\. Lower `max_length`"):
+    with pytest.raises(ModelError, match=r"batch_size 1\. Lower `max_length`"):
         training("none", rows=0, batch_size=3, gradient_accumulation=1)
 
 
+MEASURES = {"sft": measure.held_out_loss, "dpo": lambda trainer: dpo.preferences(trainer, beta=0.1)}
+
+
+@pytest.mark.parametrize("road, held", [("sft", 3), ("dpo", 7)])
+def test_where_the_memory_is_full_it_is_measured_in_smaller_batches_with_the_same_figures(training, road, held, capsys):
+    _, trainer = training("measured", road=road, batch_size=8, max_steps=1)
+    assert trainer.args.per_device_eval_batch_size == 8
+    wanted = MEASURES[road](trainer)
+    full = small_memory(trainer, held, 0, training=False)
+    assert MEASURES[road](trainer) == pytest.approx(wanted, abs=2e-4)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("measure:")]
+    halved = [f"measure: no GPU memory for {size} rows at once; going on with {size // 2}" for size in (8, 4)]
+    assert said[:2] == halved and len(said) == 2
+    full.remove()
+    small_memory(trainer, 0, 0, training=False)
+    with pytest.raises(ModelError, match=r"batch_size 1\. Lower `max_length`"):
+        MEASURES[road](trainer)
+
+
+def test_the_held_out_loss_is_the_mean_over_tokens(training):
+    import torch
+
+    _, trainer = training("tokens", batch_size=8, max_steps=1)
+    total, tokens = 0.0, 0
+    for row in trainer.eval_dataset:
+        ids, labels = torch.tensor(row["input_ids"])[None], torch.tensor(row["labels"])[None, 1:]
+        with torch.no_grad():
+            logps = torch.log_softmax(trainer.model(input_ids=ids).logits[:, :-1].float(), dim=-1)
+        learnt = labels != -100
+        total -= logps.gather(-1, labels.clamp(min=0)[..., None])[..., 0][learnt].sum().item()
+        tokens += learnt.sum().item()
+    assert measure.held_out_loss(trainer) == pytest.approx(total / tokens, abs=2e-4)
+
+
 def test_of_several_processes_none_shrinks_its_batch_while_others_wait_for_it(monkeypatch):
-    trainer = SimpleNamespace(args=SimpleNamespace(per_device_train_batch_size=8, max_length=512))
-    train.refuse_to_shrink(trainer)
+    batches.refuse_to_shrink(8)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ModelError, match="Halve `batch_size` and double `gradient_accumulation`"):
-        train.refuse_to_shrink(trainer)
+        batches.refuse_to_shrink(8)
 
 
 @pytest.mark.parametrize(
