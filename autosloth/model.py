@@ -32,6 +32,8 @@ def start_engine() -> Any:
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled_cache"))
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
+    # Else only the first process's weights are real before FSDP shares them out, and by then they are measured.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     hush_libraries()
     import unsloth
     from datasets import disable_progress_bars
