@@ -64,7 +64,7 @@ def test_whether_there_is_something_to_gain_is_said_early():
     for share, expected in ((0.8, "something to gain"), (0.57, "a little to gain"), (0.5, "hardly anything")):
         probe = judge.first_probe(SPINSettings())
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(judge, "preferences", lambda trainer, beta, share=share: {"reward_accuracy": share})
+            patch.setattr(judge, "rewarded", lambda trainer, beta, share=share: {"reward_accuracy": share})
             patch.setattr(judge, "say", said.append)
             for step in range(1, 61):
                 warm = SimpleNamespace(get_warmup_steps=lambda steps: steps // 10)
