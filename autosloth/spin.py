@@ -85,6 +85,7 @@ class Game:
     def begin(self) -> None:
         """Take up the rounds that were played before, or measure the start."""
         while facts := read_json(self.folder(len(self.rounds)) / "facts.json"):
+            self.clear(len(self.rounds))
             self.rounds.append(facts)
         path = self.run.path("rounds", "start.json")
         if of_first(lambda: not path.is_file()):
@@ -99,6 +100,10 @@ class Game:
         if self.rounds:
             say(f"spin: going on after round {len(self.rounds) - 1}")
             self.load(len(self.rounds) - 1)
+
+    def clear(self, number: int) -> None:
+        """Delete the checkpoints of a round whose facts are written."""
+        of_first(lambda: shutil.rmtree(self.folder(number) / "checkpoints", ignore_errors=True))
 
     def keep(self, folder: Path) -> None:
         """Write the model's adapter as it stands, whichever process it is read by next."""
@@ -171,7 +176,7 @@ class Game:
         facts["eval"] |= {**standing(self.model, self.measured), **self.style(number + 1)}
         facts |= {"round": number, "generated": {"pairs": len(pairs), "left_out": left_out}}
         of_first(lambda: write_json(self.folder(number) / "facts.json", facts))
-        of_first(lambda: shutil.rmtree(self.folder(number) / "checkpoints", ignore_errors=True))
+        self.clear(number)
         self.rounds.append(facts)
         say(row_of(facts, self.start))
 
