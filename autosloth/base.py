@@ -15,6 +15,8 @@ from .fetch import ask_for, first_lines, hub_api, is_offline, reading
 from .run import GB, say
 from .runtime import gpu_name
 from .settings import Settings
+from .shards import INDEX, shard_names
+from .streamed import streamed_base
 from .values import is_hub_id
 
 CPU_LIMIT_GB = 3.0  # weights beyond which training without a GPU would take days
@@ -28,14 +30,7 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 QUANTIZED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
-WEIGHT_FILES = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    *TOKENIZER_FILES,
-    "*.jinja",
-]
+SMALL_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES, "*.jinja", INDEX]
 
 
 def model_source(settings: Settings) -> str:
@@ -50,23 +45,23 @@ def model_source(settings: Settings) -> str:
 
 def model_files(source: str, revision: str | None = None) -> Path:
     """The folder with a model's config, tokenizer and safetensors, downloaded when it is a Hub id. Raises ModelError."""
+    folder = small_files(source, revision)
+    if Path(source).is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    with model_errors(source):  # of one commit: its hash is the folder's name
+        return Path(snapshot_download(source, revision=folder.name, allow_patterns=shard_names(folder)))
+
+
+def small_files(source: str, revision: str | None = None) -> Path:
+    """The folder with a model's config and tokenizer, and the index of its weights, but not these. Raises ModelError."""
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download
 
     with model_errors(source):
-        return Path(snapshot_download(source, revision=revision, allow_patterns=WEIGHT_FILES))
-
-
-def tokenizer_files(source: str, revision: str | None = None) -> Path:
-    """The folder with a model's tokenizer, without its weights. Raises ModelError."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    with model_errors(source):
-        files = ["config.json", "generation_config.json", *TOKENIZER_FILES, "*.jinja"]
-        return Path(snapshot_download(source, revision=revision, allow_patterns=files))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=SMALL_FILES))
 
 
 @contextlib.contextmanager
@@ -84,11 +79,21 @@ def model_errors(source: str) -> Iterator[None]:
         ) from None
 
 
-def export_base(settings: Settings, stage: str) -> Path:
-    """The folder with the 16-bit weights that the adapter is merged into; says which they are. Raises ModelError."""
+@contextlib.contextmanager
+def export_base(settings: Settings, stage: str, writes: float = 0) -> Iterator[Path]:
+    """The folder with the 16-bit weights that the adapter is merged into; says which they are. Raises ModelError.
+
+    writes: what will be written to the run's folder, in sizes of the base. Where the disk is too small for both, it is a
+    folder of `streamed_base`, to be read by way of `Shards`.
+    """
     source, found = sixteen_bit_model(settings)
     say(f"{stage}: the adapter goes into {settings.model if settings.model == 'demo' else source} ({found})")
-    return model_files(source, settings.revision if source == settings.model else None)
+    revision = settings.revision if source == settings.model else None
+    if Path(source).is_dir():
+        yield Path(source)
+        return
+    with streamed_base(small_files(source, revision), source, settings.folder, writes) as streamed:
+        yield streamed or model_files(source, revision)
 
 
 def sixteen_bit_model(settings: Settings) -> tuple[str, str]:
@@ -119,12 +124,17 @@ def unsloth_originals() -> dict[str, str]:
 
 def is_quantized(source: str, revision: str | None = None) -> bool:
     """Whether a model's weights are stored quantised, by its config.json."""
-    config = tokenizer_files(source, revision) / "config.json"
+    config = small_files(source, revision) / "config.json"
     return "quantization_config" in json.loads(config.read_text(encoding="utf-8"))
 
 
 def weights_gb(source: str, revision: str | None = None) -> float:
-    """The size of a model's safetensors files in GB. Raises ModelError when there are none, or no such model."""
+    """The size of a model's weights in GB. Raises ModelError when there are none, or no such model."""
+    return sum(shard_sizes(source, revision).values()) / GB
+
+
+def shard_sizes(source: str, revision: str | None = None) -> dict[str, int]:
+    """The safetensors files that a model is loaded from, and their bytes. Raises ModelError when there are none, or no such model."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
@@ -140,13 +150,14 @@ def weights_gb(source: str, revision: str | None = None) -> float:
             f"The model folder {source} does not exist.",
             "Give a Hub id such as `unsloth/mistral-7b-bnb-4bit`, or a folder.",
         )
-    weights = [size for name, size in sizes.items() if name.endswith(".safetensors") and "/" not in name]
+    found = {name: size for name, size in sizes.items() if name.endswith(".safetensors") and "/" not in name}
+    weights = {name: size for name, size in found.items() if name.startswith("model")} or found  # not a second form
     if "config.json" not in sizes or not weights:
         raise ModelError(
             f"{source} is no model in the transformers format with safetensors weights.",
-            f"Give one that has {WEIGHT_FILES[2]} and {WEIGHT_FILES[0]}.",
+            "Give one that has config.json and *.safetensors.",
         )
-    return sum(weights) / GB
+    return weights
 
 
 def refuse_without_gpu(settings: Settings) -> None:

@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from .adapter import starting_adapter
-from .base import is_quantized, model_source, refuse_without_gpu, sixteen_bit_model, tokenizer_files, weights_gb
+from .base import model_source, refuse_without_gpu, shard_sizes, sixteen_bit_model, small_files, weights_gb
 from .clean import FORMS_OF, Findings, load_rows
 from .errors import AutoSlothError, ModelError, StorageError
 from .fetch import is_offline
+from .gguf import size_in_bases
 from .hub import refuse_foreign_token
 from .live import show_box
 from .llama import refuse_unknown_architecture
@@ -24,13 +25,9 @@ from .recognise import recognise_columns
 from .run import GB, existing_parent, say
 from .runtime import DRIVE, drive_folder, place
 from .settings import Settings
+from .streamed import SPARE_GB
 from .values import is_hub_id
 from .vllm import refuse_without_vllm
-
-# Bits a weight of a 7B model in each type of GGUF; an adapter is counted as the largest that people train.
-GGUF_BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.8, "q5_k_s": 5.6}
-GGUF_BITS |= {"q4_k_m": 4.9, "q4_k_s": 4.7, "q3_k_m": 4.0, "adapter": 0.4}
-SPARE_GB = 0.5  # checkpoints, data and what else a run leaves
 
 
 class Problems(AutoSlothError):
@@ -91,7 +88,7 @@ def check_model(settings: Settings) -> None:
     """Whether the model is there, and the disk is enough to export it. Raises ModelError, StorageError."""
     if settings.model == "demo" or (is_offline() and is_hub_id(settings.model)):
         return
-    check_disk(settings, weights_gb(settings.model, settings.revision))
+    check_disk(settings)
 
 
 def check_architecture(settings: Settings) -> None:
@@ -100,7 +97,7 @@ def check_architecture(settings: Settings) -> None:
         return
     with contextlib.suppress(ModelError):
         weights_gb(settings.model, settings.revision)
-        config = tokenizer_files(model_source(settings), settings.revision) / "config.json"
+        config = small_files(model_source(settings), settings.revision) / "config.json"
         if config.is_file():
             refuse_unknown_architecture(json.loads(config.read_text(encoding="utf-8")), settings.model)
 
@@ -119,23 +116,28 @@ def check_gpu(settings: Settings, setting_up: bool) -> None:
         )
 
 
-def check_disk(settings: Settings, base_gb: float) -> None:
-    """Whether the run folder's disk holds what export will write (the Hub's cache is counted in). Raises StorageError."""
-    sixteen, quantized = base_gb, False
-    if settings.quantizations or settings.merged:
-        quantized = is_quantized(settings.model, settings.revision)
-        if quantized or settings.sixteen_bit_model:
-            sixteen = weights_gb(sixteen_bit_model(settings)[0])
-    download = 0 if Path(settings.model).expanduser().is_dir() else base_gb
-    download += sixteen if quantized else 0
-    gguf = sum(GGUF_BITS[kind] for kind in settings.quantizations) / 16
-    needed = download + sixteen * (gguf + settings.merged) + SPARE_GB
-    free = shutil.disk_usage(existing_parent(settings.folder)).free / GB
+def check_disk(settings: Settings) -> None:
+    """Whether the run folder's disk holds the base and what export will write (the Hub's cache is counted in). Raises StorageError."""
+    needed, free = disk_needed(settings) / GB + SPARE_GB, shutil.disk_usage(existing_parent(settings.folder)).free / GB
     if free < needed:
         raise StorageError(
             f"The run needs about {needed:.1f} GB of disk, and {free:.1f} GB are free at {settings.storage}.",
             "Free some space, set `storage` to another disk, switch `merged` off, or ask for less in `quantizations`: `adapter` is small.",
         )
+
+
+def disk_needed(settings: Settings) -> float:
+    """The most bytes that a run has on the disk, where it is as thrifty as it can: of the 16-bit weights a shard at a time (`streamed`)."""
+    trained = shard_sizes(settings.model, settings.revision)
+    download = 0 if Path(settings.model).expanduser().is_dir() else sum(trained.values())
+    if not settings.quantizations and not settings.merged:
+        return download
+    source = sixteen_bit_model(settings)[0]
+    separate = source != model_source(settings)
+    shards = shard_sizes(source) if separate else trained
+    written = sum(shards.values()) * (size_in_bases(settings.quantizations) + settings.merged)
+    written += 0 if Path(source).expanduser().is_dir() else max(shards.values())
+    return download + written if separate else max(download, written)
 
 
 def check_publishing(settings: Settings) -> None:

@@ -28,6 +28,7 @@ from .lora import Adapter
 from .merge import merged_config
 from .quantize import Filler, Place, Selection, Weight, Whole
 from .run import GB
+from .streamed import Shards, shard_by_shard
 
 CONVERTED = ("f32", "bf16", "f16", "q8_0")  # what the converter makes; the others are mixtures that llama.cpp chooses
 NOT_IN_AN_ADAPTER_FILE = ("use_dora", "alpha_pattern", "lora_bias", "rank_pattern")  # the last only with rsLoRA
@@ -60,12 +61,13 @@ def convert_model(request: dict[str, Any], files: dict[str, Path]) -> None:
     adapter = Adapter.read(Path(request["adapter"]), source)
     if adapter.untied:
         untie(source / "config.json")
-    converter = Converter(Path(request["converter"]), adapter)
+    shards = Shards(source)
+    converter = Converter(Path(request["converter"]), adapter, shards)
     plans = [converter.plan(request, kind, path) for kind, path in files.items() if kind in CONVERTED]
     if mixtures := {kind: path for kind, path in files.items() if kind not in CONVERTED}:
         plans += converter.plan_mixtures(request, mixtures)
-    refuse_small_disk(plans)
-    fill(plans)
+    refuse_small_disk(plans, shards.to_free())
+    fill(plans, shards)
 
 
 def untie(config: Path) -> None:
@@ -108,12 +110,12 @@ def run_script(script: Path, options: list[str]) -> None:
 class Converter:
     """llama.cpp's converter in this process, with weights that are merged as they are read and tensors that are filled in later."""
 
-    def __init__(self, folder: Path, adapter: Adapter):
+    def __init__(self, folder: Path, adapter: Adapter, shards: Shards):
         sys.path[:0] = [str(folder), str(folder / "gguf-py")]
         import gguf
         from conversion.base import ModelBase
 
-        self.folder, self.adapter, self.plans = folder, adapter, []
+        self.folder, self.adapter, self.shards, self.plans = folder, adapter, shards, []
         self.index, self.quantize = ModelBase.index_tensors, gguf.quants.quantize
         # The three seams, all looked up when they are called: how weights are found, packed and written.
         ModelBase.index_tensors = lambda model, *given, **named: self.index_merged(
@@ -158,7 +160,8 @@ class Converter:
         """A lazy tensor of the converter that knows its place in the base, as one that knows the adapter too."""
         found = lazy._args[0]
         place = found.data_range
-        weight = Weight(name, str(place.filename), place.offset, lazy.dtype, tuple(found.shape), self.adapter)
+        where = (str(place.filename), place.offset, lazy.dtype, tuple(found.shape))
+        weight = Weight(name, *where, self.adapter, self.shards)
         return type(lazy)(meta=lazy._meta, args=(weight,), func=Weight.whole)
 
     def defer(self, data: Any, kind: Any) -> Any:
@@ -232,9 +235,10 @@ def retype(template: Plan, path: Path, file_type: int, types: dict[str, Any]) ->
     return plan
 
 
-def refuse_small_disk(plans: list[Plan]) -> None:
-    """Raises ExportError when the files will not fit; by then only their heads are written."""
-    needed, free = sum(plan.size for plan in plans) / GB, shutil.disk_usage(plans[0].path.parent).free / GB
+def refuse_small_disk(plans: list[Plan], to_free: int) -> None:
+    """Raises ExportError when the files will not fit, though so many bytes come free; by then only their heads are written."""
+    needed = (sum(plan.size for plan in plans) - to_free) / GB
+    free = shutil.disk_usage(plans[0].path.parent).free / GB
     if needed > free:
         raise ExportError(
             f"The GGUF takes {needed:.2f} GB, and {free:.2f} GB are free in {plans[0].path.parent}.",
@@ -242,7 +246,7 @@ def refuse_small_disk(plans: list[Plan]) -> None:
         )
 
 
-def fill(plans: list[Plan]) -> None:
+def fill(plans: list[Plan], shards: Shards) -> None:
     """Write the tensors behind the heads, each read and merged once for all files, and bring them to the disk."""
     import torch
 
@@ -254,9 +258,18 @@ def fill(plans: list[Plan]) -> None:
         descriptors = [file.fileno() for file in files]
         for descriptor, plan in zip(descriptors, plans, strict=True):
             os.truncate(descriptor, plan.size)
+        needs = {
+            name: {weight.path for weight in find_weights(getattr(tensor, "graph", tensor))}
+            for name, (tensor, *_) in plans[0].tensors.items()
+        }
         with Filler(descriptors) as filler:
-            for name in list(plans[0].tensors):
-                fill_tensor(filler, [plan.tensors.pop(name) for plan in plans], files)
+            for names, used in shard_by_shard(needs):
+                for name in names:
+                    fill_tensor(filler, [plan.tensors.pop(name) for plan in plans], files)
+                if shards.sizes:
+                    filler.wait()
+                    for shard in used:
+                        shards.drop(shard)
         for descriptor in descriptors:
             os.fsync(descriptor)
 
@@ -334,6 +347,8 @@ def find_weights(node: Any) -> list[Weight]:
     found: dict[Weight, None] = {}
 
     def visit(node: Any) -> Any:
+        if not hasattr(node, "_args"):
+            return node
         if node._args and isinstance(node._args[0], Weight):
             found[node._args[0]] = None
         elif node._data is None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from .apart import Ended, run_apart
 from .base import export_base
 from .errors import ExportError
 from .llama import fetch_converter, last_line, llama_cpp
 from .merge import tokenizer_of
 from .run import GB, HALF_WRITTEN, Run, say, stage, write_text
+from .streamed import TOLD
 
 # glibc keeps the memory of a block for the next one; by itself it would give each back to the system, and fault it in anew.
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 26)}
+# Bits a weight of a 7B model in each type of GGUF; an adapter is counted as the largest that people train.
+GGUF_BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.8, "q5_k_s": 5.6}
+GGUF_BITS |= {"q4_k_m": 4.9, "q4_k_s": 4.7, "q3_k_m": 4.0, "adapter": 0.4}
 SAMPLING = {  # transformers' name: Ollama's
     **{name: name for name in ("temperature", "top_k", "top_p", "min_p")},
     "repetition_penalty": "repeat_penalty",
@@ -31,18 +34,25 @@ def write_gguf(run: Run) -> None:
     folder, made = run.fresh("gguf"), []
     kinds = sorted(run.settings.quantizations, key=lambda kind: kind == "adapter")  # last: it is no model
     if kinds:
-        base = export_base(run.settings, "gguf")
         files = {kind: folder / f"{run.settings.run_name}-{kind.upper()}.gguf" for kind in kinds}
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".source-") as temporary:
+        with (
+            export_base(run.settings, "gguf", writes=size_in_bases(kinds)) as base,
+            tempfile.TemporaryDirectory(dir=folder, prefix=".source-") as temporary,
+        ):
             source = Path(temporary, run.settings.run_name)  # the converter writes the folder's name into the file
             lay_source(source, base, run.path("adapter"))
             llama_cpp()  # whose quantiser does the packing
             made = convert(run, source, files)
-        if kinds != ["adapter"]:
-            write_text(folder / "Modelfile", modelfile(run, base, made[0]["path"]))
+            if kinds != ["adapter"]:
+                write_text(folder / "Modelfile", modelfile(run, base, made[0]["path"]))
     for file in made:
         say(f"gguf: {file['path']}, {file['bytes'] / GB:.3f} GB in {file['seconds']:.1f} s, {memory(file)} at most")
     run.record("export", gguf=made)
+
+
+def size_in_bases(kinds: list[str]) -> float:
+    """About how large these files will be together, in sizes of the 16-bit base."""
+    return sum(GGUF_BITS[kind] for kind in kinds) / 16
 
 
 def memory(file: dict[str, Any]) -> str:
@@ -58,17 +68,14 @@ def convert(run: Run, source: Path, files: dict[str, Path]) -> list[dict[str, An
     the process had in memory, mapped libraries and all, `peak_anonymous_gb` what of it no file backs. A file gets its
     name when all are whole. Returns the facts of each. Raises ExportError.
     """
-    started, package = time.perf_counter(), str(Path(__file__).parents[1])
+    started = time.perf_counter()
     request = {"converter": fetch_converter(), "source": source, "adapter": run.path("adapter")}
     request |= {"name": run.settings.run_name, "files": {kind: half_written(path) for kind, path in files.items()}}
-    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "autosloth.convert", json.dumps(request, default=str)]
-    environment = {**HEAP, **os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
     try:
-        result = subprocess.run(command, capture_output=True, text=True, env=environment)
-        told = json.loads(result.stdout.splitlines()[-1]) if result.stdout.endswith("}\n") else {}
-        if result.returncode or not told:
-            raise ExportError(*told.get("error") or unknown_error(result))
+        ended = run_apart("autosloth.convert", request, online=(source / TOLD).is_file(), **HEAP)
+        told = ended.answer
+        if ended.status or not told:
+            raise ExportError(*told.get("error") or unknown_error(ended))
         for path in files.values():
             os.replace(half_written(path), path)
     finally:
@@ -86,11 +93,9 @@ def half_written(path: Path) -> Path:
     return path.with_name(f".{path.name}{HALF_WRITTEN}")
 
 
-def unknown_error(result: subprocess.CompletedProcess) -> tuple[str, str]:
+def unknown_error(ended: Ended) -> tuple[str, str]:
     """What to tell when the converting process ended without a word for us."""
-    reason = (
-        last_line(result.stderr) if result.returncode > 0 else f"its process was ended by signal {-result.returncode}"
-    )
+    reason = last_line(ended.errors) if ended.status > 0 else f"its process was ended by signal {-ended.status}"
     return (
         f"The conversion to GGUF failed ({reason}).",
         "Check that llama.cpp knows this architecture; the adapter is safe in adapter/, and `quantizations: []` finishes without a GGUF.",
@@ -105,6 +110,7 @@ def lay_source(folder: Path, base: Path, adapter: Path) -> None:
         *base.glob("*.index.json"),
         base / "config.json",
         base / "generation_config.json",
+        base / TOLD,
     ]:
         if path.is_file():
             (folder / path.name).symlink_to(path.resolve())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .lora import Adapter
+from .streamed import Shards
 
 CHUNK = 1 << 22  # values that are compared at a time
 
@@ -21,9 +22,11 @@ class Weight:
     shape: tuple[int, ...]
     place: Any
     adapter: Adapter
+    shards: Shards
 
     def base(self) -> Any:
         """The base's own tensor, as stored."""
+        self.shards.need(self.place.data_range.filename)
         lazy = self.read()
         return type(lazy).to_eager(lazy)
 
@@ -39,9 +42,14 @@ class Weight:
         lazy = self.read()
         count, size = self.shape[-1], lazy.dtype.itemsize
         place = self.place.data_range
+        self.shards.need(place.filename)
         line = numpy.fromfile(place.filename, numpy.uint8, count * size, offset=place.offset + number * count * size)
         base = torch.from_numpy(line).view(lazy.dtype)[None]
-        merged = self.adapter.merged(self.name, base, slice(number, number + 1))
+        if len(self.shape) == 3 and self.adapter.is_stack(self.name):
+            matrix, number = divmod(number, self.shape[1])
+            merged = self.adapter.merged_in_stack(self.name, base, matrix, slice(number, number + 1))
+        else:
+            merged = self.adapter.merged(self.name, base, slice(number, number + 1))
         return base.float(), merged.float()
 
 
@@ -92,9 +100,10 @@ class Graph:
         import torch
 
         width = self.lazy.shape[-1]
-        stacked = any(
-            len(w.shape) > 2 and w.adapter.changes(w.name) for w in self.weights
-        )  # whose rows are whole experts
+        stacked = any(  # whose rows are whole matrices
+            len(w.shape) > 2 and w.adapter.changes(w.name) and not (len(w.shape) == 3 and w.adapter.is_stack(w.name))
+            for w in self.weights
+        )
         if stacked or not self.weights or any(len(w.shape) < 2 or w.shape[-1] != width for w in self.weights):
             return None
         heights = [math.prod(weight.shape[:-1]) for weight in self.weights]

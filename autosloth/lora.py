@@ -175,6 +175,16 @@ class Adapter:
         """Whether the adapter has something to say about the tensor of this name."""
         return any(name in held for held in (self.pairs, self.replaced, self.tokens, self.untied))
 
+    def is_stack(self, name: str) -> bool:
+        """Whether nothing but B A for each of many matrices is added to the tensor of this name, so that each can be merged by itself."""
+        alone = not any(name in held for held in (self.replaced, self.tokens, self.untied, self.magnitudes))
+        return alone and name in self.pairs and len(self.pairs[name][0].shape) == 3
+
+    def merged_in_stack(self, name: str, weight: Any, matrix: int, rows: Any) -> Any:
+        """These rows of one matrix of a stack with the adapter in them, float32; weight: these rows of the base."""
+        a, b = (half[matrix] for half in self.pairs[name])
+        return weight + self.scales[name] * (b[rows] @ a)
+
     def merged(self, name: str, weight: Any, rows: slice = slice(None)) -> Any:
         """These rows of the tensor of this name with the adapter in them, float32 where they changed.
 

@@ -10,7 +10,7 @@ import json
 from typing import Any, NamedTuple
 
 from .adapter import adapter_config, starting_adapter
-from .base import model_source, tokenizer_files
+from .base import model_source, small_files
 from .errors import ModelError
 from .fetch import is_offline
 from .hardware import first_gpu
@@ -194,6 +194,6 @@ def known_shape(settings: Settings) -> Shape | None:
     if settings.model == "demo" or (is_offline() and is_hub_id(settings.model)):
         return None
     with contextlib.suppress(ModelError):
-        config = tokenizer_files(model_source(settings), settings.revision) / "config.json"
+        config = small_files(model_source(settings), settings.revision) / "config.json"
         return shape_of(json.loads(config.read_text(encoding="utf-8"))) if config.is_file() else None
     return None

@@ -16,6 +16,7 @@ from .errors import ExportError
 from .lora import Adapter
 from .run import HALF_WRITTEN, Run, say, stage, write_json, write_text
 from .shards import INDEX, model_shards, read_header
+from .streamed import Shards
 
 BLOCK = 1 << 20  # weights at a time: 4 MB in float32, which the allocator gives again and again without new pages
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -32,8 +33,9 @@ def write_merged(run: Run) -> None:
     shutil.rmtree(run.path("merged"), ignore_errors=True)
     if not run.settings.merged:
         return run.record("merge", path=None)
-    base, started = export_base(run.settings, "merge"), time.perf_counter()
-    merge_model(base, run.path("adapter"), run.fresh("merged"))
+    started = time.perf_counter()
+    with export_base(run.settings, "merge", writes=1) as base:
+        merge_model(base, run.path("adapter"), run.fresh("merged"))
     size = sum(path.stat().st_size for path in run.path("merged").iterdir())
     run.record("merge", path="merged", bytes=size, seconds=round(time.perf_counter() - started, 2))
 
@@ -79,11 +81,13 @@ def write_shards(headers: dict[Path, dict[str, Any]], adapter: Adapter, folder: 
     """Write every shard, and the index that such names need. Raises OutOfRange."""
     stored = {name for header in headers.values() for name in header}
     missing = {name: shared for name, shared in adapter.untied.items() if name not in stored}
-    places = {}
+    places, shards = {}, Shards(next(iter(headers)).parent)
     for shard, header in headers.items():
         sources = {name: name for name in header}
         sources |= {name: shared for name, shared in missing.items() if shared in header}
+        shards.need(shard)
         merge_shard(shard, folder / shard.name, adapter, dtype, sources)
+        shards.drop(shard)
         places |= dict.fromkeys(sources, shard.name)
     if set(places.values()) != {"model.safetensors"}:
         total = sum(end_of_data(read_header(folder / shard.name)) for shard in headers)

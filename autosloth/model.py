@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter import adapter_config, starting_adapter
-from .base import TOKENIZER_FILES, model_errors, model_source, tokenizer_files
+from .base import TOKENIZER_FILES, model_errors, model_source, small_files
 from .errors import ModelError
 from .fetch import first_lines
 from .repair import repair_tokenizer
@@ -65,7 +65,7 @@ def load_tokenizer(settings: Settings) -> Any:
 
     source = model_source(settings)
     with model_errors(source):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_files(source, settings.revision))
+        tokenizer = AutoTokenizer.from_pretrained(small_files(source, settings.revision))
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ModelError(
             f"The tokenizer of {source} has no fast form or no end token.",
@@ -139,7 +139,7 @@ def opening(tokenizer: Any) -> str:
 
 def end_ids(tokenizer: Any, settings: Settings) -> set[int]:
     """The ids that end an answer: the tokenizer's end token and those of the model's generation_config.json."""
-    path = tokenizer_files(model_source(settings), settings.revision) / "generation_config.json"
+    path = small_files(model_source(settings), settings.revision) / "generation_config.json"
     configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
     return {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
 
@@ -156,7 +156,7 @@ def save_tokenizer(tokenizer: Any, settings: Settings, folder: Path) -> None:
 
     `save_pretrained` of transformers 5 drops some of it (see repair.py), so the original files are copied over its own.
     """
-    source = tokenizer_files(model_source(settings), settings.revision)
+    source = small_files(model_source(settings), settings.revision)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     for name in TOKENIZER_FILES:

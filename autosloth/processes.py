@@ -64,7 +64,7 @@ def wait_for_all() -> None:
 
 
 def part() -> None:
-    """No process waits for another from here on."""
+    """No process waits for another from here on. Until it is called, gloo's threads may abort a process that ends."""
     if processes() > 1:
         from torch.distributed import destroy_process_group
 

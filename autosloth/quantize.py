@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from .errors import ExportError
 from .lora import Adapter
+from .streamed import Shards
 
 BLOCK = 1 << 18  # weights: 1 MB in float32, which the second-level cache holds
 
@@ -35,13 +36,15 @@ class Weight:
     dtype: Any
     shape: tuple[int, ...]
     adapter: Adapter
+    shards: Shards
 
     @property
     def has_rows(self) -> bool:
-        """Whether it can be made row by row: a matrix, or a stack of them that the adapter leaves alone."""
+        """Whether it can be made row by row: a matrix, or a stack of them that the adapter leaves alone or changes one by one."""
         import torch
 
-        matrix = len(self.shape) == 2 or (len(self.shape) > 2 and not self.adapter.changes(self.name))
+        single = not self.adapter.changes(self.name) or (len(self.shape) == 3 and self.adapter.is_stack(self.name))
+        matrix = len(self.shape) == 2 or (len(self.shape) > 2 and single)
         return matrix and self.dtype in (torch.float32, torch.float16, torch.bfloat16)
 
     def rows(self, wanted: Any) -> Any:
@@ -51,10 +54,24 @@ class Weight:
         weight = torch.from_numpy(self.read(wanted)).view(self.dtype)
         if not self.adapter.changes(self.name):
             return weight.float()
+        if len(self.shape) == 3:
+            return self.merged_in_stack(weight, torch.from_numpy(wanted)).to(self.dtype).float()
         first, last = int(wanted[0]), int(wanted[-1]) + 1
         in_turn = last - first == len(wanted) and bool((wanted[1:] > wanted[:-1]).all())
         rows = slice(first, last) if in_turn else torch.from_numpy(wanted)
         return self.adapter.merged(self.name, weight, rows=rows).to(self.dtype).float()
+
+    def merged_in_stack(self, weight: Any, wanted: Any) -> Any:
+        """Rows of a stack of matrices, counted through, merged matrix by matrix."""
+        import torch
+
+        height = self.shape[1]
+        counts = torch.unique_consecutive(wanted // height, return_counts=True)[1].tolist()
+        parts = zip(weight.split(counts), wanted.split(counts), strict=True)
+        return torch.cat([
+            self.adapter.merged_in_stack(self.name, rows, int(numbers[0]) // height, numbers % height)
+            for rows, numbers in parts
+        ])  # fmt: skip
 
     def read(self, wanted: Any) -> Any:
         """The bytes of these rows, uint8 (n, bytes of a row); rows that lie in turn are read at once.
@@ -63,6 +80,7 @@ class Weight:
         """
         import numpy
 
+        self.shards.need(self.path)
         size = self.shape[-1] * self.dtype.itemsize
         raw = numpy.empty((len(wanted), size), numpy.uint8)
         cuts = (numpy.flatnonzero(numpy.diff(wanted) != 1) + 1).tolist()
@@ -80,6 +98,7 @@ class Weight:
         import numpy
         import torch
 
+        self.shards.need(self.path)
         count = self.dtype.itemsize
         for size in self.shape:
             count *= size
@@ -161,10 +180,15 @@ class Filler:
     def __enter__(self) -> Filler:
         return self
 
+    def wait(self) -> None:
+        """Come back when all that was added is written. Raises what a block raised."""
+        while self.waiting:
+            self.waiting.popleft().result()
+
     def __exit__(self, kind: Any, *_: object) -> None:
         try:
-            while self.waiting and kind is None:
-                self.waiting.popleft().result()
+            if kind is None:
+                self.wait()
         finally:
             self.pool.shutdown(cancel_futures=True)
             self.disk.shutdown()

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import AutoSlothError, Interrupted, SettingsError, StorageError
-from .processes import first, of_first
+from .processes import first, of_first, part
 from .settings import ROADS, Settings
 
 GB = 1e9
@@ -247,7 +247,7 @@ def stage(
         def again(run: Run) -> None:
             """Run the stage even when it is done."""
             if not first():
-                return function(run) if of_first(lambda: True) else None
+                return function(run) if of_first(lambda: True) else part()
             with storage_errors(run.folder):
                 wanted = stage_fingerprint(run, reads, after, inputs)
                 begin_stage(run, name, wanted, facts, [*outputs, *scratch])
@@ -275,6 +275,7 @@ def stage(
                 if whole and mark["fingerprint"] == wanted:
                     if together:
                         of_first(lambda: False)
+                        part()
                     return say(f"{name}: done already, skipped")
             again(run)
 

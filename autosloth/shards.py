@@ -15,19 +15,25 @@ from .errors import ExportError
 INDEX = "model.safetensors.index.json"
 
 
+def shard_names(folder: Path) -> list[str]:
+    """The names of a model's shards, by its index if it has one; they need not be there."""
+    index = folder / INDEX
+    if not index.is_file():
+        return ["model.safetensors"]
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+
+
 def model_shards(folder: Path) -> list[Path]:
     """The files that transformers reads a model from; others beside them (an adapter, a second form) are not its weights.
 
     Raises ExportError when there are none, or one is missing.
     """
-    index = folder / INDEX
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else []
-    shards = [folder / name for name in sorted(set(named))]
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing or not shards:
-        what = f"lacks {missing[0]}" if missing else f"has neither model.safetensors nor {INDEX}"
+    shards = [folder / name for name in shard_names(folder)]
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        indexed = (folder / INDEX).is_file()
+        what = f"lacks {missing[0]}" if indexed else f"has neither model.safetensors nor {INDEX}"
         raise ExportError(f"The model in {folder} {what}.", "Download it again, or choose another 16-bit model.")
     return shards
 

@@ -27,11 +27,12 @@ def verify_gguf(run: Run) -> None:
     if not made:
         run.record("verify", passed=None, files=[])
         return say("verify: there is no GGUF to verify")
-    base, told, files = export_base(run.settings, "verify"), run.fresh("verify"), []
-    for file in made:
-        path = run.path(file["path"])
-        files.append(prove(path, run.path("reference"), base, run.path("adapter"), told / f"{path.stem}.weights.json"))
-        show_proof(files[-1])
+    told, files = run.fresh("verify"), []
+    with export_base(run.settings, "verify") as base:
+        for path in (run.path(file["path"]) for file in made):
+            figures = told / f"{path.stem}.weights.json"
+            files.append(prove(path, run.path("reference"), base, run.path("adapter"), figures))
+            show_proof(files[-1])
     facts = worst_of(files)
     run.record("verify", **facts)
     run.record("versions", llama_cpp_python=llama_cpp().__version__)  # compiled, maybe, after the training began

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,11 +17,13 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from .apart import run_apart
 from .convert import untie
 from .errors import VerifyError
 from .graph import Graph, Weight
 from .llama import fetch_converter, last_line
 from .lora import Adapter
+from .streamed import TOLD, Shards, shard_by_shard
 from .tally import BFLOAT16, NO_NUMBER, Tally, allowed, conclude
 
 WHOLE_UP_TO = 2e9  # bytes of the base: beyond, ROWS of each tensor are compared, which takes seconds instead of minutes
@@ -39,20 +40,16 @@ def compare_weights(file: Path, source: Path, adapter: Path | None, told: Path |
     """
     whole = sum(path.stat().st_size for path in source.glob("*.safetensors")) <= WHOLE_UP_TO
     request = {"converter": fetch_converter(), "file": file, "source": source, "adapter": adapter, "told": told}
-    paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    result = subprocess.run(
-        [sys.executable, "-m", "autosloth.weights", json.dumps(request | {"rows": None if whole else ROWS}, default=str)],
-        capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths},
-    )  # fmt: skip
-    if result.returncode:
+    request |= {"rows": None if whole else ROWS}
+    ended = run_apart("autosloth.weights", request, online=(source / TOLD).is_file())
+    if ended.status:
         raise VerifyError(
-            f"The weights of {file.name} could not be compared ({last_line(result.stderr)}).",
+            f"The weights of {file.name} could not be compared ({last_line(ended.errors)}).",
             f"Check that {source} is the model that the file was made of.",
         )
-    told_back = json.loads(result.stdout.splitlines()[-1])
-    if reason := told_back.get("unreadable"):
+    if reason := ended.answer.get("unreadable"):
         raise VerifyError(f"{file.name} cannot be read as a GGUF ({reason}).", "Make it again with `autosloth export`.")
-    return {"form": "whole" if whole else "rows", **told_back}
+    return {"form": "whole" if whole else "rows", **ended.answer}
 
 
 def compare_here(request: dict[str, Any]) -> dict[str, Any]:
@@ -64,20 +61,15 @@ def compare_here(request: dict[str, Any]) -> dict[str, Any]:
         file = read_gguf(request["file"])
     except (ValueError, IndexError, OverflowError, KeyError) as error:  # gguf-py checks little of what it reads
         return {"unreadable": f"{type(error).__name__}: {error}"}
-    model = Converted(source, adapter)
+    shards = Shards(source)
+    model = Converted(source, adapter, shards)
     low_rank = file.fields["general.type"].contents() == "adapter" if "general.type" in file.fields else False
+    scale = file.fields["adapter.lora.alpha"].contents() if low_rank else None
+    compare = partial(compare_product, scale=scale) if low_rank else compare_tensor
     held, tallies, missing = {tensor.name: tensor for tensor in file.tensors}, [], []
-    for name, graph in model.tensors():
-        if low_rank:
-            parts = [held.pop(f"{name}.{half}", None) for half in ("lora_a", "lora_b")]
-        else:
-            parts = [held.pop(name, None)]
+    for name, graph in in_turn(dict(model.tensors()), shards):
+        parts = [held.pop(part, None) for part in ([f"{name}.lora_a", f"{name}.lora_b"] if low_rank else [name])]
         if all(part is not None for part in parts):
-            compare = (
-                partial(compare_product, scale=file.fields["adapter.lora.alpha"].contents())
-                if low_rank
-                else compare_tensor
-            )
             tallies.append(compare(name, *parts, graph, request["rows"]))
         elif graph.changed or not low_rank:
             missing.append(name)
@@ -86,6 +78,18 @@ def compare_here(request: dict[str, Any]) -> dict[str, Any]:
     other = [] if low_rank else model.other_values(file)
     failures = [f"{name} is missing" for name in missing] + [f"{name} is not of this model" for name in sorted(held)]
     return {"whole_model": not low_rank, **conclude(tallies, [*other, *failures])}
+
+
+def in_turn(graphs: dict[str, Graph], shards: Shards) -> Iterator[tuple[str, Graph]]:
+    """The tensors in the order of the shards that they are made of, each of which is given back when it was used."""
+    import torch
+
+    needs = {name: {str(w.place.data_range.filename) for w in graph.weights} for name, graph in graphs.items()}
+    with torch.inference_mode():
+        for names, used in shard_by_shard(needs):
+            yield from ((name, graphs.pop(name)) for name in names)
+            for shard in used:
+                shards.drop(shard)
 
 
 def read_gguf(path: str, mode: str = "r") -> Any:
@@ -112,7 +116,7 @@ def read_gguf(path: str, mode: str = "r") -> Any:
 class Converted:
     """What llama.cpp's converter makes of a model with an adapter in it: nothing is evaluated or written yet."""
 
-    def __init__(self, source: Path, adapter: Adapter):
+    def __init__(self, source: Path, adapter: Adapter, shards: Shards):
         import gguf
         import torch
         from conversion import get_model_class
@@ -128,7 +132,7 @@ class Converted:
             model_arch = converter.model_arch  # asked of each class
 
             def index_tensors(self, *given: Any, **named: Any) -> dict[str, Callable[[], Any]]:
-                return known_weights(self, super().index_tensors(*given, **named), adapter)
+                return known_weights(self, super().index_tensors(*given, **named), adapter, shards)
 
         with torch.inference_mode():
             self.model = Known(source, gguf.LlamaFileType.ALL_F32, Path(os.devnull))
@@ -157,7 +161,9 @@ class Converted:
         return wrong
 
 
-def known_weights(model: Any, tensors: dict[str, Callable[[], Any]], adapter: Adapter) -> dict[str, Callable[[], Any]]:
+def known_weights(
+    model: Any, tensors: dict[str, Callable[[], Any]], adapter: Adapter, shards: Shards
+) -> dict[str, Callable[[], Any]]:
     """The converter's weights, each a lazy tensor that is made of a `Weight`: it knows the adapter, and the adapter's name for it."""
 
     def converters(name: str) -> str:
@@ -171,7 +177,7 @@ def known_weights(model: Any, tensors: dict[str, Callable[[], Any]], adapter: Ad
 
     def weight(name: str, read: Callable[[], Any]) -> Any:
         lazy = read()
-        found = Weight(name, read, tuple(lazy.shape), lazy._args[0], adapter)
+        found = Weight(name, read, tuple(lazy.shape), lazy._args[0], adapter, shards)
         return type(lazy)(meta=lazy._meta, args=(found,), func=Weight.merged)
 
     return {name: (lambda name=name, read=read: weight(names.get(name, name), read)) for name, read in tensors.items()}

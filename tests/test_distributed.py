@@ -24,11 +24,12 @@ main()
 """
 
 
-def in_two_processes(tmp_path, *arguments):
-    """Run the command line in two processes on the CPU, as `accelerate launch` does on GPUs: it calls torch's launcher too."""
+def in_two_processes(tmp_path, *arguments, how=("--multi_gpu",)):
+    """Run the command line in two processes by `accelerate launch`; where there is no GPU they are on the CPU."""
     (tmp_path / "autosloth_in_two.py").write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(tmp_path / "autosloth_in_two.py"), *arguments]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", "2"]
+    port = ["--main_process_port", "0"]  # any that is free
+    command = [*launcher, *port, str(tmp_path / "autosloth_in_two.py"), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
@@ -61,6 +62,23 @@ def test_two_processes_train_as_one_with_twice_the_batch_does_and_one_of_them_do
 
     again = in_two_processes(tmp_path, "sft", *sets(**short | {"batch_size": 8}))
     assert again.stdout.count("train: done already, skipped") == 1
+
+
+@pytest.mark.slow
+def test_weights_that_are_shared_out_learn_what_whole_ones_do(engine, base, tmp_path):
+    """FSDP (accelerate's, version 2) beside data parallel: the same losses, and a GGUF that is proven."""
+    short = {**DEMO, "max_steps": 4, "eval_answers": 2, "max_new_tokens": 8, "merged": False, "storage": str(tmp_path)}
+    facts = []
+    for name, how in (("copies", ["--multi_gpu"]), ("shards", ["--use_fsdp", "--fsdp_version", "2"])):
+        in_two_processes(tmp_path, "sft", *sets(**short | {"run_name": name}), how=how)
+        facts.append(read_json(tmp_path / name / "facts.json"))
+    copies, shards = facts
+    assert shards["verify"]["passed"] and shards["train"]["processes"] == 2
+    for when in ("before", "after"):
+        assert shards["eval"][when]["loss"] == pytest.approx(copies["eval"][when]["loss"], abs=2e-3)
+    for (step, loss), (other, wanted) in zip(shards["train"]["losses"], copies["train"]["losses"], strict=True):
+        assert step == other and loss == pytest.approx(wanted, abs=2e-3)
+    assert copies["eval"]["after"]["loss"] < copies["eval"]["before"]["loss"] - 0.05
 
 
 @pytest.mark.slow

@@ -15,11 +15,12 @@ import pytest
 import tiny_models
 from tiny_models import tiny_adapter, tiny_model
 
-from autosloth import gguf, llama
+from autosloth import gguf, llama, weights
 from autosloth.errors import ExportError
 from autosloth.lora import Adapter
 from autosloth.quantize import Weight
 from autosloth.run import Run, read_json
+from autosloth.streamed import Shards
 
 READ = """
 import sys
@@ -63,7 +64,7 @@ def official(base, adapter, folder, kind):
     for path in gguf.tokenizer_of(adapter):
         shutil.copyfile(path, folder / path.name)
     script, target = llama.fetch_converter() / "convert_hf_to_gguf.py", folder / "merged.gguf"
-    command = [sys.executable, script, folder, "--outtype", kind, "--outfile", target]
+    command = [sys.executable, script, folder, "--outtype", kind, "--outfile", target, "--model-name", "tiny"]
     subprocess.run(command, check=True, capture_output=True)
     return target
 
@@ -84,16 +85,58 @@ def test_the_streamed_file_holds_the_same_bits_as_the_merged_model_converted(eng
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "phi3"])
-def test_every_architecture_gets_the_official_routes_bits_whatever_its_permutations_and_ties(
+@pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
+def test_every_architecture_gets_the_official_routes_bits_and_metadata_whatever_its_permutations_and_ties(
     engine, tmp_path, architecture
 ):
     base = tiny_model(architecture, tmp_path / "base", dtype="bfloat16", shards=True, steps=0)
     adapter = tiny_adapter(base, tmp_path / "adapter")
     (tmp_path / "official").mkdir()
     expected = official(base, adapter, tmp_path / "official", "q8_0")
-    assert tensors(converted(base, adapter, tmp_path, "q8_0")["q8_0"]) == tensors(expected)
+    ours = converted(base, adapter, tmp_path, "q8_0")["q8_0"]
+    assert tensors(ours) == tensors(expected)
+    assert metadata(ours) == metadata(expected)
 
+
+@pytest.mark.slow
+def test_stacks_of_experts_that_the_adapter_changes_are_made_and_compared_row_by_row(engine, tmp_path, monkeypatch):
+    """In float32, the precision in which PEFT's merge of a stack is not rounded on its way."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+    base, tuned = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    tokenizer = tiny_models.tiny_tokenizer("qwen2", base)
+    experts = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    sizes = tiny_models.SIZES | tiny_models.HEADS | {"vocab_size": len(tokenizer), "pad_token_id": None}
+    model = AutoModelForCausalLM.from_config(Qwen3MoeConfig(**sizes, **experts, eos_token_id=tokenizer.eos_token_id))
+    model.save_pretrained(base)
+    stacked = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(stacked, base / "model.safetensors", {"format": "pt"})  # transformers itself would save each expert alone
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], target_parameters=parameters))
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    model.save_pretrained(tuned)
+    for path in gguf.tokenizer_of(base):
+        shutil.copyfile(path, tuned / path.name)
+
+    adapter, (experts, height, width) = Adapter.read(tuned, base), stacked[STACK].shape
+    assert Weight(STACK, "", 0, torch.float32, (experts, height, width), adapter, Shards(base)).has_rows
+    ours = converted(base, tuned, tmp_path, "q8_0")["q8_0"]
+    (tmp_path / "official").mkdir()
+    assert tensors(ours) == tensors(official(base, tuned, tmp_path / "official", "q8_0"))
+    monkeypatch.setattr(weights, "WHOLE_UP_TO", 0)
+    compared = weights.compare_weights(ours, tmp_path / "tiny", tuned)
+    assert compared["form"] == "rows" and not compared["failures"] and compared["adapter_share"] > 0.99
+    without = weights.compare_weights(ours, tmp_path / "tiny", None)
+    assert any("ffn_gate_exps" in failure for failure in without["failures"]), without["failures"]
+
+
+STACK = "model.layers.0.mlp.experts.gate_up_proj"
 
 QUANTIZE = """
 import ctypes, os, sys
@@ -222,9 +265,11 @@ def test_a_base_that_is_cut_short_is_told(tmp_path):
 
     path = tmp_path / "model.safetensors"
     numpy.zeros(100, "float32").tofile(path)
-    assert Weight("w", str(path), 16, torch.float32, (12, 8), Adapter()).rows(numpy.array([11])).tolist() == [[0.0] * 8]
+    assert Weight("w", str(path), 16, torch.float32, (12, 8), Adapter(), Shards(tmp_path)).rows(
+        numpy.array([11])
+    ).tolist() == [[0.0] * 8]
     with pytest.raises(ExportError, match="cut short"):
-        Weight("w", str(path), 20, torch.float32, (12, 8), Adapter()).rows(numpy.array([11]))
+        Weight("w", str(path), 20, torch.float32, (12, 8), Adapter(), Shards(tmp_path)).rows(numpy.array([11]))
 
 
 GRAPHS = """
@@ -235,11 +280,13 @@ from conversion.base import LazyTorchTensor
 from autosloth import convert
 from autosloth.lora import Adapter
 from autosloth.quantize import Weight
+from autosloth.streamed import Shards
+from pathlib import Path
 
 shape = (12, 8)
 numpy.random.default_rng(0).standard_normal((24, 8), dtype="float32").tofile("weights")
 def lazy(offset):
-    weight = Weight("w", "weights", offset, torch.float32, shape, Adapter())
+    weight = Weight("w", "weights", offset, torch.float32, shape, Adapter(), Shards(Path("here")))
     return LazyTorchTensor(meta=LazyTorchTensor.meta_with_dtype_and_shape(torch.float32, shape), args=(weight,), func=Weight.whole)
 for name, graph in {
     "as it is": lambda a, b: a,
