@@ -38,3 +38,4 @@ bench: setup
 	$(BIN)/python benchmarks/spin.py
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/gpu.py

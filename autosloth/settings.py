@@ -128,7 +128,9 @@ class Settings(BaseModel):
     eval_fraction: float = setting(0.05, "Data", "Share of the rows that is held out to measure with.", gt=0, le=0.5)
     eval_rows: int = setting(200, "Data", "Most rows that are held out.", ge=1, le=10000)
 
-    batch_size: int = setting(2, "Training", "Rows per forward pass.", ge=1, le=1024, front=True)
+    batch_size: int = setting(
+        2, "Training", "Rows per forward pass; in SFT more of a step's rows go at once where the GPU has room.", ge=1, le=1024, front=True
+    )  # fmt: skip
     gradient_accumulation: int = setting(4, "Training", "Forward passes per optimizer step.", ge=1, le=1024, front=True)
     epochs: float = setting(
         1.0, "Training", "Passes over the rows; counts when `max_steps` is 0.", gt=0, le=100, front=True

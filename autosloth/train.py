@@ -18,6 +18,7 @@ from .batches import batches, fits, refuse_to_shrink, take_batches
 from .errors import Interrupted, StorageError
 from .live import Interruption, peak_ram_gb, peak_vram_gb, progress_callback
 from .measure import diverged, is_four_bit, measure_answers, save_reference
+from .memory import rows_at_once
 from .model import choose_precision, load_model, load_tokenizer, save_tokenizer
 from .processes import first, of_first, part, processes
 from .run import GB, Run, file_hash, read_json, say, stage
@@ -163,9 +164,19 @@ def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any
     """TRL's SFTTrainer for the settings of a run."""
     import torch
 
-    dtype, _ = choose_precision(run.settings)
-    arguments = sft_arguments(run.settings, run.path("checkpoints"), dtype, torch.cuda.is_available())
+    settings, (dtype, _) = in_fewer_passes(run), choose_precision(run.settings)
+    arguments = sft_arguments(settings, run.path("checkpoints"), dtype, torch.cuda.is_available())
     return sft_trainer(arguments, model, tokenizer, train, held_out, callbacks)
+
+
+def in_fewer_passes(run: Run) -> SFTSettings:
+    """The settings with as many of a step's rows in a forward pass as the GPU is expected to have room for; says so where these are more."""
+    settings, lengths = run.settings, run.facts.get("data", {}).get("length", {})
+    longest = settings.max_length if settings.packing else lengths.get("longest", settings.max_length)
+    size, rows = rows_at_once(settings, longest), settings.batch_size * settings.gradient_accumulation
+    if size > settings.batch_size:
+        say(f"train: {size} of the {rows} rows of a step at once, not {settings.batch_size}: the GPU should have room")
+    return settings.model_copy(update={"batch_size": size, "gradient_accumulation": rows // size})
 
 
 def sft_trainer(

@@ -26,6 +26,7 @@ from autosloth.hardware import first_gpu
 HERE = Path(__file__).parent
 T4_GB = 15.0  # what a T4's torch may take
 STEPS, PAIRS = 12, 3
+AS_ASKED = {"gradient_accumulation": 1}  # so that a step leaves no rows that could go at once with others
 TINY = {"load_in_4bit": False, "max_length": 256, "lora_r": 4, "lora_alpha": 4, "optimizer": "adamw_torch_fused"}
 FULL = {"answer": 6500, "spread": 0.1}  # every row longer than max_length, to be cut there
 FULL_PAIRS = {"prompt": 300, "answer": 1400}
@@ -92,10 +93,30 @@ class Bench:
 # ----------------------------------------------------------------------------------------------------------------- rows
 def sft(bench: Bench) -> list[Line]:
     """A step of SFT, Mistral-7B in NF4, length 2048."""
-    sides = three_sides(bench, bench.prepared("sft", "mistral-7b", max_length=2048))
+    prepared = bench.prepared("sft", "mistral-7b", max_length=2048)
+    sides = three_sides(bench, prepared)
     lines = [training_line(f"SFT, 7B NF4, length 2048: {name}", run, "tokens") for name, run in sides.items()]
     lines.append(ratio_line("  (c) beside (b), tokens/s", sides, "tokens_per_second", 1.5))
-    return [*lines, limit_line("  peak VRAM of (c)", sides["(c) AutoSloth"], 9.0)]
+    two = bench.measure("(c) AutoSloth, batch 2", "autosloth", prepared, changed=AS_ASKED)
+    return [*lines, limit_line("  peak VRAM of (c) at batch 2", two, 9.0)]
+
+
+def profile(bench: Bench) -> list[Line]:
+    """Where the time of a step goes, (b) and (c), by torch's profiler; the steps are slower under it."""
+    prepared, lines = bench.prepared("profile", "mistral-7b", max_length=2048), []
+    for name, side in {"(b) Unsloth's notebook": "notebook", "(c) AutoSloth": "autosloth"}.items():
+        run = bench.measure(name, side, prepared, steps=6, profiled=True)
+        if "failed" in run:
+            lines.append(Line(f"profile: {name}", f"failed: {run['failed']}", "", False))
+            continue
+        spent = run["profile"]
+        busy = (
+            f"step {spent['step_s']:.2f} s, host {spent['cpu']['busy_s']:.2f} s, GPU {spent['device']['busy_s']:.2f} s"
+        )
+        lines.append(Line(f"profile: {name}", busy))
+        for where in ("device", "cpu") if bench.gpu else ():
+            lines += [Line(f"  {where}: {key[:50]}", f"{seconds:.3f} s, {calls} calls") for key, seconds, calls in spent[where]["top"]]  # fmt: skip
+    return lines
 
 
 def sft_t4(bench: Bench) -> list[Line]:
@@ -108,7 +129,7 @@ def sft_t4(bench: Bench) -> list[Line]:
 
 def losses(bench: Bench) -> list[Line]:
     """Whether (a) and (c) have the same losses, step by step, on the same batches."""
-    prepared = bench.prepared("losses", "mistral-7b", max_length=2048)
+    prepared = bench.prepared("losses", "mistral-7b", max_length=2048, **AS_ASKED)
     ours = bench.measure("(c) AutoSloth", "autosloth", prepared, changed={"packing": False})
     theirs = bench.measure("(a) plain", "plain", prepared)
     if "failed" in ours or "failed" in theirs:
@@ -171,7 +192,7 @@ def spin(bench: Bench) -> list[Line]:
 
 def overhead(bench: Bench) -> list[Line]:
     """AutoSloth beside Unsloth and TRL with the same arguments and rows: PAIRS runs each, in turn."""
-    prepared, ratios, same = bench.prepared("overhead", "tinyllama-1.1b", max_length=1024), [], True
+    prepared, ratios, same = bench.prepared("overhead", "tinyllama-1.1b", max_length=1024, **AS_ASKED), [], True
     for number in range(PAIRS if bench.gpu else 1):
         ours, theirs = (
             bench.measure(f"{side} {number}", side, prepared, steps=30 if bench.gpu else 3, changed={"packing": False})
@@ -195,7 +216,7 @@ def memory_line(bench: Bench, name: str, road: str, model: str, four_bit: bool, 
     """One shape's estimate beside its measured peak."""
     lengths, number = FULL_PAIRS if road == "dpo" else FULL, list(MEMORY_SHAPES).index(name)
     prepared = bench.prepared(f"memory-{number}", model, road, four_bit, rows=128, lengths=lengths, **settings)
-    run = bench.measure(name, "autosloth", prepared, steps=3, changed={"gradient_accumulation": 2})
+    run = bench.measure(name, "autosloth", prepared, steps=3, changed=AS_ASKED)
     run["expected"] = prepared["expected"]
     if "failed" in run:
         return Line(f"VRAM, {name}", f"failed: {run['failed']}", "", False)
@@ -226,6 +247,7 @@ SMALL = [name for name in MEMORY_SHAPES if not name.startswith("mistral-7b")]
 LARGE = [name for name in MEMORY_SHAPES if name.startswith("mistral-7b")]
 ROWS: dict[str, Callable[[Bench], list[Line]]] = {  # each is meant to take less than ten minutes, its models included
     "sft": sft,
+    "profile": profile,
     "sft-t4": sft_t4,
     "losses": losses,
     "dpo": dpo,

@@ -6,10 +6,12 @@ import hashlib
 import json
 import statistics
 import time
+from contextlib import nullcontext
 from typing import Any
 
 Case = dict[str, Any]
 WARMUP_STEPS = 2  # not timed: what is compiled, is compiled in them
+PROFILED, TOP = 2, 12
 
 
 def on_gpu() -> bool:
@@ -22,10 +24,11 @@ def on_gpu() -> bool:
 class Meter:
     """Counts what a trainer's batches hold, times its steps, and keeps its losses."""
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: Any, profiled: bool = False):
         from transformers import TrainerCallback
 
         self.trainer, self.collate, self.batches, self.ends = trainer, trainer.data_collator, [], []
+        self.profile = Profile() if profiled else None
         meter = self
 
         class Clock(TrainerCallback):
@@ -51,10 +54,13 @@ class Meter:
         if on_gpu():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
+        if self.profile:
+            self.profile.profiler.step()
 
     def train(self) -> Case:
         """Train, and tell."""
-        self.trainer.train()
+        with self.profile.profiler if self.profile else nullcontext():
+            self.trainer.train()
         times = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)][WARMUP_STEPS - 1 :]
         a_step = self.trainer.args.gradient_accumulation_steps
         trained = self.batches[: a_step * len(self.ends)]
@@ -69,8 +75,33 @@ class Meter:
             "padding": 1 - sum(tokens for tokens, *_ in trained) / sum(places for _, places, _ in trained),
             "losses": losses,
             "batches": [name for *_, name in trained],
+            **({"profile": self.profile.told(statistics.median(times))} if self.profile else {}),
             **memory(),
         }
+
+
+class Profile:
+    """Where the time of a step goes, by torch's profiler, which slows it: PROFILED steps after those that compile."""
+
+    def __init__(self) -> None:
+        from torch.profiler import ProfilerActivity, profile, schedule
+
+        kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu() else [])]
+        self.rows: list[Any] = []
+        self.profiler = profile(
+            activities=kinds,
+            schedule=schedule(wait=WARMUP_STEPS, warmup=1, active=PROFILED, repeat=1),
+            on_trace_ready=lambda profiler: self.rows.extend(profiler.key_averages()),
+        )
+
+    def told(self, step_s: float) -> Case:
+        """Seconds of a step that the host and the GPU work, and the TOP of what they do, [name, seconds, calls], by its own time."""
+        told = {}
+        for where in ("cpu", "device"):
+            spent = {row.key: (getattr(row, f"self_{where}_time_total") / 1e6 / PROFILED, row.count // PROFILED) for row in self.rows if not row.key.startswith("ProfilerStep")}  # fmt: skip
+            most = sorted(spent.items(), key=lambda item: -item[1][0])[:TOP]
+            told[where] = {"busy_s": sum(s for s, _ in spent.values()), "top": [[name[:80], *each] for name, each in most if each[0]]}  # fmt: skip
+        return {"step_s": step_s, **told}
 
 
 def memory() -> Case:

@@ -61,7 +61,8 @@ def autosloth(case: Case) -> Case:
     same_start(model)
     road = dpo if run.settings.road == "dpo" else train
     callbacks = [progress_callback(Interruption())]
-    return Meter(road.make_trainer(run, model, tokenizer, run.rows("train"), run.rows("eval"), callbacks)).train()
+    trainer = road.make_trainer(run, model, tokenizer, run.rows("train"), run.rows("eval"), callbacks)
+    return Meter(trainer, case.get("profiled", False)).train()
 
 
 def dtype_of(run: Any) -> tuple[Any, Case]:
@@ -106,7 +107,10 @@ def notebook(case: Case) -> Case:
     arguments = notebook_arguments(case, run, precision)
     texts = {"dataset_text_field": "text", "max_length": run.settings.max_length, "packing": False}
     rows = run.rows("train").select_columns(["text"])
-    return Meter(SFTTrainer(model=model, processing_class=tokenizer, train_dataset=rows, args=SFTConfig(**arguments, **texts))).train()  # fmt: skip
+    trainer = SFTTrainer(
+        model=model, processing_class=tokenizer, train_dataset=rows, args=SFTConfig(**arguments, **texts)
+    )
+    return Meter(trainer, case.get("profiled", False)).train()
 
 
 def notebook_dpo(case: Case) -> Case:
@@ -291,8 +295,11 @@ def main() -> None:
     if case.get("cap_gb") and on_gpu():
         import torch
 
+        from autosloth import hardware, memory
+
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, case["cap_gb"] * 1e9 / total))
+        memory.first_gpu = lambda: hardware.GPU("capped", case["cap_gb"])  # what AutoSloth is to think that there is
     result = SIDES[case["side"]](case)
     print("\nRESULT " + json.dumps(result), flush=True)
 

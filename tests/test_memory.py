@@ -7,7 +7,7 @@ import pytest
 
 from autosloth.check import Problems, check
 from autosloth.errors import ModelError
-from autosloth.memory import NF4_BYTES, check_memory, estimate, known_shape, shape_of
+from autosloth.memory import NF4_BYTES, check_memory, estimate, known_shape, rows_at_once, shape_of
 from autosloth.settings import DPOSettings, SFTSettings, SPINSettings
 
 MISTRAL = dict(
@@ -163,3 +163,30 @@ def test_nothing_is_told_without_a_gpu_or_of_a_family_that_is_not_known(gpu, mod
     experts = SFTSettings(model=model(**{**MISTRAL, "model_type": "mixtral"}))
     check_memory(experts)
     assert known_shape(experts) is None and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "given, longest, at_once",
+    [
+        ({}, 300, 8),  # all that a step learns from
+        ({}, 2048, 4),
+        ({}, 100_000, 4),  # cut at max_length
+        ({"batch_size": 3, "gradient_accumulation": 2}, 300, 6),
+        ({"batch_size": 8, "gradient_accumulation": 1}, 2048, 8),  # never fewer than what was asked for
+        ({"load_in_4bit": False}, 300, 2),
+    ],
+)
+def test_as_many_of_a_steps_rows_go_at_once_as_a_t4_has_room_for(gpu, model, given, longest, at_once):
+    gpu()
+    assert rows_at_once(SFTSettings(**{"model": model(**MISTRAL), "dataset": "demo", **given}), longest) == at_once
+
+
+def test_where_nothing_is_known_of_the_memory_the_batch_stays_as_it_is(gpu, model, monkeypatch):
+    settings = SFTSettings(model=model(**MISTRAL), dataset="demo")
+    gpu(name=None)
+    assert rows_at_once(settings, 300) == 2
+    gpu()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert rows_at_once(settings, 300) == 2
+    monkeypatch.delenv("WORLD_SIZE")
+    assert rows_at_once(SFTSettings(model=model(**MISTRAL | {"model_type": "mixtral"}), dataset="demo"), 300) == 2

@@ -275,6 +275,18 @@ def losses(trainer):
     return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 
 
+def test_more_rows_at_once_teach_the_same_in_fewer_passes(training, monkeypatch, capsys):
+    run, few = training("few", batch_size=2, gradient_accumulation=4)
+    monkeypatch.setattr(train, "rows_at_once", lambda settings, longest: 8)
+    run, many = training("many", batch_size=2, gradient_accumulation=4)
+    assert "train: 8 of the 8 rows of a step at once, not 2" in capsys.readouterr().out
+    assert losses(many) == pytest.approx(losses(few), rel=1e-4) and len(losses(many)) == 4
+    weights, wanted = dict(train.trainable(many.model)), dict(train.trainable(few.model))
+    assert all((weights[name] - wanted[name]).abs().max() < 1e-4 for name in wanted)
+    train.record_training(run, many)
+    assert {"batch_size": 8, "gradient_accumulation": 1, "rows_per_step": 8}.items() <= run.facts["train"].items()
+
+
 @pytest.mark.parametrize(
     "road, held, from_step, said",
     [
