@@ -277,7 +277,7 @@ import sys
 sys.path[:0] = sys.argv[1:3]
 import numpy, torch
 from conversion.base import LazyTorchTensor
-from autosloth import convert
+from autosloth import selection
 from autosloth.lora import Adapter
 from autosloth.quantize import Weight
 from autosloth.streamed import Shards
@@ -305,7 +305,7 @@ for name, graph in {
     "transposed": lambda a, b: a[:8].T,
 }.items():
     made = graph(lazy(0), lazy(12 * 8 * 4)).numpy()
-    chosen = convert.choose_rows(made)
+    chosen = selection.choose_rows(made)
     right = chosen and numpy.array_equal(chosen.rows(0, chosen.shape[0]), type(made).to_eager(made).reshape(-1, made.shape[-1]))
     print(name, "rows" if right else "computed" if chosen is None else "WRONG", sep=": ")
 """
