@@ -25,7 +25,7 @@ from .recognise import recognise_columns
 from .run import GB, existing_parent, say
 from .runtime import DRIVE, drive_folder, place
 from .settings import Settings
-from .streamed import SPARE_GB
+from .streamed import SPARE_GB, cache_folder, same_disk
 from .values import is_hub_id
 from .vllm import refuse_without_vllm
 
@@ -117,27 +117,39 @@ def check_gpu(settings: Settings, setting_up: bool) -> None:
 
 
 def check_disk(settings: Settings) -> None:
-    """Whether the run folder's disk holds the base and what export will write (the Hub's cache is counted in). Raises StorageError."""
-    needed, free = disk_needed(settings) / GB + SPARE_GB, shutil.disk_usage(existing_parent(settings.folder)).free / GB
-    if free < needed:
-        raise StorageError(
-            f"The run needs about {needed:.1f} GB of disk, and {free:.1f} GB are free at {settings.storage}.",
-            "Free some space, set `storage` to another disk, switch `merged` off, or ask for less in `quantizations`: `adapter` is small.",
-        )
+    """Whether the disks hold the base, in the Hub's cache, and what export will write, in the run folder. Raises StorageError."""
+    fetched, written, together = disk_needed(settings)
+    cache, run = cache_folder(), existing_parent(settings.folder)
+    if same_disk(cache, run):
+        needed = {f"{settings.storage}": (run, together)}
+    else:
+        needed = {f"{settings.storage}": (run, written), f"{cache}, the Hub's cache,": (cache, fetched)}
+    for name, (folder, size) in needed.items():
+        size, free = size / GB + SPARE_GB, shutil.disk_usage(folder).free / GB
+        if free < size:
+            raise StorageError(
+                f"The run needs about {size:.1f} GB of disk, and {free:.1f} GB are free at {name}.",
+                "Free some space, set `storage` (or HF_HOME for what is downloaded) to another disk, switch `merged` off, or ask for less in `quantizations`: `adapter` is small.",
+            )
 
 
-def disk_needed(settings: Settings) -> float:
-    """The most bytes that a run has on the disk, where it is as thrifty as it can: of the 16-bit weights a shard at a time (`streamed`)."""
+def disk_needed(settings: Settings) -> tuple[float, float, float]:
+    """The most bytes that a run has at once in the Hub's cache, in its folder, and in both, where it is as thrifty as it can.
+
+    Of the 16-bit weights a shard at a time is enough (`streamed`), and what was trained on is deleted on the way if it is that.
+    """
     trained = shard_sizes(settings.model, settings.revision)
-    download = 0 if Path(settings.model).expanduser().is_dir() else sum(trained.values())
+    fetched = 0 if Path(settings.model).expanduser().is_dir() else sum(trained.values())
     if not settings.quantizations and not settings.merged:
-        return download
+        return fetched, 0, fetched
     source = sixteen_bit_model(settings)[0]
     separate = source != model_source(settings)
     shards = shard_sizes(source) if separate else trained
     written = sum(shards.values()) * (size_in_bases(settings.quantizations) + settings.merged)
-    written += 0 if Path(source).expanduser().is_dir() else max(shards.values())
-    return download + written if separate else max(download, written)
+    shard = 0 if Path(source).expanduser().is_dir() else max(shards.values())
+    if separate:
+        return fetched + shard, written, fetched + shard + written
+    return fetched, written, max(fetched, shard + written)
 
 
 def check_publishing(settings: Settings) -> None:

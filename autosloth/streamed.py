@@ -29,13 +29,15 @@ def streamed_base(small: Path, repo: str, target: Path, writes: float) -> Iterat
     """A folder with stand-ins for the shards of a model, where the disk is too small for them and the result; else None.
 
     small: the model's folder in the Hub's cache, named by its commit, with config and tokenizer; target: the folder that is
-    written to; writes: how much, in sizes of the model.
+    written to; writes: how much, in sizes of the model. Raises ModelError.
     """
     from huggingface_hub import HfFileSystem, snapshot_download
 
-    shards = [] if is_offline() else snapshot_download(
-        repo, revision=small.name, allow_patterns=shard_names(small), dry_run=True
-    )  # fmt: skip
+    if is_offline():
+        yield None
+        return
+    with reading("model", repo):
+        shards = snapshot_download(repo, revision=small.name, allow_patterns=shard_names(small), dry_run=True)
     if not is_short(shards, target, writes):
         yield None
         return

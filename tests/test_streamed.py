@@ -13,6 +13,7 @@ from hub_server import HubServer
 
 from autosloth import check, streamed
 from autosloth.base import shard_sizes
+from autosloth.errors import StorageError
 from autosloth.run import file_hash, read_json
 from autosloth.settings import SFTSettings
 from autosloth.streamed import shard_by_shard
@@ -150,10 +151,28 @@ def test_the_check_counts_a_shard_of_the_base_and_not_the_whole(monkeypatch, tmp
     monkeypatch.setattr("autosloth.base.is_quantized", lambda source, revision=None: source.endswith("4bit"))
     plain = SFTSettings(model="team/base", dataset="demo", storage=str(tmp_path), quantizations=["q8_0"])
     small = plain.model_copy(update={"model": "team/base-bnb-4bit"})
-    assert check.disk_needed(plain) == pytest.approx(max(10e9, 10e9 * 8.5 / 16 + 5e9))
-    assert check.disk_needed(small) == pytest.approx(3e9 + 10e9 * 8.5 / 16 + 5e9)
-    assert check.disk_needed(small.model_copy(update={"quantizations": []})) == 3e9
-    assert check.disk_needed(plain.model_copy(update={"merged": True})) == pytest.approx(10e9 * 24.5 / 16 + 5e9)
+    q8 = 10e9 * 8.5 / 16
+    assert check.disk_needed(plain) == pytest.approx((10e9, q8, q8 + 5e9))
+    assert check.disk_needed(small) == pytest.approx((8e9, q8, 8e9 + q8))
+    assert check.disk_needed(small.model_copy(update={"quantizations": []})) == (3e9, 0, 3e9)
+    merged = plain.model_copy(update={"merged": True})
+    assert check.disk_needed(merged) == pytest.approx((10e9, 10e9 + q8, 15e9 + q8))
+
+    free = {"run": 6e9, "cache": 11e9}
+    monkeypatch.setattr(check, "cache_folder", lambda: "cache")
+    monkeypatch.setattr(check, "existing_parent", lambda folder: "run")
+    monkeypatch.setattr(check, "same_disk", lambda one, other: False)
+    monkeypatch.setattr(check.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[folder]))
+    check.check_disk(plain)
+    free["cache"] = 10e9
+    with pytest.raises(StorageError, match=r"about 10\.5 GB of disk, and 10\.0 GB are free at cache, the Hub's cache"):
+        check.check_disk(plain)
+    free["run"] = 5e9
+    with pytest.raises(StorageError, match=rf"about 5\.8 GB of disk, and 5\.0 GB are free at {tmp_path}\."):
+        check.check_disk(plain)
+    monkeypatch.setattr(check, "same_disk", lambda one, other: True)
+    with pytest.raises(StorageError, match=r"about 10\.8 GB of disk, and 5\.0 GB"):
+        check.check_disk(plain)
 
 
 def test_a_second_form_of_the_weights_is_not_counted(shards):
