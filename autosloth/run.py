@@ -259,11 +259,8 @@ def stage(
                 except KeyboardInterrupt:
                     todo = "Run the same again: finished stages are skipped, training goes on from its last checkpoint."
                     raise Interrupted(f"Stopped in the stage `{name}`.", todo) from None
-                made = fingerprint(result(run) if result else time.time_ns())
-                mark = {"fingerprint": wanted, "result": made, "seconds": round(time.perf_counter() - started, 2)}
-                mark |= {"settings": chosen_settings(run, reads), "files": file_sizes(run, outputs), "finished": now()}
-                write_json(run.path(".done", f"{name}.json"), mark)
-                say(f"{name}: done in {mark['seconds']:.1f} s")
+                mark = {"fingerprint": wanted, "result": fingerprint(result(run) if result else time.time_ns())}
+                end_stage(run, name, mark, reads, outputs, time.perf_counter() - started)
 
         @functools.wraps(function)
         def run_stage(run: Run) -> None:
@@ -327,6 +324,15 @@ def begin_stage(run: Run, name: str, wanted: str, facts: Iterable[str], outputs:
     for path in map(run.path, outputs):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     write_text(begun, wanted)
+
+
+def end_stage(
+    run: Run, name: str, mark: dict[str, Any], reads: Iterable[str], outputs: Iterable[str], seconds: float
+) -> None:
+    """Write the mark: with what the stage was done, what it left, and when."""
+    mark |= {"seconds": round(seconds, 2), "settings": chosen_settings(run, reads), "files": file_sizes(run, outputs)}
+    write_json(run.path(".done", f"{name}.json"), mark | {"finished": now()})
+    say(f"{name}: done in {seconds:.1f} s")
 
 
 def now() -> str:

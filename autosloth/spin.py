@@ -16,6 +16,7 @@ from .base import refuse_without_gpu
 from .dpo import pair_arguments, pair_trainer, preferences
 from .errors import DataError, ModelError
 from .generate import Decoding, end_tokens
+from .hardware import hardware, versions
 from .judge import best_round, first_probe, reason_to_stop, start_check
 from .live import Interruption, progress_callback
 from .measure import compare_answers, standing, style_of
@@ -28,14 +29,12 @@ from .train import (
     READS,
     about,
     go_on,
-    hardware,
     plain_arguments,
     refuse_unfinished,
     save_trained,
     sft_trainer,
     told_by,
     training_stage,
-    versions,
 )
 
 

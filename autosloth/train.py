@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import math
-import os
-import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +13,14 @@ from .adapter import starting_adapter
 from .base import refuse_without_gpu
 from .batches import batches, fits, refuse_to_shrink, take_batches
 from .errors import Interrupted, StorageError
+from .hardware import hardware, versions
 from .live import Interruption, peak_ram_gb, peak_vram_gb, progress_callback
 from .measure import diverged, is_four_bit, measure_answers, save_reference
 from .memory import rows_at_once
 from .model import choose_precision, load_model, load_tokenizer, save_tokenizer
 from .processes import first, of_first, part, processes
-from .run import GB, Run, file_hash, read_json, say, stage
+from .run import Run, file_hash, read_json, say, stage
 from .settings import Settings, SFTSettings
-
-VERSIONS = ["autosloth", "unsloth", "unsloth_zoo", "trl", "peft", "transformers", "datasets", "torch", "bitsandbytes"]
-VERSIONS += ["llama_cpp_python"]
-
 
 READS = (
     "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "adapter", "batch_size", "gradient_accumulation", "epochs",
@@ -340,29 +334,3 @@ def rewards(log: list[dict[str, Any]]) -> dict[str, Any]:
     told = ("logps/chosen", "logps/rejected", "rewards/margins", "rewards/accuracies")
     steps = [[entry["step"], *(round(float(entry[name]), 4) for name in told)] for entry in log if told[0] in entry]
     return {"rewards": steps} if steps else {}
-
-
-def hardware() -> dict[str, Any]:
-    """What the run ran on."""
-    import psutil
-    import torch
-
-    gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
-    return {
-        "gpu": gpu.name if gpu else None,
-        "vram_gb": round(gpu.total_memory / GB, 1) if gpu else None,
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "ram_gb": round(psutil.virtual_memory().total / GB, 1),
-    }
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the libraries that shape the result."""
-    found = {"python": platform.python_version()}
-    for name in VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

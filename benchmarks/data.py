@@ -136,7 +136,7 @@ def measure(script: str, rows: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    from autosloth.train import hardware, versions
+    from autosloth.hardware import hardware, versions
 
     source = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}

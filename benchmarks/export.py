@@ -220,7 +220,7 @@ def measure(size: str, kinds: str, official: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    from autosloth.train import hardware, versions
+    from autosloth.hardware import hardware, versions
 
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--large", action="store_true", help="the 7.6B model in place of the small one")

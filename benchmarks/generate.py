@@ -115,7 +115,7 @@ SIDES = {"autosloth": (autosloth, ROWS), "left-padded batches": (padded, ROWS), 
 def main() -> None:
     from tempfile import TemporaryDirectory
 
-    from autosloth.train import hardware, versions
+    from autosloth.hardware import hardware, versions
 
     asked = prompts()
     speeds: dict[str, list[float]] = {side: [] for side in SIDES}

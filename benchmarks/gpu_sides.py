@@ -261,7 +261,7 @@ def whole_training(case: Case) -> Case:
 
 def machine(case: Case) -> Case:
     """What it is measured on; asked in a process of its own, since torch takes GPU memory to tell."""
-    from autosloth.train import hardware, versions
+    from autosloth.hardware import hardware, versions
 
     return {"hardware": hardware(), "versions": versions()}
 

@@ -158,7 +158,7 @@ def compare(size: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    from autosloth.train import hardware, versions
+    from autosloth.hardware import hardware, versions
 
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if sys.argv[1:] else None) as folder:

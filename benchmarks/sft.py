@@ -133,7 +133,7 @@ def demo_stages() -> dict[str, float]:
 
 def main() -> None:
     from autosloth.demo import demo_base
-    from autosloth.train import hardware, versions
+    from autosloth.hardware import hardware, versions
 
     demo_base()
     stages, imported, runs = demo_stages(), import_ms(), step_times()

@@ -27,10 +27,11 @@ from autosloth.clean import Findings
 from autosloth.data import prepare_data
 from autosloth.demo import ATTRIBUTES, NAMES, demo_base
 from autosloth.encode import IGNORED, encode_rows
+from autosloth.hardware import hardware, versions
 from autosloth.model import answering
 from autosloth.run import Run, read_json, write_json
 from autosloth.settings import SFTSettings, SPINSettings
-from autosloth.train import hardware, train_adapter, versions
+from autosloth.train import train_adapter
 
 HERE = Path(__file__).parent
 QUESTIONS = {"food": "{name} eats?", "tree": "{name} lives?", "hour": "{name} naps?"}
