@@ -33,6 +33,7 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/sft.py
+	$(BIN)/python benchmarks/dpo.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/spin.py

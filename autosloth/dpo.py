@@ -13,6 +13,7 @@ from typing import Any
 from .batches import evaluated
 from .measure import compare_answers, finite
 from .model import answering, choose_precision
+from .processes import processes
 from .run import Run
 from .settings import DPOSettings, SPINSettings
 from .train import READS, train, training_arguments, training_stage, without_bars
@@ -39,17 +40,36 @@ def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any
 def pair_trainer(
     arguments: dict[str, Any], model: Any, tokenizer: Any, train: Any, held_out: Any, callbacks: list[Any]
 ) -> Any:
-    """TRL's DPOTrainer on pairs that are tokenised already; `ref` is in the model and never in what it saves."""
+    """TRL's DPOTrainer on pairs that are tokenised already; `ref` is in the model and never in what it saves.
+
+    The batches of a step hold pairs of like length, and fewer of the long ones; each pair counts the same in its loss. What the trainer logs
+    besides is a mean over batches.
+    """
     from trl import DPOConfig, DPOTrainer
 
     class PairTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset  # by pairs.py, whose prompts are those of generation; trl 1.15 would render them by itself
 
+        def _get_train_sampler(self, *arguments: Any) -> Any:
+            sampler = super()._get_train_sampler(*arguments)
+            if self.args.train_sampling_strategy == "batch_rebalance":
+                sampler.seed = self.args.data_seed  # transformers 5.17 leaves it at 42
+            return sampler
+
+        def get_batch_samples(self, *arguments: Any) -> tuple[list[Any], Any]:
+            batches, items = super().get_batch_samples(*arguments)
+            self.pairs_a_batch = sum(len(batch["input_ids"]) for batch in batches) / 2 / max(1, len(batches))
+            return batches, items
+
+        def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+            loss = super().compute_loss(model, inputs, *arguments, **named)
+            return loss * (len(inputs["input_ids"]) / 2 / self.pairs_a_batch) if model.training else loss
+
     trainer = PairTrainer(
         model=model,
         args=DPOConfig(**arguments),
-        train_dataset=train.select_columns(COLUMNS),
+        train_dataset=with_lengths(train.select_columns(COLUMNS)),
         eval_dataset=held_out.select_columns(COLUMNS),
         processing_class=tokenizer,
         callbacks=callbacks,
@@ -57,6 +77,14 @@ def pair_trainer(
     # A checkpoint with a folder `ref` would be resumed from that alone (transformers 5.17, Trainer._load_from_checkpoint).
     model.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=["default"])
     return without_bars(trainer)
+
+
+def with_lengths(pairs: Any) -> Any:
+    """The rows with a column `length`: tokens of a prompt and the longer answer."""
+    import pyarrow.compute as compute
+
+    prompt, *answers = (compute.list_value_length(pairs.with_format("arrow")[:][name]) for name in COLUMNS)
+    return pairs.add_column("length", compute.add(prompt, compute.max_element_wise(*answers)).to_pylist())
 
 
 def dpo_arguments(settings: DPOSettings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
@@ -69,8 +97,9 @@ def dpo_arguments(settings: DPOSettings, checkpoints: Path, dtype: str, gpu: boo
 
 def pair_arguments(settings: DPOSettings | SPINSettings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
     """What learning from pairs depends on, in DPO and in self-play."""
-    anchor = settings.sft_weight > 0
+    anchor, several = settings.sft_weight > 0, settings.gradient_accumulation > 1 and processes() == 1
     return training_arguments(settings, checkpoints, dtype, gpu) | {
+        "train_sampling_strategy": "batch_rebalance" if several else "random",
         "beta": settings.beta,
         "loss_type": [settings.loss, "sft"] if anchor else [settings.loss],
         "loss_weights": [1.0, settings.sft_weight] if anchor else None,

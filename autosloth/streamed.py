@@ -37,7 +37,8 @@ def streamed_base(small: Path, repo: str, target: Path, writes: float) -> Iterat
         yield None
         return
     with reading("model", repo):
-        shards = snapshot_download(repo, revision=small.name, allow_patterns=shard_names(small), dry_run=True)
+        found = snapshot_download(repo, revision=small.name, allow_patterns=shard_names(small), dry_run=True)
+    shards = sorted(found, key=lambda shard: shard.filename)
     if not is_short(shards, target, writes):
         yield None
         return

@@ -15,6 +15,7 @@ from typing import Any
 # Of the public models' config.json. `embeddings` are 128,256 in Llama 3 and tied in its small ones.
 SHAPES = {
     "tiny": dict(model_type="llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=2048),
+    "small": dict(model_type="llama", hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4, vocab_size=2048),
     "tinyllama-1.1b": dict(model_type="llama", hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4, vocab_size=32000),
     "llama-3.2-1b": dict(model_type="llama", hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, head_dim=64, vocab_size=128256, tie_word_embeddings=True),
     "llama-3.2-3b": dict(model_type="llama", hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24, num_key_value_heads=8, head_dim=128, vocab_size=128256, tie_word_embeddings=True),
@@ -57,7 +58,7 @@ def write_config(folder: Path, shape: str, four_bit: bool, dtype: str) -> Any:
     from transformers import AutoConfig, BitsAndBytesConfig, GenerationConfig
 
     values = {"tie_word_embeddings": False, **SHAPES[shape]}
-    length = 2048 if shape == "tiny" else 32768
+    length = 2048 if shape in ("tiny", "small") else 32768
     config = AutoConfig.for_model(**values, max_position_embeddings=length, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, dtype=dtype)  # fmt: skip
     config.architectures = ["MistralForCausalLM" if values["model_type"] == "mistral" else "LlamaForCausalLM"]
     if four_bit:

@@ -239,6 +239,7 @@ def small_memory(trainer, rows, from_step, training=True):
 
 
 ROADS = {"sft": (SFTSettings, train.make_trainer), "dpo": (DPOSettings, dpo.make_trainer)}
+ROADS["uneven"] = ROADS["dpo"]  # on pairs of which some are many times as long as others
 
 
 @pytest.fixture(scope="module")
@@ -249,9 +250,15 @@ def rows_of(engine, base, tmp_path_factory):
     def prepared(road):
         run = Run.create(ROADS[road][0](model="demo", dataset="demo", storage=str(tmp_path_factory.mktemp(road))))
         prepare_data(run)
-        return run.rows("train").select(range(64))
+        rows = run.rows("train").select(range(64))
+        return rows.map(longer, with_indices=True) if road == "uneven" else rows
 
     return prepared
+
+
+def longer(pair, number):
+    """A pair whose better answer is up to nine times as long."""
+    return {"chosen_ids": pair["chosen_ids"] * (1 + (number * 5) % 9)}
 
 
 @pytest.fixture
@@ -285,6 +292,46 @@ def test_more_rows_at_once_teach_the_same_in_fewer_passes(training, monkeypatch,
     assert all((weights[name] - wanted[name]).abs().max() < 1e-4 for name in wanted)
     train.record_training(run, many)
     assert {"batch_size": 8, "gradient_accumulation": 1, "rows_per_step": 8}.items() <= run.facts["train"].items()
+
+
+@pytest.mark.parametrize("held, from_step", [(1000, 0), (6, 3)])
+def test_pairs_of_like_length_go_together_and_each_counts_the_same(training, held, from_step, monkeypatch, capsys):
+    """Beside a batch that holds a whole step: with all the memory, and where it ends so that a checkpoint is resumed in smaller batches."""
+    _, whole = training("whole", road="uneven", batch_size=16, gradient_accumulation=1)
+    held_at_once = []
+    monkeypatch.setattr(train, "fits", keep_sizes(train.fits, held_at_once))
+    _, parts = training("parts", held, from_step, "uneven", batch_size=4, gradient_accumulation=4)
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4) and len(losses(parts)) == 4
+    weights, wanted = dict(train.trainable(parts.model)), dict(train.trainable(whole.model))
+    assert all((weights[name] - wanted[name]).abs().max() < 1e-4 for name in wanted)
+    steps = [held_at_once[at : at + 4] for at in range(0, 16, 4)]
+    assert all(sum(pairs for pairs, _ in step) == 16 for step in steps[:2]), "as many pairs a step as were asked for"
+    assert any(len({pairs for pairs, _ in step}) > 1 for step in steps), "fewer of the long ones at once"
+    places = sum(2 * pairs * length for pairs, length in held_at_once[:8])
+    lengths = [length for _, length in held_at_once[:8]]
+    assert places < 0.8 * 2 * 16 * 2 * max(lengths), "less padding than in one batch a step"
+    if from_step:
+        assert "no GPU memory" in (said := capsys.readouterr().out) and "going on from checkpoint-2" in said
+
+
+def keep_sizes(fits, sizes):
+    """`fits`, which notes (pairs, tokens of the longest row) of each batch of the training."""
+
+    def noting(trainer, work):
+        collate = trainer.data_collator
+
+        def collated(rows):
+            batch = collate(rows)
+            sizes.append((len(rows), batch["input_ids"].shape[1]))
+            return batch
+
+        trainer.data_collator = collated
+        try:
+            return fits(trainer, work)
+        finally:
+            trainer.data_collator = collate
+
+    return noting
 
 
 @pytest.mark.parametrize(
