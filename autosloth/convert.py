@@ -67,7 +67,7 @@ def convert_model(request: dict[str, Any], files: dict[str, Path]) -> None:
     plans = [converter.plan(request, kind, path) for kind, path in files.items() if kind in CONVERTED]
     if mixtures := {kind: path for kind, path in files.items() if kind not in CONVERTED}:
         plans += converter.plan_mixtures(request, mixtures)
-    refuse_small_disk(plans, shards.to_free())
+    refuse_small_disk(plans, shards.to_free(plans[0].path.parent))
     fill(plans, shards)
 
 

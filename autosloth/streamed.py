@@ -139,9 +139,10 @@ class Shards:
             cached.unlink()
             blob.unlink(missing_ok=True)  # the same file where the cache has no links
 
-    def to_free(self) -> int:
-        """Bytes that will come free as the shards are used."""
-        return sum(self.sizes[name] for name in self.here)
+    def to_free(self, target: Path) -> int:
+        """Bytes that will come free for this folder as the shards are used."""
+        shared = self.here and same_disk(cache_folder(), target)
+        return sum(self.sizes[name] for name in self.here) if shared else 0
 
 
 def shard_by_shard(needs: dict[str, set[str]]) -> Iterator[tuple[list[str], list[str]]]:

@@ -62,20 +62,28 @@ def test_a_base_larger_than_the_disk_is_exported_and_proven_shard_by_shard(base,
         hub.add_repo("model", "team/sharded", shards, private=True, readers=["guest"])
         cache = os.environ.get("AUTOSLOTH_CACHE") or str(base.parents[1])
         environment = hub.env(home, token="hf_reader") | {"AUTOSLOTH_CACHE": cache}
-        settings = sets(**DEMO, storage=copied.parent, merged=True, sixteen_bit_model="team/sharded")
+        settings = sets(
+            **DEMO,
+            storage=copied.parent,
+            merged=True,
+            sixteen_bit_model="team/sharded",
+            quantizations="[q8_0, adapter]",
+        )
         result = on_small_disk(home, [sys.executable, "-m", "autosloth", "sft", *settings], **environment)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1] == "0", "no shard is left in the cache"
     assert result.stdout.count("each shard is deleted after its use") == 3, "merge, gguf and verify"
     fetched = [line.split()[1].rstrip(",") for line in result.stdout.splitlines() if line.endswith("is fetched")]
-    assert fetched == names * 3, "each once, in turn, by each of them"
+    assert fetched[: 3 * len(names)] == names * 3, "each once, in turn, by each of them"
+    assert set(fetched[3 * len(names) :]) < set(names), "and those that the adapter changes, for the adapter's own file"
     assert "hf_reader" not in result.stdout + result.stderr
     (file,) = (finished / "gguf").glob("*.gguf")
     assert file_hash(copied / "gguf" / file.name) == file_hash(file), "the same bits as of a base that lies on the disk"
     proof = read_json(copied / "facts.json")["verify"]
-    assert proof["passed"] and proof["files"][0]["weights"]["form"] == "whole"
+    assert proof["passed"] and [file["weights"]["form"] for file in proof["files"]] == ["whole", "whole"]
     assert {path.name for path in (copied / "merged").glob("*.safetensors")} == set(names)
-    assert not any(path == "/team/sharded/resolve/main/consolidated.safetensors" for _, path in hub.requests)
+    assert any(path.endswith(names[0]) for _, path in hub.requests)
+    assert not any("consolidated" in path for _, path in hub.requests), "a second form of the same weights"
 
 
 CONVERT = """
