@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 DEMO := AUTOSLOTH_MODEL=demo AUTOSLOTH_DATASET=demo
 # llama-cpp-python comes as source; these leave out what AutoSloth does not use. pip keeps the wheel it builds.
-export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/autosloth/llama.cmake
+export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/autosloth/export/llama.cmake
 
 .PHONY: setup demo test check bench
 

@@ -1,3 +1,5 @@
+"""`python -m autosloth`: the commands."""
+
 from .cli import main
 
 main()

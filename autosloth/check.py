@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before training, all at once."""
+"""Every problem that can be known before training, all at once."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from .adapter import starting_adapter
-from .base import model_source, refuse_without_gpu, shard_sizes, sixteen_bit_model, small_files, weights_gb
-from .clean import FORMS_OF, Findings, load_rows
+from .data import FORMS_OF, Findings, load_rows, look_up, recognise_columns
 from .errors import AutoSlothError, ModelError, StorageError
+from .export import refuse_unknown_architecture, size_in_bases
 from .fetch import is_offline
-from .gguf import size_in_bases
-from .hub import refuse_foreign_token
-from .live import show_box
-from .llama import refuse_unknown_architecture
-from .load import look_up
-from .memory import check_memory
-from .recognise import recognise_columns
-from .run import GB, existing_parent, say
-from .runtime import DRIVE, drive_folder, place
+from .hardware import GB
+from .models import (
+    check_memory,
+    model_source,
+    refuse_without_gpu,
+    refuse_without_vllm,
+    shard_sizes,
+    sixteen_bit_model,
+    small_files,
+    starting_adapter,
+    weights_gb,
+)
+from .notebook import DRIVE, drive_folder, place
+from .output import say, show_box
+from .publish import refuse_foreign_token
+from .run import existing_parent
 from .settings import Settings
-from .streamed import SPARE_GB, cache_folder, same_disk
 from .values import is_hub_id
-from .vllm import refuse_without_vllm
+from .weights import SPARE_GB, cache_folder, same_disk
 
 
 class Problems(AutoSlothError):

@@ -56,61 +56,25 @@ def load_settings(road: type[Settings], path: Path | None, pairs: list[str] | No
 @app.command(epilog=settings_help(SFTSettings))
 def sft(settings: File = None, set: Set = None) -> None:
     """Supervised fine-tuning, the whole road: check, data, train, export, verify, card, publish. Run again, it goes on where it stood."""
+    from .roads import follow
+
     follow(load_settings(SFTSettings, settings, set))
 
 
 @app.command(epilog=settings_help(DPOSettings))
 def dpo(settings: File = None, set: Set = None) -> None:
     """Preference tuning, the whole road: check, data, train, export, verify, card, publish. Run again, it goes on where it stood."""
+    from .roads import follow
+
     follow(load_settings(DPOSettings, settings, set))
 
 
 @app.command(epilog=settings_help(SPINSettings))
 def spin(settings: File = None, set: Set = None) -> None:
     """Self-play fine-tuning, the whole road: check, data, rounds, export, verify, card, publish. Run again, it goes on where it stood."""
+    from .roads import follow
+
     follow(load_settings(SPINSettings, settings, set))
-
-
-def follow(settings: Settings) -> None:
-    """The whole road of these settings; of several processes the others take part in the training alone."""
-    from .check import check
-    from .live import summary
-    from .llama import compile_llama_cpp
-    from .processes import first
-    from .run import Run, say
-
-    for reason in settings.reasons():
-        say(reason)
-    if first():
-        check(settings)
-    run = Run.create(settings)
-    if first() and settings.quantizations:
-        compile_llama_cpp()
-    for stage in stages(settings.road):
-        if first() or getattr(stage, "together", False):
-            stage(run)
-    if first():
-        summary(run)
-
-
-def stages(road: str) -> list:
-    """A road, stage by stage."""
-    from .card import write_card
-    from .data import prepare_data
-    from .dpo import train_preferences
-    from .gguf import write_gguf
-    from .hub import publish
-    from .live import show_answers
-    from .merge import write_merged
-    from .preview import show_preview
-    from .rounds import show_rounds
-    from .spin import self_play
-    from .train import train_adapter
-    from .verify import verify_gguf
-
-    train = {"sft": [train_adapter], "dpo": [train_preferences], "spin": [self_play, show_rounds]}[road]
-    export = [write_merged, write_gguf, verify_gguf]
-    return [prepare_data, show_preview, *train, show_answers, *export, write_card, publish]
 
 
 @check_app.command("sft")
@@ -140,10 +104,9 @@ def check_spin(settings: File = None, set: Set = None) -> None:
 @app.command()
 def export(run: Folder) -> None:
     """Write the merged model, if the settings ask for it, and the GGUF of a finished training again."""
-    from .gguf import write_gguf
-    from .merge import write_merged
+    from .roads import EXPORT
 
-    redo(run, write_merged, write_gguf)
+    redo(run, *EXPORT)
 
 
 @app.command()
@@ -157,7 +120,7 @@ def verify(
     ] = None,
 ) -> None:
     """Prove again that a run's GGUF files are the trained model; or that any GGUF is the model that you name. Exit code 1 if not."""
-    from .verify import verify_file, verify_gguf
+    from .proof import verify_file, verify_gguf
 
     if against is None:
         if target.is_file() or adapter:
@@ -171,7 +134,7 @@ def verify(
 @app.command()
 def card(run: Folder) -> None:
     """Fill the publish folder and write the card again."""
-    from .card import write_card
+    from .publish import write_card
 
     redo(run, write_card)
 
@@ -179,9 +142,8 @@ def card(run: Folder) -> None:
 @app.command()
 def publish(run: Folder) -> None:
     """Upload the publish folder now, whatever `publish_to_hub` says."""
-    from .card import write_card
-    from .hub import publish as upload
-    from .hub import refuse_foreign_token, refuse_unverified
+    from .publish import publish as upload
+    from .publish import refuse_foreign_token, refuse_unverified, write_card
     from .run import Run
 
     opened = Run.open(run)
@@ -195,7 +157,7 @@ def publish(run: Folder) -> None:
 @app.command()
 def show(run: Folder) -> None:
     """Print what a run measured and where its files are."""
-    from .live import summary
+    from .notebook import summary
     from .run import Run
 
     summary(Run.open(run))

@@ -1,4 +1,4 @@
-"""Reading from the Hugging Face Hub: one client, and one translation of its refusals for models and datasets."""
+"""Reading from the Hugging Face Hub: one client, and its errors for models and datasets in our own words."""
 
 from __future__ import annotations
 
@@ -43,6 +43,21 @@ def reading(kind: Kind, name: str) -> Iterator[None]:
         yield
     except (HfHubHTTPError, httpx.TransportError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ERRORS[kind](*explain(error, kind, name)) from None
+
+
+@contextlib.contextmanager
+def model_errors(source: str) -> Iterator[None]:
+    """Turn the Hub's and transformers' errors into a ModelError that says what to do."""
+    try:
+        with reading("model", source):
+            yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ModelError(
+            f"The model {source} could not be loaded ({first_lines(error)}).",
+            "Give a text model in the transformers format with safetensors weights.",
+        ) from None
 
 
 def explain(error: Exception, kind: Kind, name: str) -> tuple[str, str]:

@@ -1,13 +1,16 @@
-"""What a run runs on: the GPU as its driver names it, without loading torch; and, for the facts, the machine and the libraries."""
+"""What a run runs on: the GPU as its driver names it, without loading torch; memory used; the machine and library versions, for the facts."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import resource
 import subprocess
+import sys
 from typing import Any, NamedTuple
 
+GB = 1e9  # bytes
 VERSIONS = ["autosloth", "unsloth", "unsloth_zoo", "trl", "peft", "transformers", "datasets", "torch", "bitsandbytes"]
 VERSIONS += ["llama_cpp_python"]
 
@@ -29,7 +32,26 @@ def first_gpu() -> GPU | None:
     name, _, mebibytes = (result.stdout.splitlines() or [""])[0].rpartition(", ")
     if result.returncode or not mebibytes.strip().isdigit():
         return None
-    return GPU(name, int(mebibytes) * 2**20 / 1e9)
+    return GPU(name, int(mebibytes) * 2**20 / GB)
+
+
+def gpu_name() -> str | None:
+    """The first NVIDIA GPU and its memory in words; None where there is none."""
+    gpu = first_gpu()
+    return f"{gpu.name} with {gpu.memory_gb:.1f} GB" if gpu else None
+
+
+def peak_ram_gb() -> float:
+    """The most memory that this process ever held, in GB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB, 2)
+
+
+def peak_vram_gb() -> float | None:
+    """The most GPU memory that torch reserved, in GB; None without a GPU."""
+    import torch
+
+    return round(torch.cuda.max_memory_reserved() / GB, 2) if torch.cuda.is_available() else None
 
 
 def hardware() -> dict[str, Any]:
@@ -40,10 +62,10 @@ def hardware() -> dict[str, Any]:
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
         "gpu": gpu.name if gpu else None,
-        "vram_gb": round(gpu.total_memory / 1e9, 1) if gpu else None,
+        "vram_gb": round(gpu.total_memory / GB, 1) if gpu else None,
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "ram_gb": round(psutil.virtual_memory().total / GB, 1),
     }
 
 

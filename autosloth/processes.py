@@ -1,4 +1,4 @@
-"""More than one process, as `accelerate launch -m autosloth ...` starts them: all of them train, the first alone writes and speaks."""
+"""Several processes, as `accelerate launch -m autosloth ...` starts them: all of them train, only the first writes files and prints."""
 
 from __future__ import annotations
 

@@ -1,18 +1,17 @@
-"""A run is a folder: settings, facts, one mark per finished stage. Stages meet here and nowhere else."""
+"""The run folder: settings, facts (all that was measured), one mark for each finished stage. Stages meet here and nowhere else."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
 import json
-import logging
 import os
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,40 +19,20 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import AutoSlothError, Interrupted, SettingsError, StorageError
+from .hardware import GB
+from .output import duration, say
 from .processes import first, of_first, part
 from .settings import ROADS, Settings
 
-GB = 1e9
 HALF_WRITTEN = ".partial"  # the end of a temporary file's name, which a kill leaves behind
 LOCKS: dict[Path, FileLock] = {}  # held until the process ends
+
+_waits: dict[str, float] = {}  # what the stage at work waited for -> seconds
 
 
 def cache_dir() -> Path:
     """Where things that every run may share are kept (demo base, converter): $AUTOSLOTH_CACHE or ~/.cache/autosloth."""
     return Path(os.environ.get("AUTOSLOTH_CACHE") or Path.home() / ".cache" / "autosloth")
-
-
-def say(line: str) -> None:
-    """One line to whoever watches: terminal, notebook cell or log."""
-    if first():
-        print(line, flush=True)
-
-
-def hush_libraries() -> None:
-    """Hold down what libraries say, when they are imported, of kernels that a machine without a GPU does not miss."""
-    for chatty in ("torchao", "bitsandbytes", "torch.utils._pytree"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-
-
-def show(text: str, html: str) -> None:
-    """The same thing to whoever watches: HTML where a notebook can show it, else text."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if hasattr(shell, "kernel"):
-        from IPython.display import display
-
-        display({"text/plain": text, "text/html": html}, raw=True)
-    else:
-        say(text)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -253,6 +232,7 @@ def stage(
                 begin_stage(run, name, wanted, facts, [*outputs, *scratch])
                 if together:
                     of_first(lambda: True)
+                _waits.clear()
                 started = time.perf_counter()
                 try:
                     function(run)
@@ -280,6 +260,16 @@ def stage(
         return run_stage
 
     return decorate
+
+
+@contextlib.contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """The seconds in the block are not counted as the stage's own: it says besides how long it waited, and for what."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        _waits[what] = _waits.get(what, 0.0) + time.perf_counter() - started
 
 
 def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inputs: Callable[[Run], Any] | None) -> str:
@@ -329,10 +319,12 @@ def begin_stage(run: Run, name: str, wanted: str, facts: Iterable[str], outputs:
 def end_stage(
     run: Run, name: str, mark: dict[str, Any], reads: Iterable[str], outputs: Iterable[str], seconds: float
 ) -> None:
-    """Write the mark: with what the stage was done, what it left, and when."""
+    """Write the mark: with what the stage was done, what it left, its own seconds, and when."""
+    waited = ", ".join(f"{duration(span)} for {what}" for what, span in _waits.items())
+    seconds -= sum(_waits.values())
     mark |= {"seconds": round(seconds, 2), "settings": chosen_settings(run, reads), "files": file_sizes(run, outputs)}
     write_json(run.path(".done", f"{name}.json"), mark | {"finished": now()})
-    say(f"{name}: done in {seconds:.1f} s")
+    say(f"{name}: done in {seconds:.1f} s" + (f", besides {waited}" if waited else ""))
 
 
 def now() -> str:

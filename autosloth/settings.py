@@ -1,4 +1,4 @@
-"""The settings of a run: one typed declaration a road, which the YAML file, `--set`, the form, the checks and the card are read from."""
+"""The settings of a run: one typed declaration for each road, which the YAML file, `--set`, the form, the checks and the card all read."""
 
 from __future__ import annotations
 

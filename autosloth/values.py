@@ -1,4 +1,4 @@
-"""Values of settings as people give them: from files, the environment and `--set`; names of models and datasets; wrong ones explained."""
+"""Values of settings as they come from files, the environment and `--set`: parsed, and explained when they are wrong."""
 
 from __future__ import annotations
 

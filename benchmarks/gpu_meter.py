@@ -9,7 +9,8 @@ import time
 from contextlib import nullcontext
 from typing import Any
 
-Case = dict[str, Any]
+from sides import Case
+
 WARMUP_STEPS = 2  # not timed: what is compiled, is compiled in them
 PROFILED, TOP = 2, 12
 

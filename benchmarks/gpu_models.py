@@ -24,6 +24,7 @@ SHAPES = {
 }  # fmt: skip
 TOKENS_A_WORD = 1.4  # of the demo's tokenizer in its own stories
 UNK, BOS, EOS, PAD = range(4)  # of the demo's tokenizer
+SPECIAL = 4  # so many; from there on a token is a number of a model that counts
 ANSWER = 60  # tokens, the median of Alpaca's answers
 
 
@@ -113,7 +114,6 @@ def in_nf4(name: str, weight: Any) -> dict[str, Any]:
 
 def talking_head(kind: str, embeddings: Any) -> Any:
     """The output layer (vocabulary, hidden) of a model that counts down, or of one that ends at random; see `make_model`."""
-    import generate
     import torch
 
     vocabulary, hidden = embeddings.shape
@@ -122,8 +122,8 @@ def talking_head(kind: str, embeddings: Any) -> Any:
     )  # Unsloth takes rows of zeros for tokens that were never trained
     if kind == "counting":
         follower = torch.arange(vocabulary, device=embeddings.device) - 1
-        follower[generate.ZERO] = EOS
-        weight[follower[generate.ZERO :]] = embeddings[generate.ZERO :]
+        follower[SPECIAL] = EOS
+        weight[follower[SPECIAL:]] = embeddings[SPECIAL:]
         return weight
     # A constant first coordinate survives the layers; after the last norm, whose output has the length sqrt(hidden), it is `there`.
     embeddings[:, 0] = math.sqrt(hidden)
@@ -135,7 +135,7 @@ def talking_head(kind: str, embeddings: Any) -> Any:
 
 def write_tokenizer(folder: Path) -> None:
     """The demo's tokenizer; the embeddings are as many as the shape has, its tokens are the first of them."""
-    from autosloth.demo import TOKENIZER, _save_tokenizer, _train_sentencepiece, documents
+    from autosloth.demo.forest import TOKENIZER, _save_tokenizer, _train_sentencepiece, documents
 
     _train_sentencepiece(documents(TOKENIZER["documents"], TOKENIZER["general_share"]), folder)
     _save_tokenizer(folder)
@@ -145,7 +145,7 @@ class Words:
     """A stream of words from the demo's stories, asked for by number of tokens."""
 
     def __init__(self, seed: int):
-        from autosloth.demo import documents
+        from autosloth.demo.forest import documents
 
         self.random, self.words = random.Random(seed), " ".join(documents(4000, 0.5)).split()
 

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_meter import Case, Meter, memory, on_gpu, same_start
+from gpu_meter import Meter, memory, on_gpu, same_start
 from gpu_models import make_model, write_instructions, write_pairs
+from sides import Case, in_turn, tell
 
 NOTEBOOK = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "learning_rate": 2e-4, "warmup_steps": 5, "optim": "adamw_8bit", "weight_decay": 0.01, "lr_scheduler_type": "linear", "seed": 3407}  # fmt: skip
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -21,8 +22,8 @@ LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 # ---------------------------------------------------------------------------------------------------------------- rows
 def prepare(case: Case) -> Case:
     """Make the model and the rows, and run the data stage of AutoSloth on them; gives the run's folder and what its check expects of memory."""
-    from autosloth.data import prepare_data
-    from autosloth.memory import estimate, known_shape
+    from autosloth.data.stage import prepare_data
+    from autosloth.models.memory import estimate, known_shape
     from autosloth.run import Run
     from autosloth.settings import ROADS
 
@@ -52,9 +53,9 @@ def opened(case: Case) -> Any:
 
 def autosloth(case: Case) -> Case:
     """AutoSloth's own trainer, as its training stage makes it."""
-    from autosloth import dpo, train
-    from autosloth.live import Interruption, progress_callback
-    from autosloth.model import load_model, load_tokenizer
+    from autosloth.models.engine import load_model, load_tokenizer
+    from autosloth.notebook.live import Interruption, progress_callback
+    from autosloth.training import dpo, train
 
     run = opened(case)
     tokenizer, model = load_tokenizer(run.settings), load_model(run.settings)
@@ -69,17 +70,16 @@ def dtype_of(run: Any) -> tuple[Any, Case]:
     """The precision that AutoSloth would train this run in, as torch names it and as a trainer's arguments do."""
     import torch
 
-    from autosloth.model import choose_precision
+    from autosloth.models.engine import choose_precision
 
     name, _ = choose_precision(run.settings)
     return getattr(torch, name), {"bf16": name == "bfloat16", "fp16": name == "float16"}
 
 
-def unsloth_model(run: Any, dtype: Any) -> tuple[Any, Any]:
+def unsloth_model(settings: Any, dtype: Any) -> tuple[Any, Any]:
     """Model and tokenizer as Unsloth's public notebooks load them."""
     from unsloth import FastLanguageModel
 
-    settings = run.settings
     model, tokenizer = FastLanguageModel.from_pretrained(settings.model, max_seq_length=settings.max_length, dtype=dtype, load_in_4bit=settings.load_in_4bit)  # fmt: skip
     model = FastLanguageModel.get_peft_model(
         model, r=settings.lora_r, target_modules=LAYERS, lora_alpha=settings.lora_alpha, lora_dropout=0, bias="none",
@@ -103,7 +103,7 @@ def notebook(case: Case) -> Case:
 
     run = opened(case)
     dtype, precision = dtype_of(run)
-    model, tokenizer = unsloth_model(run, dtype)
+    model, tokenizer = unsloth_model(run.settings, dtype)
     arguments = notebook_arguments(case, run, precision)
     texts = {"dataset_text_field": "text", "max_length": run.settings.max_length, "packing": False}
     rows = run.rows("train").select_columns(["text"])
@@ -120,7 +120,7 @@ def notebook_dpo(case: Case) -> Case:
 
     run = opened(case)
     dtype, precision = dtype_of(run)
-    model, tokenizer = unsloth_model(run, dtype)
+    model, tokenizer = unsloth_model(run.settings, dtype)
     tokenizer.chat_template = chat_template()
     arguments = notebook_arguments(case, run, precision) | {"learning_rate": 5e-6, "warmup_steps": 0.1}
     rows = run.rows("train").select_columns(["prompt", "chosen", "rejected"])
@@ -129,7 +129,7 @@ def notebook_dpo(case: Case) -> Case:
 
 
 def chat_template() -> str:
-    from autosloth.model import named_template
+    from autosloth.models.engine import named_template
 
     return named_template("alpaca")
 
@@ -139,11 +139,11 @@ def bare(case: Case) -> Case:
     import unsloth  # noqa: F401
     from trl import SFTConfig, SFTTrainer
 
-    from autosloth.train import sft_arguments
+    from autosloth.training.train import sft_arguments
 
     run = opened(case)
     dtype, _ = dtype_of(run)
-    model, tokenizer = unsloth_model(run, dtype)
+    model, tokenizer = unsloth_model(run.settings, dtype)
     args = SFTConfig(**sft_arguments(run.settings, run.path("bare"), str(dtype).removeprefix("torch."), on_gpu()))
     rows = run.rows("train").select_columns(["input_ids", "labels"])
     return Meter(SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)).train()  # fmt: skip
@@ -193,31 +193,17 @@ def plain_trainer(run: Any, model: Any, tokenizer: Any, arguments: Case) -> Any:
 
 
 def generation(case: Case) -> Case:
-    """The three sides of generate.py on a model that counts, greedily; each has to give the right answers. Tokens per second."""
+    """The three sides of generate.py, tokens per second by round."""
     import generate
 
-    from autosloth.model import load_model, load_tokenizer
-    from autosloth.settings import SFTSettings
-
-    folder = make_model(Path(case["folder"]) / case["model"], **case["make"])
-    generate.ROWS, generate.CAP = case["rows"], case["longest"]
-    settings = SFTSettings(model=str(folder), load_in_4bit=case["make"]["four_bit"], max_length=2048)
-    model, tokenizer = load_model(settings), load_tokenizer(settings)
-    asked, speeds = generate.prompts(), {}
-    for name, (side, rows) in generate.SIDES.items():
-        some = asked[: min(rows, case["rows"])]
-        side(model, tokenizer, some[: min(8, len(some))])
-        started = time.perf_counter()
-        answers = side(model, tokenizer, some)
-        speeds[name] = sum(map(len, answers)) / (time.perf_counter() - started)
-        if answers != [generate.expected(prompt) for prompt in some]:
-            raise SystemExit(f"{name} gave other answers than the model's.")
-    return {"tokens_per_second": speeds, **memory()}
+    size = generate.Size(**case["size"])
+    loaded = generate.counting_model(Path(case["folder"]) / case["model"], **case["make"])
+    return {"tokens_per_second": in_turn(size.rounds, generate.sides(*loaded, size)), **memory()}
 
 
 def spin_round(case: Case) -> Case:
     """A whole round of self-play by AutoSloth: seconds by part."""
-    from autosloth.spin import Game, self_play
+    from autosloth.training.spin import Game, self_play
 
     run, seconds = opened(case), {}
     timed(Game, "generate", seconds)
@@ -248,7 +234,7 @@ def timed(kind: Any, name: str, seconds: dict[str, float]) -> None:
 def whole_training(case: Case) -> Case:
     """AutoSloth's training stage under a cap that its first batch does not fit: the steps and the tokens that it told of in the end."""
     from autosloth.errors import AutoSlothError
-    from autosloth.train import train_adapter
+    from autosloth.training.train import train_adapter
 
     run = opened(case)
     try:
@@ -289,19 +275,19 @@ def main() -> None:
         "plain",
         "machine",
     ):  # before torch makes anything on the GPU: Unsloth sets how its allocator works
-        from autosloth.model import start_engine
+        from autosloth.models.engine import start_engine
 
         start_engine()
     if case.get("cap_gb") and on_gpu():
         import torch
 
-        from autosloth import hardware, memory
+        from autosloth import hardware
+        from autosloth.models import memory
 
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, case["cap_gb"] * 1e9 / total))
         memory.first_gpu = lambda: hardware.GPU("capped", case["cap_gb"])  # what AutoSloth is to think that there is
-    result = SIDES[case["side"]](case)
-    print("\nRESULT " + json.dumps(result), flush=True)
+    tell(SIDES[case["side"]](case))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What self-play gains where the truth is known: `make bench`.
+"""What self-play gains where the truth is known: `python benchmarks/spin.py`, part of `make bench`.
 
 The answers to a question are drawn from a distribution p_data(y|x) over eight sentences, so that KL(p_data || p_model) is computed
 exactly, by scoring every sentence. A start, under-trained by the road of supervised fine-tuning, plays three rounds by the road of
@@ -22,23 +22,23 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from autosloth import spin
-from autosloth.clean import Findings
-from autosloth.data import prepare_data
-from autosloth.demo import ATTRIBUTES, NAMES, demo_base
-from autosloth.encode import IGNORED, encode_rows
-from autosloth.hardware import hardware, versions
-from autosloth.model import answering
+from sides import HERE, keep, options
+
+from autosloth.data.clean import Findings
+from autosloth.data.encode import IGNORED, encode_rows
+from autosloth.data.stage import prepare_data
+from autosloth.demo.forest import ATTRIBUTES, NAMES, demo_base
+from autosloth.models.engine import answering
 from autosloth.run import Run, read_json, write_json
 from autosloth.settings import SFTSettings, SPINSettings
-from autosloth.train import train_adapter
+from autosloth.training import spin
+from autosloth.training.train import train_adapter
 
-HERE = Path(__file__).parent
 QUESTIONS = {"food": "{name} eats?", "tree": "{name} lives?", "hour": "{name} naps?"}
 VALUES = 8  # possible answers to a question
 HELD_OUT_SLOTHS, DRAWS = 12, 2  # of whom nothing is asked in training; answers drawn to each question about them
 SCORED_AT_ONCE = 64  # answers of one length
-SEEDS, PROCESSES = (1, 2, 3), 2  # of one thread each: the model is so small that a second one gains nothing
+PROCESSES = 2  # of one thread each: the model is so small that a second one gains nothing
 SHARED = {
     **{"model": "demo", "chat_template": "mistral", "max_length": 64, "max_new_tokens": 16, "eval_split": "test"},
     **{"duplicates": "keep", "eval_answers": 0, "batch_size": 16, "gradient_accumulation": 1, "save_steps": 10_000},
@@ -65,8 +65,18 @@ class Case:
     arm: bool = False
 
 
+@dataclass(frozen=True)
+class Size:
+    """Every case is played from the start of every seed."""
+
+    regime: Regime
+    seeds: tuple[int, ...]
+    cases: tuple[Case, ...]
+
+
 # The rate is that of the demo's own self-play; a tenth of it is what a small lambda asks for.
-CASES = (Case(1.0, 3e-4, arm=True), Case(0.1, 3e-4), Case(0.1, 3e-5, arm=True))
+FULL = Size(Regime(), (1, 2, 3), (Case(1.0, 3e-4, arm=True), Case(0.1, 3e-4), Case(0.1, 3e-5, arm=True)))
+SMOKE = Size(Regime(rows=96, start_steps=30, rounds=2, prompts=32), (1,), (Case(1.0, 1e-3, arm=True),))
 
 
 # ------------------------------------------------------------------------------------------------------------ the truth
@@ -264,13 +274,13 @@ def quiet(log: Path) -> Any:
         yield
 
 
-def play_all(folder: Path, regime: Regime, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Every case from the start of every seed, in PROCESSES processes."""
+def play_all(folder: Path, size: Size) -> list[dict[str, Any]]:
+    """What every game measured, in PROCESSES processes."""
     demo_base()
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(partial(train_start, folder, regime), seeds))
-        tasks = [pool.submit(play, folder, regime, seed, case) for case in CASES for seed in seeds]
+        list(pool.map(partial(train_start, folder, size.regime), size.seeds))
+        tasks = [pool.submit(play, folder, size.regime, seed, case) for case in size.cases for seed in size.seeds]
         for task in tasks:
             print(one_line(task.result()), flush=True)
         return [task.result() for task in tasks]
@@ -286,11 +296,11 @@ def one_line(run: dict[str, Any]) -> str:
 def curves(runs: list[dict[str, Any]]) -> dict[str, list[tuple[dict[str, Any], ...]]]:
     """By name of the curve: for each place from the start on, the figures of all seeds."""
     found = {}
-    for case in CASES:
-        same = [run for run in runs if (run["beta"], run["rate"]) == (case.beta, case.rate)]
-        rate = f"rate {case.rate:.0e}".replace("e-0", "e-")
-        names = {"rounds": f"self-play, λ {case.beta:g}, {rate}", "sft": f"plain SFT, {rate}"}
-        for side in ("rounds", "sft") if case.arm else ("rounds",):
+    for beta, rate in dict.fromkeys((run["beta"], run["rate"]) for run in runs):
+        same = [run for run in runs if (run["beta"], run["rate"]) == (beta, rate)]
+        at = f"rate {rate:.0e}".replace("e-0", "e-")
+        names = {"rounds": f"self-play, λ {beta:g}, {at}", "sft": f"plain SFT, {at}"}
+        for side in ("rounds", "sft") if same[0]["arm"] else ("rounds",):
             found[names[side]] = list(zip(*([run["start"], *run[side]] for run in same), strict=True))
     return found
 
@@ -372,20 +382,14 @@ def draw(axes: Any, places: Any, figures: list, name: str, color: str, line: str
 
 
 def main() -> None:
-    began = time.perf_counter()
+    smoke, began = options(__doc__).parse_args().smoke, time.perf_counter()
+    size = SMOKE if smoke else FULL
     with tempfile.TemporaryDirectory() as folder:
-        runs = play_all(Path(folder), Regime(), SEEDS)
-    print(table(runs))
-    results = {
-        "regime": asdict(Regime()),
-        "runs": runs,
-        "seconds": round(time.perf_counter() - began, 1),
-        "hardware": hardware(),
-        "versions": versions(),
-        "load": os.getloadavg(),
-    }
-    (HERE / "results" / "spin.json").write_text(json.dumps(results, indent=2) + "\n")
-    plot(runs, HERE.parent / "docs" / "spin.png")
+        runs = play_all(Path(folder), size)
+        seconds = round(time.perf_counter() - began, 1)
+        print(table(runs))
+        plot(runs, Path(folder if smoke else HERE.parent / "docs", "spin.png"))
+    keep("spin", {"regime": asdict(size.regime), "runs": runs, "seconds": seconds}, smoke)
 
 
 if __name__ == "__main__":

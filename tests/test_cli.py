@@ -6,11 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import SHORT, command_line, sets
+from support.commands import SHORT, command_line, sets
+from support.patience import HUNG, until
 
 from autosloth.check import Problems, check
 from autosloth.errors import StorageError
@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_is_a_named_problem(tmp_path, base):
         pytest.skip("a small disk cannot be mounted here")
     code = (
         "from autosloth.run import Run\nfrom autosloth.settings import SFTSettings\nfrom autosloth.cli import fail\n"
-        "from autosloth.errors import AutoSlothError\nfrom autosloth.data import prepare_data\n"
+        "from autosloth.errors import AutoSlothError\nfrom autosloth.data.stage import prepare_data\n"
         "run = Run.create(SFTSettings(model='demo', dataset='demo', storage='/mnt'))\nopen('/mnt/filler', 'wb', buffering=0).write(b'0' * 2_000_000)\n"
         "try:\n    prepare_data(run)\nexcept AutoSlothError as error:\n    fail(error.what, error.todo)\n"
     )
@@ -161,7 +161,7 @@ def test_one_stage_can_be_run_again(copied, stage, line):
 
 
 def test_a_run_folder_that_another_process_works_in_is_refused(copied, base):
-    from conftest import DEMO
+    from support.commands import DEMO
 
     lock(copied)
     result = command_line("sft", *sets(**DEMO, storage=copied.parent))
@@ -211,13 +211,11 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(tmp_path, base):
     process = subprocess.Popen(
         [sys.executable, "-m", "autosloth", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    until = time.monotonic() + 200
-    while not (tmp_path / "short" / "checkpoints" / "checkpoint-20").exists():
-        assert time.monotonic() < until and process.poll() is None
-        time.sleep(0.1)
+    checkpoint = tmp_path / "short" / "checkpoints" / "checkpoint-20"
+    until(lambda: checkpoint.exists() or process.poll() is not None, checkpoint)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "with a checkpoint" in errors and "Traceback" not in errors
+    said, errors = process.communicate(timeout=HUNG)
+    assert process.returncode == 130 and "with a checkpoint" in errors and "Traceback" not in errors, said + errors
     step = int(re.search(r"after step (\d+) of 2000", errors)[1])
     assert (tmp_path / "short" / "checkpoints" / f"checkpoint-{step}").is_dir()
 

@@ -13,6 +13,7 @@ import yaml
 from autosloth.settings import SFTSettings
 
 ROOT = Path(__file__).parents[1]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line.split("  #")[0].strip()
@@ -66,6 +67,35 @@ def test_the_settings_file_is_one():
     assert settings.learning_rate == 2e-4 and settings.publish_to_hub
 
 
-def test_the_tree_names_every_file_of_the_package():
-    for path in (ROOT / "autosloth").glob("*.py"):
-        assert path.name.startswith("__") or path.name in README, path.name
+def test_the_tree_names_every_wing():
+    for door in (ROOT / "autosloth").glob("*/__init__.py"):
+        assert f"\n  {door.parent.name}/ " in README, door
+
+
+def test_the_architecture_names_every_file_of_the_package():
+    told = (ROOT / "docs" / "architecture.md").read_text()
+    rows = dict(re.findall(r"^\| `?([\w ]+?)/?`? \| (.*) \|$", told, re.M))
+    for path in (ROOT / "autosloth").rglob("*.py"):
+        if not path.name.startswith("__"):
+            wing = path.parent.name if path.parent.name != "autosloth" else "on top"
+            assert f"`{path.stem}`" in rows[wing], path
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md", "docs/spin.md", "docs/gpu.md"]
+)
+def test_what_the_pages_name_is_there(name):
+    """Files of the repository and names in them, as `bad_rows` in `autosloth/data/clean.py`, and the targets of links."""
+    page = ROOT / name
+    text = page.read_text()
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (page.parent / link).exists(), link
+    for path in re.findall(r"`((?:autosloth|tests|docs|benchmarks|notebooks)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_examples_for_contributors_stand_where_it_is_said():
+    examples = re.findall(r"`(\w+)`(?: in| \() ?`([\w./]+\.py)`", CONTRIBUTING)
+    assert len(examples) == 6
+    for name, path in examples:
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), (name, path)

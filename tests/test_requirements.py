@@ -108,7 +108,7 @@ KNOWN_EXCEPTIONS = {
     ("unsloth", "torchvision"): TORCHVISION,
 }
 COLAB_HAS = {"triton", "torchvision"}
-COMPILED = {"llama-cpp-python", "diskcache"}  # there, by autosloth/llama.py, while the model trains
+COMPILED = {"llama-cpp-python", "diskcache"}  # there, by autosloth/export/llama.py, while the model trains
 
 
 def linux(python):
@@ -128,7 +128,7 @@ def test_laid_over_colab_nothing_is_missing_or_refused():
     # lead to, and neighbours that bound those (gcsfs holds fsspec at its own version, hence we leave fsspec alone).
     # Colab's Jupyter and CUDA libraries are taken as they are. What the pins require is read from the ones installed
     # here, also when that is under another Python than Colab's: their wheels state the same for both.
-    image = json.loads((HOME / "tests/data/colab_2026-08.json").read_text())["packages"]
+    image = json.loads((HOME / "tests/colab_2026-08.json").read_text())["packages"]
     as_shipped = {name: (package["version"], package["requires"]) for name, package in image.items()}
     compiled = {name: entry for name, entry in pinned(BARE).items() if name in COMPILED}
     assert compiled.keys() == COMPILED
@@ -145,6 +145,6 @@ def test_autosloth_imports_only_what_it_needs():
     modules -= {"google"}  # google.colab, which only Colab has
     modules -= {"conversion", "gguf"}  # llama.cpp's converter, out of llama-cpp-python's source package
     modules -= {"vllm"}  # which answers in self-play where it is there and asked for
-    modules -= {"nbclient", "nbformat"}  # notebook.py, which runs notebooks where no front end does
+    modules -= {"nbclient", "nbformat"}  # notebook/headless.py, which runs notebooks where no front end does
     owners = packages_distributions()
     assert [name for name in modules if not set(map(canonicalize_name, owners.get(name, []))) & set(NEEDED)] == []

@@ -1,0 +1,22 @@
+"""Rows are read, their form is recognised, and what nothing can be learnt from is dropped and counted.
+
+What is left is tokenised, labelled, shown and written as the trainer takes it.
+"""
+
+from .clean import FORMS_OF, Findings, load_rows
+from .encode import IGNORED
+from .load import look_up
+from .preview import show_preview
+from .recognise import recognise_columns
+from .stage import prepare_data
+
+__all__ = [
+    "FORMS_OF",
+    "IGNORED",
+    "Findings",
+    "load_rows",
+    "look_up",
+    "prepare_data",
+    "recognise_columns",
+    "show_preview",
+]

@@ -1,0 +1,158 @@
+"""The dataset's rows as they are, from the Hub, a web address or local files."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import DataError
+from ..fetch import ask_for, first_lines, is_offline, reading
+from ..settings import Settings
+from ..values import DATA_SUFFIXES, is_address, is_hub_id
+from .files import Source, read_source, sources_of
+from .normalise import Row
+
+
+def load_raw(settings: Settings, split: str) -> tuple[list[Row], str | None]:
+    """The rows of a split, and the commit they come from when they come from the Hub. Raises DataError."""
+    if is_hub_id(settings.dataset):
+        return load_from_hub(settings, split)
+    return load_from_files(settings.dataset, split), None
+
+
+def load_from_hub(settings: Settings, split: str) -> tuple[list[Row], str | None]:
+    """The rows of a split of a dataset on the Hub, without its pictures and sounds, and the commit they are from. Raises DataError."""
+    from datasets import Audio, Image, Video, load_dataset_builder
+
+    ask_for("dataset", settings.dataset)
+    with dataset_errors(settings.dataset):
+        builder = load_dataset_builder(settings.dataset, settings.dataset_config)
+        builder.download_and_prepare()
+    splits = list(builder.info.splits or ())
+    refuse_missing(settings.dataset, split_names(settings.dataset, split), splits)
+    with dataset_errors(settings.dataset):
+        found = builder.as_dataset(split=split)
+    texts = [name for name, kind in found.features.items() if not isinstance(kind, (Audio, Image, Video))]
+    return found.select_columns(texts).to_list(), builder.hash  # `datasets` keys its cache by the commit
+
+
+def look_up(settings: Settings) -> list[str] | None:
+    """Whether a Hub dataset has the configuration and the splits that are asked for; no row is fetched. Gives its columns where they are known. Raises DataError."""
+    from datasets import load_dataset_builder
+
+    ask_for("dataset", settings.dataset)
+    if is_offline():
+        return None
+    with dataset_errors(settings.dataset):
+        builder = load_dataset_builder(settings.dataset, settings.dataset_config)
+    splits = [str(split) for split in builder.config.data_files or builder.info.splits or ()]
+    for split in filter(None, (settings.split, settings.eval_split)):
+        refuse_missing(settings.dataset, split_names(settings.dataset, split), splits)
+    return list(builder.info.features) if builder.info.features else None
+
+
+@contextlib.contextmanager
+def dataset_errors(name: str) -> Iterator[None]:
+    """Turn the errors of `datasets` for a Hub dataset into a DataError that says what to do."""
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+
+    try:
+        with reading("dataset", name):
+            yield
+    except DatasetGenerationError as error:
+        raise DataError(
+            f"The files of the dataset {name} cannot be read ({first_lines(error.__cause__ or error)}).",
+            "Download its files and give their path: they are then read row by row, and the wrong line is named.",
+        ) from None
+    except (EmptyDatasetError, DataFilesNotFoundError, RuntimeError) as error:  # the last one is for loading scripts
+        raise DataError(
+            f"The dataset {name} has no files that can be loaded ({first_lines(error)}).",
+            f"Choose one that has {', '.join(DATA_SUFFIXES)} files.",
+        ) from None
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise DataError(f"The dataset {name} could not be fetched ({first_lines(error)}).", "Run again.") from None
+    except ValueError as error:
+        todo = "Set `dataset_config` or `split` to one that it has."
+        raise DataError(f"The dataset {name} could not be loaded ({first_lines(error)}).", todo) from None
+
+
+def load_from_files(name: str, split: str) -> list[Row]:
+    """The rows of a split of a local file, folder or archive, or of one at an address. Raises DataError.
+
+    Files belong to the split that their name or folder tells, by the convention of `datasets`
+    (huggingface.co/docs/datasets/repository_structure); where none tells, all are `train`.
+    """
+    from datasets import ReadInstruction
+
+    path, name = (fetch_address(name), name.partition("?")[0]) if is_address(name) else (Path(name).expanduser(), name)
+    splits = by_split(sources_of(path, name))
+    wanted = split_names(name, split)
+    refuse_missing(name, wanted, list(splits))
+    rows = {part: [row for source in splits[part] for row in read_source(source)] for part in dict.fromkeys(wanted)}
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute({part: len(found) for part, found in rows.items()})
+    except (ValueError, AssertionError) as error:
+        raise wrong_split(name, split, error) from None
+    return [row for part in parts for row in rows[part.splitname][part.from_ : part.to]]
+
+
+def split_names(name: str, split: str) -> list[str]:
+    """The splits that `train[:100]+test` is made of. Raises DataError when it cannot be understood."""
+    from datasets import ReadInstruction
+
+    try:
+        return [part.partition("[")[0] for part in ReadInstruction.from_spec(split).to_spec().split("+")]
+    except (ValueError, AssertionError) as error:
+        raise wrong_split(name, split, error) from None
+
+
+def wrong_split(name: str, split: str, error: Exception) -> DataError:
+    """The error of a split that `datasets` cannot read."""
+    what = f"`{split}` names no part of the dataset {name} ({first_lines(error)})."
+    return DataError(what, "Write a split such as `train`, or a part of it such as `train[:2000]` or `train[:10%]`.")
+
+
+def refuse_missing(name: str, wanted: list[str], splits: list[str]) -> None:
+    """Raises DataError when a split is asked for that is not there, with those that are."""
+    missing = [part for part in wanted if part not in splits]
+    if splits and missing:
+        raise DataError(
+            f"The dataset {name} has no split `{missing[0]}`.",
+            f"Set `split` to one that it has ({', '.join(splits)}), or to a part of it such as `{splits[0]}[:2000]`.",
+        )
+
+
+def by_split(sources: list[Source]) -> dict[str, list[Source]]:
+    """Sources by the split that their path tells."""
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    found: dict[str, list[Source]] = {}
+    for source in sources:
+        words = set(re.split(r"[^a-z]+", source.name.lower()))
+        told = next((str(split) for split, keywords in SPLIT_KEYWORDS.items() if words & set(keywords)), None)
+        found.setdefault(told if len(sources) > 1 and told else "train", []).append(source)
+    return found
+
+
+def fetch_address(address: str) -> Path:
+    """The file at an http(s) address, in the cache of `datasets`; a page of GitHub or the Hub about a file stands for the file. Raises DataError."""
+    import aiohttp
+    import fsspec
+    from datasets import DownloadConfig, DownloadManager
+
+    address = re.sub(r"^(https://github\.com/[^/]+/[^/]+)/blob/", r"\1/raw/", address)
+    address = re.sub(r"^(https://huggingface\.co/.+?)/blob/", r"\1/resolve/", address)
+    shown, _, query = address.partition("?")  # what follows may be a key
+    try:
+        marked = "ETag" in fsspec.filesystem("http").info(address)  # else the cache could not tell a changed file
+        config = DownloadConfig(disable_tqdm=True, force_download=not marked)
+        return Path(DownloadManager(download_config=config).download(address))
+    except (OSError, ValueError, aiohttp.ClientError) as error:
+        reason = first_lines(error).replace(query, "...") if query else first_lines(error)
+        raise DataError(
+            f"The address {shown} could not be fetched ({reason or type(error).__name__}).",
+            "Check it in a browser, or download the file and give its path.",
+        ) from None

@@ -1,0 +1,102 @@
+"""Pairs become token ids as TRL's DPOTrainer takes them: a prompt, the chosen answer and the rejected one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..errors import ModelError
+from ..models import render_chat
+from ..settings import Settings
+from .clean import Findings
+from .encode import BATCH, IGNORED, answer_spans, left_out, one_ahead, token_from, tokenize
+from .normalise import Row
+
+SIDES = ("chosen", "rejected")
+
+
+def encode_pairs(tokenizer: Any, rows: list[Row], settings: Settings, found: Findings) -> list[Row]:
+    """Each pair with `prompt_ids`, `chosen_ids`, `rejected_ids` (int32), as trl 1.15's DataCollatorForPreference joins them.
+
+    Besides, as rows of chats have them, `messages`, `text`, `input_ids` and `labels` of the prompt with the chosen answer, and
+    `rejected_text`. Pairs that do not fit are left out and counted. Raises ModelError when the chat template refuses every pair.
+    """
+    kept = []
+    batches = (render_pairs(tokenizer, rows[start : start + BATCH], found) for start in range(0, len(rows), BATCH))
+    for rendered, encodings in one_ahead(
+        lambda batch: (batch, tokenize(tokenizer, [text for _, sides in batch for text, *_ in sides])), batches
+    ):
+        for (row, sides), *encoded in zip(rendered, encodings[::2], encodings[1::2], strict=True):
+            ids = [split_ids(each, *side) for each, side in zip(encoded, sides, strict=True)]
+            if fitted := fit(*ids, settings, found):
+                texts = {"messages": row["prompt"] + row["chosen"], "text": sides[0][0], "rejected_text": sides[1][0]}
+                kept.append(row | texts | fitted)
+    return kept
+
+
+def render_pairs(tokenizer: Any, rows: list[Row], found: Findings) -> list[tuple[Row, list[tuple[str, int, int]]]]:
+    """Each pair with both its sides as (text, start of the answer, its end); those that the template does not show whole are left out and counted.
+
+    Raises ModelError when the chat template refuses all of them.
+    """
+    rendered, refusal, refused = [], None, 0
+    for row in rows:
+        try:
+            sides = [render_side(tokenizer, row["prompt"], row[side]) for side in SIDES]
+        except ModelError as error:
+            refusal, refused = error, refused + 1
+            continue
+        missing = next((side for side in sides if isinstance(side, str)), None)
+        if missing:
+            found.dropped[missing] += 1
+        else:
+            rendered.append((row, sides))
+    if refusal and refused == len(rows):
+        raise refusal
+    found.dropped["refused_by_template"] += refused
+    return rendered
+
+
+def render_side(tokenizer: Any, prompt: list[Row], answer: list[Row]) -> tuple[str, int, int] | str:
+    """The text of a prompt and an answer, and where in it the answer starts and ends; else why it cannot be used. Raises ModelError."""
+    chat = {"messages": prompt + answer}
+    text = render_chat(tokenizer, chat["messages"])
+    if left_out(tokenizer, chat, text):
+        return "turn_left_out_by_template"
+    spans = answer_spans(tokenizer, chat, text, first=len(prompt))
+    return (text, spans[0][0], spans[-1][1]) if spans else "answer_not_found_in_template"
+
+
+def split_ids(encoded: Any, text: str, start: int, end: int) -> tuple[list[int], list[int]]:
+    """The ids of a prompt and of the answer to it, what follows its end token left out."""
+    first, last = token_from(encoded, start, len(text)), token_from(encoded, end, len(text))
+    return encoded.ids[:first], encoded.ids[first:last]
+
+
+def fit(chosen: tuple, rejected: tuple, settings: Settings, found: Findings) -> Row | None:
+    """The columns of a pair, its answers cut at max_length; None, counted, for a pair that is to be dropped.
+
+    The prompt is what both sides begin with: where its last character melts with an answer's first into one token, that
+    token belongs to the answer.
+    """
+    import numpy
+
+    prompt = os.path.commonprefix([chosen[0], rejected[0]])
+    answers = [side[0][len(prompt) :] + side[1] for side in (chosen, rejected)]
+    longest = len(prompt) + max(map(len, answers))
+    found.lengths.append(longest)
+    if len(prompt) >= settings.max_length:
+        found.dropped["prompt_beyond_max_length"] += 1
+        return None
+    if longest > settings.max_length and settings.long_rows == "drop":
+        found.dropped["longer_than_max_length"] += 1
+        return None
+    answers = [answer[: settings.max_length - len(prompt)] for answer in answers]
+    if answers[0] == answers[1]:
+        found.dropped["equal_when_cut" if longest > settings.max_length else "equal_tokens"] += 1
+        return None
+    found.truncated += longest > settings.max_length
+    prompt, chosen, rejected = (numpy.array(ids, dtype=numpy.int32) for ids in (prompt, *answers))
+    labels = numpy.concatenate([numpy.full_like(prompt, IGNORED), chosen])
+    columns = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+    return columns | {"input_ids": numpy.concatenate([prompt, chosen]), "labels": labels}

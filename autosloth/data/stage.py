@@ -1,0 +1,155 @@
+"""The data stage: load, clean, split, tokenise and label the rows, and write them as the trainer takes them."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, ModelError
+from ..models import chosen_template, end_ids, load_tokenizer
+from ..output import say
+from ..run import Run, file_hash, fingerprint, stage
+from ..settings import Settings
+from .clean import Findings, load_rows
+from .encode import IGNORED, encode_rows
+from .normalise import Row
+from .pairs import encode_pairs
+from .preview import histogram
+
+
+def local_inputs(run: Run) -> list[object]:
+    """What identifies a local dataset (its content), a local model (its files) and the chat template of an adapter, so that changed ones are prepared again."""
+    dataset, model = Path(run.settings.dataset).expanduser(), Path(run.settings.model).expanduser()
+    files = sorted(path for path in dataset.rglob("*") if path.is_file()) if dataset.is_dir() else [dataset]
+    return [
+        [file_hash(path) for path in files if path.is_file()],
+        sorted((path.name, path.stat().st_size) for path in model.iterdir()) if model.is_dir() else None,
+        chosen_template(run.settings),
+    ]
+
+
+@stage(
+    "data",
+    reads=(
+        "model", "revision", "adapter", "chat_template", "thinking", "max_length", "dataset", "dataset_config", "split", "columns", "bad_rows",
+        "duplicates", "long_rows", "eval_split", "eval_fraction", "eval_rows", "seed",
+    ),
+    inputs=local_inputs,
+    result=lambda run: [file_hash(run.path("data", f"{name}.parquet")) for name in ("train", "eval")],
+    facts=("data",),
+    outputs=("data/train.parquet", "data/eval.parquet"),
+)  # fmt: skip
+def prepare_data(run: Run) -> None:
+    """Write data/train.parquet, data/eval.parquet (see `write_rows`). Raises DataError."""
+    settings, found = run.settings, Findings()
+    rows = load_rows(settings, found)
+    tokenizer, encode = load_tokenizer(settings), encode_pairs if settings.road == "dpo" else encode_rows
+    train, held_out = (encode(tokenizer, part, settings, found) for part in rows)
+    refuse_too_few(train, held_out, settings, found)
+    refuse_endless(tokenizer, train, settings)
+    if not settings.thinking and "enable_thinking" in tokenizer.chat_template and thoughts(held_out):
+        say("data: some answers contain thoughts, and `thinking` is off; set `thinking: true` to learn them")
+    folder = run.fresh("data")
+    write_rows(train, folder / "train.parquet")
+    write_rows(held_out, folder / "eval.parquet")
+    facts = describe(train, held_out, found, settings)
+    run.record("data", **facts, fingerprint=fingerprint([file_hash(path) for path in sorted(folder.glob("*.parquet"))]))
+    report(facts, settings)
+
+
+def thoughts(rows: list[Row]) -> bool:
+    """Whether an answer in these rows holds a thought, as reasoning models mark it."""
+    return any("</think>" in (turn.get("content") or "") for row in rows for turn in row["messages"] or [])
+
+
+def refuse_too_few(train: list[Row], held_out: list[Row], settings: Settings, found: Findings) -> None:
+    """Raises DataError when no row is left to learn from or to measure with."""
+    if train and held_out:
+        return
+    reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in found.dropped.items() if count)
+    template = sum(count for reason, count in found.dropped.items() if reason.endswith("_template"))
+    raise DataError(
+        f"Too few rows of {settings.dataset} are left: {len(train)} to learn from, {len(held_out)} to measure with ({reasons or 'none dropped'}; max_length {settings.max_length}).",
+        "Choose another `chat_template`, or take the system and tool turns out of the rows."
+        if template > len(found.lengths) / 2
+        else "Raise `max_length` or shorten the questions where answers lie beyond it; give more rows that differ.",
+    )
+
+
+def refuse_endless(tokenizer: Any, rows: list[Row], settings: Settings) -> None:
+    """Raises ModelError when the chat template ends answers with a token that nothing takes for an end: the model would never stop."""
+    whole = next((row for row in rows if len(row["input_ids"]) < settings.max_length), None)
+    last = [int(label) for label in whole["labels"] if label != IGNORED][-1] if whole else None
+    if last is not None and last not in end_ids(tokenizer, settings):
+        raise ModelError(
+            f"The chat template ends answers with {tokenizer.decode([last])!r}, which is no end token of {settings.model}.",
+            "Set `chat_template: alpaca`, whose answers end with the model's own end token, or choose a model whose template and end token agree.",
+        )
+
+
+def write_rows(rows: list[Row], path: Path) -> None:
+    """Rows as one Parquet file: `messages` and `tools` (JSON), `text`, `input_ids` and `labels` (int32 lists); pairs with what `encode_pairs` adds."""
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import Features, Json, List, Value
+
+    as_json = json.JSONEncoder(default=str).encode
+    numbers, chat, text = List(Value("int32")), Json(), Value("string")
+    kinds = {"messages": chat, "tools": chat, "text": text, "input_ids": numbers, "labels": numbers}
+    if "rejected_ids" in rows[0]:
+        kinds |= {"prompt": chat, "chosen": chat, "rejected": chat, "rejected_text": text}
+        kinds |= {"prompt_ids": numbers, "chosen_ids": numbers, "rejected_ids": numbers}
+    columns = {
+        name: [as_json(row.get(name)) if kind is chat else row[name] for row in rows] for name, kind in kinds.items()
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns).cast(Features(kinds).arrow_schema), path)
+
+
+def describe(train: list[Row], held_out: list[Row], found: Findings, settings: Settings) -> dict[str, Any]:
+    """The facts of the rows: how many and why others are not there, tokens per epoch, and true lengths in tokens."""
+    lengths = sorted(found.lengths)
+    return {
+        "read": found.read,
+        "kept": len(train) + len(held_out),
+        "dropped": {reason: count for reason, count in found.dropped.items() if count},
+        "repaired": dict(found.repaired),
+        "truncated": found.truncated,
+        "answers_not_learnt": found.answers_not_learnt,
+        "train_rows": len(train),
+        "eval_rows": len(held_out),
+        "train_tokens": sum(
+            len(row["input_ids"]) + len(row.get("prompt_ids", ())) + len(row.get("rejected_ids", ())) for row in train
+        ),
+        "learnt_tokens": sum(int((row["labels"] != IGNORED).sum()) + len(row.get("rejected_ids", ())) for row in train),
+        "length": {
+            "median": int(statistics.median(lengths)),
+            "p95": lengths[math.ceil(0.95 * len(lengths)) - 1],
+            "longest": lengths[-1],
+            "histogram": histogram(lengths, settings.max_length),
+        },
+        "form": found.form,
+        "columns": found.columns,
+        "revision": found.revision,
+    }
+
+
+def report(facts: dict[str, Any], settings: Settings) -> None:
+    """Say what was recognised, kept, dropped and cut."""
+    columns = ", ".join(
+        f"{column} as {role}" if column != role else column for role, column in facts["columns"].items()
+    )
+    say(f"data: {facts['read']} rows read as {facts['form']} ({columns})")
+    say(f"data: {facts['train_rows']} to train on, {facts['eval_rows']} held out")
+    for verb in ("dropped", "repaired"):
+        counts = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in facts[verb].items())
+        if counts or verb == "dropped":
+            say(f"data: {verb} {counts or 'none'}")
+    if facts["answers_not_learnt"]:
+        say(
+            f"data: {facts['answers_not_learnt']} answers of earlier turns are not learnt: the chat template shows them differently once the chat goes on"
+        )
+    if facts["truncated"]:
+        say(f"data: {facts['truncated']} cut at {settings.max_length} tokens")

@@ -1,0 +1,24 @@
+"""The adapter is merged into the 16-bit base while it is written as 16-bit safetensors or as GGUF files.
+
+llama.cpp, whose converter decides the form of a GGUF, is fetched and compiled here.
+"""
+
+from .apart import run_apart
+from .convert import untie
+from .gguf import lay_source, size_in_bases, write_gguf
+from .llama import compile_llama_cpp, fetch_converter, last_line, llama_cpp, refuse_unknown_architecture
+from .merge import write_merged
+
+__all__ = [
+    "compile_llama_cpp",
+    "fetch_converter",
+    "last_line",
+    "lay_source",
+    "llama_cpp",
+    "refuse_unknown_architecture",
+    "run_apart",
+    "size_in_bases",
+    "untie",
+    "write_gguf",
+    "write_merged",
+]

@@ -1,0 +1,70 @@
+"""Runs a module's `main` in a process of its own, whose memory and imports end with it; request and answer are JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import AutoSlothError
+from ..output import say
+
+SERVE = "from autosloth.export.apart import serve; serve()"
+REPORT = "base: "  # how a line begins that is passed on at once
+
+
+@dataclass
+class Ended:
+    """How a process ended: its exit status, its answer (empty if it gave none), what it wrote to standard error."""
+
+    status: int
+    answer: dict[str, Any]
+    errors: str
+
+
+def run_apart(module: str, request: dict[str, Any], online: bool, **environment: str) -> Ended:
+    """Run `module.main(request)` in another Python; its answer is the last line of that one's output.
+
+    online: it may read the Hub, by the same token as this process; environment: for it alone, where nothing else is set.
+    """
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    environment = {**environment, **os.environ, "PYTHONPATH": paths}
+    environment |= hub_access() if online else {"HF_HUB_OFFLINE": "1"}
+    command, last = [sys.executable, "-c", SERVE, module, json.dumps(request, default=str)], ""
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process:
+            try:
+                for line in process.stdout:
+                    last = line
+                    if line.startswith(REPORT):
+                        say(line.rstrip())
+            except BaseException:  # the user's interruption
+                process.kill()
+                raise
+        errors.seek(0)
+        return Ended(process.returncode, json.loads(last) if last.endswith("}\n") else {}, errors.read())
+
+
+def serve() -> None:
+    """The other end of `run_apart`: print what the module's `main` finds, or an AutoSlothError as `error`, and end with exit code 1."""
+    module, request = sys.argv[1:]
+    try:
+        print(json.dumps(importlib.import_module(module).main(json.loads(request))))
+    except AutoSlothError as error:
+        print(json.dumps({"error": [error.what, error.todo]}))
+        sys.exit(1)
+
+
+def hub_access() -> dict[str, str]:
+    """The environment of a process that reads the Hub: the token goes there and nowhere else, and chunks are not kept beside the files."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_XET_CHUNK_CACHE_SIZE_BYTES": "0"}
+    return quiet | ({"HF_TOKEN": token} if token else {})

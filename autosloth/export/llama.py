@@ -1,0 +1,142 @@
+"""llama.cpp: its converter, downloaded once, and llama-cpp-python, compiled in the background where it is not installed."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExportError
+from ..output import say
+from ..run import cache_dir, fingerprint, waiting_for
+
+# The converter comes out of the source package of the llama-cpp-python that reads the result, so that both
+# agree on the format; the index's own `gguf` package is older and breaks it. requirements-bare.txt pins the same.
+LLAMA_CPP_PYTHON = "0.3.36"
+SOURCE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+CONVERTER_PARTS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
+BESIDE_IT = "diskcache==5.6.3"  # the one library that it needs and Colab lacks
+# What AutoSloth does not use takes half of the time to compile.
+LEAN = f"-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE={Path(__file__).with_suffix('.cmake')}"
+
+_compiling: list[subprocess.Popen] = []  # by this process
+
+
+def compile_llama_cpp() -> None:
+    """Begin to compile llama-cpp-python where it is not installed, behind whatever else runs; `llama_cpp` waits for it."""
+    if _compiling or importlib.util.find_spec("llama_cpp"):
+        return
+    wanted = [f"llama-cpp-python=={LLAMA_CPP_PYTHON}", BESIDE_IT]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *wanted]
+    environment = {"CMAKE_ARGS": LEAN, **os.environ}
+    log_path().parent.mkdir(parents=True, exist_ok=True)
+    with open(log_path(), "w") as log:
+        _compiling.append(subprocess.Popen(["nice", *pip], env=environment, stdout=log, stderr=subprocess.STDOUT))
+    say("llama.cpp: compiling in the background, some minutes on two cores; it is needed after the training")
+
+
+def llama_cpp() -> Any:
+    """The module `llama_cpp`; waits where it is still being compiled. Raises ExportError when that failed."""
+    compile_llama_cpp()
+    for process in _compiling:
+        if process.poll() is None:
+            say("llama.cpp: still compiling; waiting for it")
+        with waiting_for("llama.cpp to compile"):
+            failed = process.wait()
+        if failed:
+            _compiling.clear()
+            raise ExportError(
+                f"llama-cpp-python could not be installed ({last_line(log_path().read_text(errors='replace'))}).",
+                f"See {log_path()}, mend what it tells (a C++ compiler is needed) and run again; the adapter is safe in adapter/.",
+            )
+        importlib.invalidate_caches()
+    return importlib.import_module("llama_cpp")
+
+
+def log_path() -> Path:
+    """What pip says while it compiles."""
+    return cache_dir() / "llama-cpp-python.log"
+
+
+def last_line(text: str) -> str:
+    """The last line of an output that says something."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Writing:")]
+    return lines[-1] if lines else "no output"
+
+
+def fetch_converter() -> Path:
+    """The folder with convert_hf_to_gguf.py, fetched by pip once, checked by hash, unpacked to the cache. Raises ExportError."""
+    folder = cache_dir() / f"llama.cpp-{LLAMA_CPP_PYTHON}-{fingerprint(CONVERTER_PARTS)[:6]}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        waiting_for("downloading the converter"),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converter-") as temporary,
+    ):
+        wanted = Path(temporary, "wanted.txt")
+        wanted.write_text(f"llama-cpp-python=={LLAMA_CPP_PYTHON} --hash=sha256:{SOURCE_SHA256}\n")
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            "llama-cpp-python",
+            "--require-hashes",
+            "-r",
+            wanted,
+            "-d",
+            temporary,
+        ]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise ExportError(
+                f"llama.cpp's converter could not be fetched ({last_line(result.stderr)}).",
+                "Check the network and run again; or set `quantizations: []`, which goes without a GGUF.",
+            )
+        unpacked = unpack_converter(next(Path(temporary).glob("*.tar.gz")), Path(temporary))
+        try:
+            unpacked.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # somebody else may have been faster
+                raise
+    return folder
+
+
+def known_architectures() -> set[str]:
+    """The architectures of text models, as config.json calls them, that the converter knows: its own table, read without importing it. Raises ExportError."""
+    tree = ast.parse((fetch_converter() / "conversion" / "__init__.py").read_text(encoding="utf-8"))
+    tables = (node for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == "TEXT_MODEL_MAP")
+    return set(ast.literal_eval(next(tables).value))
+
+
+def refuse_unknown_architecture(config: dict[str, Any], model: str) -> None:
+    """Raises ExportError when the converter knows none of the architectures that a model's config.json names."""
+    parts = (config, config.get("text_config") or {})
+    named = [name for part in parts for name in part.get("architectures") or []]
+    if not set(named) & known_architectures():
+        raise ExportError(
+            f"llama.cpp makes no GGUF of {model}: it does not know its architecture ({', '.join(named) or 'none is named'}).",
+            "Set `quantizations: []` to train it without a GGUF, or choose another model.",
+        )
+
+
+def unpack_converter(archive: Path, folder: Path) -> Path:
+    """Take the converter, and no more, out of llama-cpp-python's source package."""
+    with tarfile.open(archive) as tar:
+        inside = f"{tar.next().name.split('/')[0]}/vendor/llama.cpp/"
+        wanted = tuple(inside + part for part in CONVERTER_PARTS)
+        tar.extractall(
+            folder, members=[member for member in tar.getmembers() if member.name.startswith(wanted)], filter="data"
+        )
+    return folder / inside

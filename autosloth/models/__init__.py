@@ -1,0 +1,66 @@
+"""The base model is found, judged by its size, and loaded with its adapter; only `engine.py` imports unsloth.
+
+Prompts are rendered and answers generated here, in one way for every other part.
+"""
+
+from .adapter import adapter_folder, starting_adapter
+from .base import (
+    TOKENIZER_FILES,
+    export_base,
+    model_files,
+    model_source,
+    refuse_without_gpu,
+    shard_sizes,
+    sixteen_bit_model,
+    small_files,
+    weights_gb,
+)
+from .decoding import Decoding, end_tokens
+from .engine import (
+    CHAT_TEMPLATES,
+    answering,
+    choose_precision,
+    chosen_template,
+    encode_prompt,
+    end_ids,
+    load_model,
+    load_tokenizer,
+    opening,
+    render_chat,
+    save_tokenizer,
+)
+from .generate import answer, checked
+from .memory import check_memory, rows_at_once
+from .vllm import refuse_without_vllm
+
+__all__ = [
+    "CHAT_TEMPLATES",
+    "TOKENIZER_FILES",
+    "Decoding",
+    "adapter_folder",
+    "answer",
+    "answering",
+    "check_memory",
+    "checked",
+    "choose_precision",
+    "chosen_template",
+    "encode_prompt",
+    "end_ids",
+    "end_tokens",
+    "export_base",
+    "load_model",
+    "load_tokenizer",
+    "model_files",
+    "model_source",
+    "opening",
+    "refuse_without_gpu",
+    "refuse_without_vllm",
+    "render_chat",
+    "rows_at_once",
+    "save_tokenizer",
+    "shard_sizes",
+    "sixteen_bit_model",
+    "small_files",
+    "starting_adapter",
+    "weights_gb",
+]

@@ -1,0 +1,156 @@
+"""The base model's files: where they are, how large they are, and which 16-bit weights the adapter is merged into."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..demo import demo_base
+from ..errors import ModelError
+from ..fetch import ask_for, hub_api, is_offline, model_errors
+from ..hardware import GB, gpu_name
+from ..output import say
+from ..settings import Settings
+from ..values import is_hub_id
+from ..weights import INDEX, shard_names, streamed_base
+
+CPU_LIMIT_GB = 3.0  # weights beyond which training without a GPU would take days
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+QUANTIZED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
+SMALL_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES, "*.jinja", INDEX]
+
+
+def model_source(settings: Settings) -> str:
+    """The Hub id or folder that `model` stands for; `demo` is built when it is not there yet."""
+    if settings.model == "demo":
+        return str(demo_base())
+    folder = Path(settings.model).expanduser()
+    return str(folder) if folder.is_dir() else settings.model
+
+
+def model_files(source: str, revision: str | None = None) -> Path:
+    """The folder with a model's config, tokenizer and safetensors, downloaded when it is a Hub id. Raises ModelError."""
+    folder = small_files(source, revision)
+    if Path(source).is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    with model_errors(source):  # of one commit: its hash is the folder's name
+        return Path(snapshot_download(source, revision=folder.name, allow_patterns=shard_names(folder)))
+
+
+def small_files(source: str, revision: str | None = None) -> Path:
+    """The folder with a model's config and tokenizer, and the index of its weights, but not these. Raises ModelError."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    with model_errors(source):
+        return Path(snapshot_download(source, revision=revision, allow_patterns=SMALL_FILES))
+
+
+@contextlib.contextmanager
+def export_base(settings: Settings, stage: str = "", writes: float = 0) -> Iterator[Path]:
+    """The folder with the 16-bit weights that the adapter is merged into. Raises ModelError.
+
+    stage: who reads them, and says which they are; writes: what will be written to the run's folder, in sizes of the base. Where the disk is too small for both, it is a
+    folder of `streamed_base`, to be read by way of `Shards`.
+    """
+    source, found = sixteen_bit_model(settings)
+    if stage:
+        say(f"{stage}: reading the weights of {settings.model if settings.model == 'demo' else source}{found}")
+    revision = settings.revision if source == settings.model else None
+    if Path(source).is_dir():
+        yield Path(source)
+        return
+    with streamed_base(small_files(source, revision), source, settings.folder, writes) as streamed:
+        yield streamed or model_files(source, revision)
+
+
+def sixteen_bit_model(settings: Settings) -> tuple[str, str]:
+    """The name of the 16-bit model that the adapter is merged into, and how it was found, in words that follow it. Raises ModelError.
+
+    A 4-bit repository cannot be merged into without loss; Unsloth's own list names each one's original, and
+    where it is silent its naming does.
+    """
+    if settings.sixteen_bit_model:
+        return settings.sixteen_bit_model, ", as `sixteen_bit_model` says"
+    source = model_source(settings)
+    if not is_quantized(source, settings.revision):
+        return source, ""
+    original = unsloth_originals().get(source.lower()) or QUANTIZED_NAME.sub("", source)
+    if original == source or Path(source).is_dir():
+        raise ModelError(
+            f"The 16-bit original of the 4-bit model {source} is not known.", "Name it as `sixteen_bit_model`."
+        )
+    return original, f", the 16-bit original of {source}"
+
+
+def unsloth_originals() -> dict[str, str]:
+    """Unsloth's list, 4-bit repository (lower case) -> 16-bit repository; read without importing Unsloth, which takes seconds."""
+    package = Path(importlib.util.find_spec("unsloth").origin).parent
+    listed = runpy.run_path(str(package / "models" / "mapper.py"))["INT_TO_FLOAT_MAPPER"]
+    return {quantized.lower(): original for quantized, original in listed.items()}
+
+
+def is_quantized(source: str, revision: str | None = None) -> bool:
+    """Whether a model's weights are stored quantised, by its config.json."""
+    config = small_files(source, revision) / "config.json"
+    return "quantization_config" in json.loads(config.read_text(encoding="utf-8"))
+
+
+def weights_gb(source: str, revision: str | None = None) -> float:
+    """The size of a model's weights in GB. Raises ModelError when there are none, or no such model."""
+    return sum(shard_sizes(source, revision).values()) / GB
+
+
+def shard_sizes(source: str, revision: str | None = None) -> dict[str, int]:
+    """The safetensors files that a model is loaded from, and their bytes. Raises ModelError when there are none, or no such model."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    elif is_hub_id(source):
+        ask_for("model", source)
+        with model_errors(source):
+            sizes = {
+                file.rfilename: file.size or 0
+                for file in hub_api().model_info(source, revision=revision, files_metadata=True).siblings
+            }
+    else:
+        raise ModelError(
+            f"The model folder {source} does not exist.",
+            "Give a Hub id such as `unsloth/mistral-7b-bnb-4bit`, or a folder.",
+        )
+    found = {name: size for name, size in sizes.items() if name.endswith(".safetensors") and "/" not in name}
+    weights = {name: size for name, size in found.items() if name.startswith("model")} or found  # not a second form
+    if "config.json" not in sizes or not weights:
+        raise ModelError(
+            f"{source} is no model in the transformers format with safetensors weights.",
+            "Give one that has config.json and *.safetensors.",
+        )
+    return weights
+
+
+def refuse_without_gpu(settings: Settings) -> None:
+    """Raises ModelError for a model that would take days without a GPU, where there is none."""
+    if settings.model == "demo" or gpu_name() or (is_offline() and is_hub_id(settings.model)):
+        return
+    size = weights_gb(settings.model, settings.revision)
+    if size > CPU_LIMIT_GB:
+        raise ModelError(
+            f"{settings.model} has {size:.1f} GB of weights, and there is no GPU to train it on.",
+            "On Colab choose Runtime > Change runtime type > T4 GPU and Run all again; elsewhere use a machine with an NVIDIA GPU, or a smaller model.",
+        )

@@ -1,0 +1,260 @@
+"""The model itself: loading, precision, the LoRA adapter, the one way to a prompt. The only file that imports unsloth."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+from ..fetch import first_lines, model_errors
+from ..hardware import first_gpu
+from ..output import hush_libraries, say
+from ..run import cache_dir
+from ..settings import Settings
+from .adapter import adapter_config, starting_adapter
+from .base import TOKENIZER_FILES, model_source, small_files
+from .repair import repair_tokenizer
+
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CHAT_TEMPLATES = Path(__file__).parent / "templates" / "chat"  # ours; beside each the same in Ollama's language
+OPTIONAL_BOS = "{{ bos_token or '' }}"  # how our own chat templates begin
+
+
+def start_engine() -> Any:
+    """Import unsloth, before trl, transformers and peft, which it patches; hold down its side effects.
+
+    Without these, Unsloth 2026.10 compiles into the working directory, pings a statistics repository at
+    each load, and may call apt-get in its own exports.
+    """
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled_cache"))
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")
+    # Else only the first process's weights are real before FSDP shares them out, and by then they are measured.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    hush_libraries()
+    with without_cpu_notices():
+        import unsloth
+    from datasets import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bars()
+    disable_progress_bar()
+    return unsloth
+
+
+@contextlib.contextmanager
+def without_cpu_notices() -> Iterator[None]:
+    """Keep back what Unsloth 2026.10 prints of its CPU backend; that there is no GPU is said with the precision."""
+    with contextlib.redirect_stdout(io.StringIO()) if first_gpu() is None else contextlib.nullcontext():
+        yield
+
+
+def choose_precision(settings: Settings) -> tuple[str, str]:
+    """The name of the torch dtype to train in, and the reason for it. Raises ModelError for bfloat16 on a GPU without it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "float32", "no GPU"
+    name, has_bf16 = torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
+    if settings.precision == "bfloat16" and not has_bf16:
+        raise ModelError(f"`precision` is bfloat16, which {name} does not have.", "Set `precision: auto`.")
+    if settings.precision != "auto":
+        return settings.precision, "as set"
+    return ("bfloat16", f"{name} has bf16") if has_bf16 else ("float16", f"{name} has no bf16")
+
+
+def load_tokenizer(settings: Settings) -> Any:
+    """The base model's tokenizer with the chat template that the settings ask for. Raises ModelError."""
+    start_engine()
+    from transformers import AutoTokenizer
+
+    source = model_source(settings)
+    with model_errors(source):
+        tokenizer = AutoTokenizer.from_pretrained(small_files(source, settings.revision), trust_remote_code=False)
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer of {source} has no fast form or no end token.",
+            "Choose a model whose repository has a tokenizer.json.",
+        )
+    template = chosen_template(settings) or tokenizer.chat_template or named_template("alpaca")
+    if tokenizer.bos_token is None:  # llama.cpp takes one for granted: with Qwen's vocabulary it would be a comma
+        template = template.replace(OPTIONAL_BOS, "")
+    tokenizer.chat_template = template if settings.thinking else without_thinking(template)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def chosen_template(settings: Settings) -> str | None:
+    """The chat template that the settings name, or the one that the adapter to start from was trained with."""
+    if settings.chat_template != "auto":
+        return named_template(settings.chat_template)
+    folder = starting_adapter(settings)
+    path = folder / "chat_template.jinja" if folder else None
+    return path.read_text(encoding="utf-8") if path and path.is_file() else None
+
+
+def without_thinking(template: str) -> str:
+    """A chat template with its thinking mode switched off, if it has one (Qwen3 and kin call the switch `enable_thinking`).
+
+    The switch stands in the template itself, so that training, generation, the published tokenizer and the GGUF agree about it.
+
+    >>> without_thinking("{{ messages[0].content }}")
+    '{{ messages[0].content }}'
+    """
+    off = "{% set enable_thinking = false %}"
+    return off + template if "enable_thinking" in template and not template.startswith(off) else template
+
+
+def named_template(name: str) -> str:
+    """One of our chat templates; none needs tokens that the tokenizer may lack."""
+    return (CHAT_TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
+
+
+def render_chat(
+    tokenizer: Any, messages: list[dict[str, Any]], answer_next: bool = False, tools: list[dict] | None = None
+) -> str:
+    """The text of a chat, in one way for training, generation, verification and the card. Raises ModelError.
+
+    answer_next: end with the opening of the assistant's turn; tools: what the assistant may call, as JSON schemas.
+    The text carries the BOS token where the tokenizer would add one, so it is always encoded with
+    `add_special_tokens=False`.
+    """
+    import jinja2
+
+    try:
+        text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=answer_next)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:  # a template meets types that it was not made for
+        roles = " > ".join(message["role"] for message in messages)
+        raise ModelError(
+            f"The model's chat template refuses a chat of {roles} ({first_lines(error)}).",
+            "Set `chat_template: alpaca`, or leave such rows out of the dataset.",
+        ) from None
+    begin = opening(tokenizer)
+    return text if text.startswith(begin) else begin + text
+
+
+@functools.lru_cache(maxsize=8)
+def opening(tokenizer: Any) -> str:
+    """The BOS token where this tokenizer would begin a text with one, else the empty text."""
+    adds = tokenizer.bos_token is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token if adds else ""
+
+
+def end_ids(tokenizer: Any, settings: Settings) -> set[int]:
+    """The ids that end an answer: the tokenizer's end token and those of the model's generation_config.json."""
+    path = small_files(model_source(settings), settings.revision) / "generation_config.json"
+    configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    return {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+
+
+def encode_prompt(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict] | None = None) -> list[int]:
+    """The token ids that the assistant's answer to these messages goes on from."""
+    return tokenizer(
+        render_chat(tokenizer, messages, answer_next=True, tools=tools), add_special_tokens=False
+    ).input_ids
+
+
+def save_tokenizer(tokenizer: Any, settings: Settings, folder: Path) -> None:
+    """Write the tokenizer as its author published it, with our chat template, and what is missing for the GGUF put back.
+
+    `save_pretrained` of transformers 5 drops some of it (see repair.py), so the original files are copied over its own.
+    """
+    source = small_files(model_source(settings), settings.revision)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if repaired := repair_tokenizer(folder, tokenizer):
+        say(f"tokenizer: llama.cpp needs what the base's files leave out; added: {', '.join(repaired)}")
+    (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+
+
+def load_model(settings: Settings) -> Any:
+    """The base model, in 4 bit where asked for and possible, with a LoRA adapter to train: a fresh one on all linear layers, or the one to start from.
+
+    Raises ModelError.
+    """
+    unsloth = start_engine()
+    import torch
+
+    source, (dtype, reason), start = model_source(settings), choose_precision(settings), starting_adapter(settings)
+    say(f"precision: {dtype} ({reason})")
+    with model_errors(source), without_cpu_notices():
+        model, _ = unsloth.FastLanguageModel.from_pretrained(
+            source,
+            revision=settings.revision,
+            max_seq_length=settings.max_length,
+            dtype=getattr(torch, dtype),
+            load_in_4bit=settings.load_in_4bit,
+            trust_remote_code=False,
+            **with_vllm(settings),
+        )
+    model = unsloth.FastLanguageModel.get_peft_model(
+        model,
+        **lora_shape(settings, start),
+        lora_dropout=settings.lora_dropout,
+        bias="none",
+        use_gradient_checkpointing="unsloth" if torch.cuda.is_available() else False,
+        random_state=settings.seed,
+        max_seq_length=settings.max_length,
+    )
+    if start:
+        fill_adapter(model, start, settings)
+    return model
+
+
+def with_vllm(settings: Settings) -> dict[str, Any]:
+    """What Unsloth needs to know to load vLLM beside the model, in self-play where it is asked for."""
+    asked = settings.road == "spin" and settings.fast_inference
+    return {"fast_inference": True, "max_lora_rank": max(16, settings.lora_r)} if asked else {}
+
+
+def lora_shape(settings: Settings, start: Path | None) -> dict[str, Any]:
+    """Rank, scale and layers of the adapter: as the settings say, or as the adapter to start from has them."""
+    if start is None:
+        return {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "target_modules": LINEAR_LAYERS}
+    config = adapter_config(start)
+    if (config["r"], config["lora_alpha"]) != (settings.lora_r, settings.lora_alpha):
+        say(f"adapter: LoRA rank {config['r']} and alpha {config['lora_alpha']}, as {settings.adapter} has them")
+    same = {name: config.get(name) for name in ("r", "lora_alpha", "target_modules")}
+    return same | {"use_rslora": bool(config.get("use_rslora"))}
+
+
+def fill_adapter(model: Any, start: Path, settings: Settings) -> None:
+    """Put the weights of the adapter to start from into the model's. Raises ModelError when they do not fit."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    try:
+        result = set_peft_model_state_dict(model, load_peft_weights(str(start), device="cpu"))
+        strange = result.unexpected_keys
+    except (RuntimeError, ValueError, KeyError) as error:
+        strange = [first_lines(error)]
+    if strange:
+        todo = "Set `model` to the base that the adapter was trained on."
+        raise ModelError(f"The adapter {settings.adapter} does not fit {settings.model} ({strange[0]}).", todo)
+
+
+@contextlib.contextmanager
+def answering(model: Any) -> Iterator[Any]:
+    """The model in Unsloth's inference mode, in the precision of training, and back in training mode afterwards."""
+    unsloth = start_engine()
+    import torch
+
+    unsloth.FastLanguageModel.for_inference(model)
+    dtype = model.get_input_embeddings().weight.dtype  # what it was loaded in, in 4 bit too
+    try:
+        # no_grad, not inference_mode: what a forward pass caches here is used by training later.
+        with torch.no_grad(), torch.autocast("cuda", dtype=dtype, enabled=torch.cuda.is_available()):
+            yield model
+    finally:
+        unsloth.FastLanguageModel.for_training(model)

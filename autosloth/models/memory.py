@@ -1,0 +1,224 @@
+"""How much GPU memory a training will need, part by part, estimated beforehand from the model's config.json and the settings.
+
+The parts follow what Unsloth 2026.10, PEFT and bitsandbytes keep; `python benchmarks/gpu.py memory-7b memory-others` holds their sum against what a GPU measures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any, NamedTuple
+
+from ..errors import ModelError
+from ..fetch import is_offline
+from ..hardware import GB, first_gpu
+from ..output import say
+from ..processes import processes
+from ..settings import Settings
+from ..values import is_hub_id
+from .adapter import adapter_config, starting_adapter
+from .base import model_source, small_files
+
+# Families whose layers are the seven linear layers that LINEAR_LAYERS names; of others (mixtures of experts, say) nothing is told.
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "granite")
+# 4 bits, an 8-bit scale a block of 64, a 32-bit scale of 256 scales (arXiv 2305.14314, section 3).
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+EIGHT_BIT = 2 * (1 + 4 / 256)  # two 8-bit moments and a 32-bit scale for 256 of each (bitsandbytes 0.50)
+STATE_BYTES = {"adamw_8bit": EIGHT_BIT, "paged_adamw_8bit": EIGHT_BIT, "adamw_torch_fused": 8, "rmsprop": 4, "sgd": 0}
+ADAPTER_BYTES = 4  # Unsloth trains the adapter in 32 bits
+LOGIT_BYTES = 16  # of a token's logit in Unsloth's chunked cross-entropy (unsloth_zoo 2026.10, fused_losses/cross_entropy_loss.py)
+CHUNK_GB = 4 * 2**30 / GB  # the most that a chunk of it takes; it takes half of what is free where that is less
+PAIR_CHUNK_GB = 0.27  # a tile of the fused head that scores pairs (256 MiB)
+CUDA_GB = 0.6  # the driver's context, cuBLAS's workspace and the compiled kernels, which torch does not count
+MARGIN = 1.15  # what the estimate may be wrong by
+ROOM = 0.75  # share of the GPU's memory up to which more rows than `batch_size` go at once
+
+
+class Part(NamedTuple):
+    """What takes memory, how much of it, and why so much."""
+
+    name: str
+    gb: float
+    reason: str
+
+
+class Shape(NamedTuple):
+    """The sizes of a decoder that memory depends on."""
+
+    hidden: int
+    inner: int  # of the MLP
+    layers: int
+    queries: int  # heads times their size
+    keys: int
+    vocabulary: int
+    tied: bool
+    skipped: tuple[str, ...]  # layers that a quantised repository keeps in 16 bit
+
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of each of the seven linear layers of a block, by its name in it."""
+        attention = {"q_proj": (self.hidden, self.queries), "k_proj": (self.hidden, self.keys)}
+        attention |= {"v_proj": (self.hidden, self.keys), "o_proj": (self.queries, self.hidden)}
+        mlp = {"gate_proj": (self.hidden, self.inner), "up_proj": (self.hidden, self.inner)}
+        mlp |= {"down_proj": (self.inner, self.hidden)}
+        return {f"self_attn.{name}": size for name, size in attention.items()} | {f"mlp.{name}": size for name, size in mlp.items()}  # fmt: skip
+
+    def keeps(self, name: str) -> bool:
+        """Whether a layer of this name is kept in 16 bit in a quantised repository."""
+        return any(f".{skipped}." in f".{name}." for skipped in self.skipped)
+
+
+def shape_of(config: dict[str, Any]) -> Shape | None:
+    """The shape that a config.json tells of; None for a family whose parts are not known here."""
+    skipped = tuple((config.get("quantization_config") or {}).get("llm_int8_skip_modules") or ())
+    outer, config = config, {**config, **(config.get("text_config") or {})}
+    if config.get("model_type") not in DENSE:
+        return None
+    heads = config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    tied = outer.get("tie_word_embeddings", config["model_type"].startswith("gemma"))  # transformers' defaults
+    keys = size * (config.get("num_key_value_heads") or heads)
+    sizes = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    return Shape(*sizes, size * heads, keys, config["vocab_size"], tied, skipped)
+
+
+def estimate(settings: Settings, shape: Shape, gpu_gb: float, rank: int) -> list[Part]:
+    """The parts of the peak of GPU memory, in GB, when rows as long as `max_length` are trained.
+
+    gpu_gb: the GPU's memory, by which the loss chooses its chunks; rank: of the LoRA adapter.
+    """
+    lasting = [weights(settings, shape), *adapter(settings, shape, rank), Part("CUDA", CUDA_GB, "context and kernels")]
+    free = max(0.0, gpu_gb - sum(part.gb for part in lasting))
+    passing = [activations(settings, shape), loss(settings, shape, free)]
+    if settings.road == "spin":  # answers and training take turns
+        cache = answers(settings, shape)
+        passing = max(passing, [cache], key=lambda parts: sum(part.gb for part in parts))
+    return [*lasting, *passing]
+
+
+def weights(settings: Settings, shape: Shape) -> Part:
+    """The base: linear layers in NF4 where asked for, the rest as it is computed with."""
+    wide = 4 if settings.precision == "float32" else 2
+    total, kept = 0.0, 0
+    for layer in range(shape.layers):
+        for name, (inputs, outputs) in shape.linear_layers().items():
+            narrow = settings.load_in_4bit and not shape.keeps(f"model.layers.{layer}.{name}")
+            total += inputs * outputs * (NF4_BYTES if narrow else wide)
+            kept += settings.load_in_4bit and not narrow
+    embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    how = "NF4" if settings.load_in_4bit else f"{8 * wide} bit"
+    exception = f", but {kept} of them in {8 * wide} bit" if kept else ""
+    return Part("weights", (total + wide * embeddings) / GB, f"linear layers in {how}{exception}; embeddings in {8 * wide} bit")  # fmt: skip
+
+
+def adapter(settings: Settings, shape: Shape, rank: int) -> list[Part]:
+    """The LoRA adapter, and what its training keeps beside it; DPO's reference is a second, frozen one."""
+    numbers = shape.layers * sum(rank * sum(size) for size in shape.linear_layers().values())
+    copies = 1 if settings.road == "sft" else 2
+    each = ADAPTER_BYTES + STATE_BYTES[settings.optimizer]
+    twice = ", and a frozen one for the reference" if copies == 2 else ""
+    return [
+        Part("adapter", numbers * ADAPTER_BYTES * copies / GB, f"{numbers / 1e6:.0f} million numbers in 32 bit{twice}"),
+        Part("optimizer", numbers * each / GB, f"gradients in 32 bit and the states of {settings.optimizer}"),
+    ]
+
+
+def tokens_at_once(settings: Settings) -> int:
+    """Tokens in a forward pass, when every row is as long as `max_length`; a pair is two rows."""
+    return settings.batch_size * settings.max_length * (1 if settings.road == "sft" else 2)
+
+
+def activations(settings: Settings, shape: Shape) -> Part:
+    """What a backward pass holds at once: one block is computed again, the inputs of the others wait in the machine's memory.
+
+    A block keeps its input, both norms, the attention's result and their gradients, queries, keys and values, and three tensors of the
+    MLP; the stack, the two blocks' inputs on their way, its last hidden states and their gradient; 4-bit weights are
+    unpacked one layer at a time, the next into a second buffer.
+    """
+    wide = 4 if settings.precision == "float32" else 2
+    block = 8 * shape.hidden + 2 * (shape.queries + 2 * shape.keys) + 3 * shape.inner
+    numbers = tokens_at_once(settings) * (block + 4 * shape.hidden)
+    unpacked = 2 * shape.hidden * shape.inner if settings.load_in_4bit else 0
+    told = f"one block of {tokens_at_once(settings):,} tokens, with gradient checkpointing"
+    return Part("activations", wide * (numbers + unpacked) / GB, told)
+
+
+def loss(settings: Settings, shape: Shape, free_gb: float) -> Part:
+    """The logits and what the loss makes of them, in chunks of tokens."""
+    whole = tokens_at_once(settings) * shape.vocabulary * LOGIT_BYTES / GB
+    most = PAIR_CHUNK_GB if settings.road != "sft" else min(CHUNK_GB, free_gb / 2)
+    return Part("loss", min(whole, most), "logits in one piece" if whole <= most else "logits in chunks")
+
+
+def answers(settings: Settings, shape: Shape) -> Part:
+    """The keys and values of the answers that self-play generates at once."""
+    length = settings.max_length + settings.max_new_tokens
+    numbers = settings.generation_batch * length * 2 * shape.layers * shape.keys
+    return Part("answers", 2 * numbers / GB, f"keys and values of {settings.generation_batch} answers")
+
+
+def check_memory(settings: Settings) -> None:
+    """Say how much of the GPU's memory the training will take, where both are known. Raises ModelError where it is clearly too much."""
+    gpu, shape = first_gpu(), known_shape(settings)
+    if gpu is None or shape is None:
+        return
+    rank = adapter_rank(settings)
+    parts = estimate(settings, shape, gpu.memory_gb, rank)
+    total = sum(part.gb for part in parts)
+    told = ", ".join(f"{part.name} {part.gb:.1f}" for part in parts)
+    say(f"memory: about {total:.1f} of {gpu.memory_gb:.1f} GB VRAM expected for rows as long as max_length ({told})")
+    one = settings.model_copy(update={"batch_size": 1, **({"generation_batch": 1} if settings.road == "spin" else {})})
+    least = sum(part.gb for part in estimate(one, shape, gpu.memory_gb, rank))
+    if least > MARGIN * gpu.memory_gb:
+        raise ModelError(*too_much(settings, gpu.name, gpu.memory_gb, least, parts))
+    if total > gpu.memory_gb:
+        say(f"memory: {how_to_fit(parts)}")
+
+
+def adapter_rank(settings: Settings) -> int:
+    """The rank of the adapter that is trained."""
+    start = starting_adapter(settings)
+    return adapter_config(start)["r"] if start else settings.lora_r
+
+
+def rows_at_once(settings: Settings, longest: int) -> int:
+    """How many of a step's rows go through the model at once: `batch_size`, or as many more as the GPU is expected to have room for.
+
+    longest: tokens of the longest row. A step learns the same from fewer passes, and each pass that is saved saves the host the 0.25
+    to 0.4 s that launching one takes on a T4, an L4 or an A100, however few its tokens are (unsloth 2026.10, utils/padding_choice.py).
+    """
+    gpu, shape = first_gpu(), known_shape(settings)
+    if gpu is None or shape is None or processes() > 1:  # of which each would have to shrink again with the others
+        return settings.batch_size
+    rows, rank = settings.batch_size * settings.gradient_accumulation, adapter_rank(settings)
+    roomy = []
+    for size in (size for size in range(settings.batch_size, rows + 1) if rows % size == 0):
+        taken = settings.model_copy(update={"batch_size": size, "max_length": min(longest, settings.max_length)})
+        if sum(part.gb for part in estimate(taken, shape, gpu.memory_gb, rank)) <= ROOM * gpu.memory_gb:
+            roomy.append(size)
+    return max(roomy, default=settings.batch_size)
+
+
+def how_to_fit(parts: list[Part]) -> str:
+    """What to do where the longest rows would not fit."""
+    if parts[-1].name == "answers":
+        return "should prompts and answers be that long, lower `generation_batch`: it changes nothing but the speed"
+    return "should rows be that long, halve `batch_size` and double `gradient_accumulation`: the result is the same"
+
+
+def too_much(settings: Settings, name: str, memory_gb: float, least_gb: float, parts: list[Part]) -> tuple[str, str]:
+    """What is wrong where even one row at a time does not fit, and what to do about it."""
+    what = f"{settings.model} needs about {least_gb:.0f} GB VRAM even with `batch_size: 1`, and {name} has {memory_gb:.0f}."
+    lasting = sum(part.gb for part in parts if part.name in ("weights", "adapter", "optimizer", "CUDA"))
+    if lasting < memory_gb:
+        return what, "Lower `max_length`."
+    return what, "Choose a smaller model." if settings.load_in_4bit else "Set `load_in_4bit: true`, or choose a smaller model."  # fmt: skip
+
+
+def known_shape(settings: Settings) -> Shape | None:
+    """The shape of the model; None where its config.json cannot be had (which `check_model` tells of) or tells too little."""
+    if settings.model == "demo" or (is_offline() and is_hub_id(settings.model)):
+        return None
+    with contextlib.suppress(ModelError):
+        config = small_files(model_source(settings), settings.revision) / "config.json"
+        return shape_of(json.loads(config.read_text(encoding="utf-8"))) if config.is_file() else None
+    return None

@@ -1,0 +1,20 @@
+"""What a notebook shows: the form, the panel of the training, answers before and after, the summary.
+
+Secrets and Google Drive are found here, and notebooks run headless.
+"""
+
+from .form import open_form
+from .live import Interruption, progress_callback, show_answers, summary
+from .runtime import DRIVE, drive_folder, place, show_versions
+
+__all__ = [
+    "DRIVE",
+    "Interruption",
+    "drive_folder",
+    "open_form",
+    "place",
+    "progress_callback",
+    "show_answers",
+    "show_versions",
+    "summary",
+]

@@ -1,0 +1,265 @@
+"""What a notebook or a terminal shows of a run: the training as it goes, answers before and after, the summary; each number with its unit and limit."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from ..errors import SettingsError
+from ..hardware import GB
+from ..output import duration, render_html, say, show
+from ..run import Run
+from .runtime import front_end_attached
+
+LINES_PER_RUN = 20  # where nobody watches
+SECONDS_PER_FRAME = 1.0
+POINTS = 200  # of the curve
+
+
+def memory_line() -> str:
+    """Memory in use beside what there is, for example `6.3 of 14.7 GB VRAM, 4.1 of 12.7 GB RAM`."""
+    import psutil
+    import torch
+
+    ram = f"{psutil.Process().memory_info().rss / GB:.1f} of {psutil.virtual_memory().total / GB:.1f} GB RAM"
+    if not torch.cuda.is_available():
+        return ram
+    free, total = torch.cuda.mem_get_info()
+    return f"{(total - free) / GB:.1f} of {total / GB:.1f} GB VRAM, {ram}"
+
+
+class Interruption:
+    """While it lasts, the stop button (or Ctrl-C) asks for an end after the step; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Interruption:
+        self.before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self.ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self.before)
+
+    def ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        say("train: stopping after this step, with a checkpoint; interrupt again to stop at once")
+
+
+def progress_callback(interruption: Interruption) -> Any:
+    """A trainer callback that shows the training, keeps the seconds spent in the trainer's log, over resumes too, and ends it when asked to."""
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            spent = next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
+            self.started, self.first_step = time.perf_counter() - spent, state.global_step
+            self.resumed_at, self.drawn_at, self.panel = time.perf_counter(), 0.0, None
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if interruption.asked:
+                control.should_save = control.should_training_stop = True
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+            if "loss" not in logs:
+                return
+            elapsed = time.perf_counter() - self.started
+            state.log_history[-1]["seconds"] = round(elapsed, 2)
+            done, total = state.global_step, state.max_steps
+            pace = (time.perf_counter() - self.resumed_at) / (done - self.first_step)
+            told = ", ".join(filter(None, [f"loss {float(logs['loss']):.4f}", preference_line(logs)]))
+            text = (
+                f"train: step {done} of {total}, {told}, about {duration(pace * (total - done))} left, {memory_line()}"
+            )
+            if not front_end_attached():
+                if done * LINES_PER_RUN // total > (done - 1) * LINES_PER_RUN // total:
+                    say(text)
+            elif done == total or interruption.asked or time.perf_counter() - self.drawn_at > SECONDS_PER_FRAME:
+                self.drawn_at = time.perf_counter()
+                self.panel = redraw(
+                    self.panel, text, panel_html(state.log_history, total, elapsed, pace * (total - done))
+                )
+
+    return Progress()
+
+
+def preference_line(logs: dict[str, Any]) -> str:
+    """How well a step of DPO tells the answers apart: the margin of their implicit rewards, and the accuracy on pairs."""
+    if "rewards/margins" not in logs:
+        return ""
+    margin = float(logs["rewards/margins"])  # 0 before the first step, when every pair is a tie and TRL's accuracy 0
+    return f"margin {margin:.3f}" + (f", accuracy {float(logs['rewards/accuracies']):.0%}" if margin else "")
+
+
+def redraw(panel: Any, text: str, html: str) -> Any:
+    """Show a panel, or what has become of it in the same place; gives its handle."""
+    from IPython.display import display
+
+    bundle = {"text/plain": text, "text/html": html}
+    if panel is None:
+        return display(bundle, raw=True, display_id=True)
+    panel.update(bundle, raw=True)
+    return panel
+
+
+def panel_html(log: list[dict[str, Any]], total: int, elapsed: float, left: float) -> str:
+    """The state of a training: bar, loss with its curve, time and memory. Its size does not grow with the run's length."""
+    steps = [entry for entry in log if "loss" in entry]
+    losses = [(entry["step"], float(entry["loss"])) for entry in steps]
+    done, loss = losses[-1]
+    return render_html(
+        "notebook/templates/panel.html.j2", done=done, total=total, loss=loss, first=losses[0][1], curve=curve(losses, total),
+        preference=preference_line(steps[-1]), elapsed=duration(elapsed), left=duration(left), memory=memory_line(),
+    )  # fmt: skip
+
+
+def curve(losses: list[tuple[int, float]], total: int) -> dict[str, Any]:
+    """The loss over the steps as the points of two SVG lines in a box of 600 x 120, raw and smoothed, and the ends of its axis.
+
+    At most POINTS points; smoothed is a running mean with the weight 0.9 on the past, corrected for its start (as Adam does).
+    """
+    smoothed, mean = [], 0.0
+    finite = [(step, loss) for step, loss in losses if math.isfinite(loss)]
+    for number, (step, loss) in enumerate(finite, start=1):
+        mean = 0.9 * mean + 0.1 * loss
+        smoothed.append((step, mean / (1 - 0.9**number)))
+    low, high = min((loss for _, loss in finite), default=0.0), max((loss for _, loss in finite), default=1.0)
+    every = -(-len(finite) // POINTS) or 1
+
+    def points(line: list[tuple[int, float]]) -> str:
+        kept = line[::-1][::every][::-1]
+        return " ".join(
+            f"{600 * step / total:.1f},{115 - 110 * (loss - low) / (high - low or 1):.1f}" for step, loss in kept
+        )
+
+    return {"raw": points(finite), "smoothed": points(smoothed), "low": low, "high": high}
+
+
+def show_answers(run: Run) -> None:
+    """Held-out questions with the base's answers and the trained model's, side by side."""
+    before, after = (run.facts["eval"][when].get("samples", []) for when in ("before", "after"))
+    rows = [{**old, "before": old["answer"], "after": new["answer"]} for old, new in zip(before, after, strict=True)]
+    if not rows:
+        return
+    parts = ("question", "before", "after", "expected")
+    text = "\n".join(f"{part:>9} | {row[part] or '(nothing)'}" for row in rows for part in parts)
+    show(text, render_html("notebook/templates/answers.html.j2", rows=rows))
+
+
+def summary(run: Run) -> None:
+    """Print what the run measured and where its files are."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=f"{run.settings.run_name}", show_header=False, title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in summary_lines(run):
+        table.add_row(name, Text(value))
+    Console(width=None if sys.stdout.isatty() else 110).print("", table)
+
+
+def summary_lines(run: Run) -> list[tuple[str, str]]:
+    """(name, value) of each line of the summary, from facts.json."""
+    facts = run.facts
+    missing = [name for name in ("data", "eval", "train", "export", "verify", "publish") if name not in facts]
+    if missing or "after" not in facts["eval"]:
+        raise SettingsError(
+            f"The run {run.folder} is not finished: there are no facts of {', '.join(missing) or 'eval'}.",
+            f"Run `autosloth {run.settings.road}` with its settings to the end.",
+        )
+    before, after = facts["eval"]["before"], facts["eval"]["after"]
+    lines = [("run folder", str(run.folder)), held_out_line(before, after, facts["data"]["eval_rows"])]
+    if "reward_accuracy" in after:
+        lines += preference_lines(before, after)
+    lines += [round_line(played) for played in facts.get("rounds", [])]
+    if "exact_match" in after:
+        cut = f"; {after['answers_cut']} cut at {run.settings.max_new_tokens} tokens" if after["answers_cut"] else ""
+        lines.append(
+            (
+                "task accuracy",
+                f"{before['exact_match']:.1%} before, {after['exact_match']:.1%} after (exact match of {after['answers_compared']} held-out answers{cut})",
+            )
+        )
+        lines.append(("sample question", after["samples"][0]["question"]))
+        lines += [
+            (f"answer {when}", facts["eval"][when]["samples"][0]["answer"] or "(nothing)")
+            for when in ("before", "after")
+        ]
+    lines.append(
+        (
+            "training",
+            f"{facts['train']['steps']} steps in {duration(facts['train']['seconds'])}, {facts['train']['tokens_per_second']:.0f} tokens per second, {memory_facts(facts)}",
+        )
+    )
+    for file in facts["export"]["gguf"]:
+        lines.append(("GGUF", f"{run.path(file['path'])}, {file['bytes'] / 1e6:.1f} MB"))
+    if (proof := facts["verify"])["passed"] is not None:
+        lines.append(("verification", proof_line(proof)))
+    lines.append(("publish folder", str(run.path("publish"))))
+    lines.append(("on the Hub", ", ".join(facts["publish"]["repos"]) or "no (publish_to_hub is off)"))
+    return lines
+
+
+def proof_line(proof: dict[str, Any]) -> str:
+    """The proof of all files in a line."""
+    told = ["passed" if proof["passed"] else "NOT passed"]
+    if proof["texts"]:
+        told.append(f"{proof['token_mismatches']} of {proof['texts']} texts tokenised differently")
+    if proof["mean_kl"] is not None:
+        told.append(
+            f"mean KL {proof['mean_kl']:.2g} nats, top-1 {proof['top1']:.1%}, over {proof['positions']} positions"
+        )
+    tensors = sum(file["weights"]["tensors"] for file in proof.get("files", []))
+    return f"{told[0]}: {', '.join([*told[1:], f'{tensors} tensors compared'])}"
+
+
+def held_out_line(before: dict[str, Any], after: dict[str, Any], rows: int) -> tuple[str, str]:
+    """The loss on what was held out; that of answers has a unit, that of preferences has none."""
+    what = f"{rows} pairs" if "reward_accuracy" in after else f"nats per token, {rows} rows"
+    return "held-out loss", f"{before['loss']:.4f} before, {after['loss']:.4f} after ({what})"
+
+
+def round_line(played: dict[str, Any]) -> tuple[str, str]:
+    """A round of self-play."""
+    now = played["eval"]
+    told = f"held-out loss {now['nll']:.4f}, accuracy on pairs {now['reward_accuracy']:.1%}, margin {now['reward_margin']:.3f}"
+    return (
+        f"round {played['round']}",
+        f"{told}, {now['mean_length']:.1f} tokens an answer, {played['generated']['pairs']} pairs",
+    )
+
+
+def preference_lines(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str]]:
+    """What DPO changed, on the held-out pairs."""
+    return [
+        (
+            "reward accuracy",
+            f"{before['reward_accuracy']:.1%} before, {after['reward_accuracy']:.1%} after; the better answer is the likelier one in {before['prefers_chosen']:.1%}, then {after['prefers_chosen']:.1%}",
+        ),
+        ("reward margin", f"{before['reward_margin']:.3f} before, {after['reward_margin']:.3f} after"),
+        (
+            "log-probabilities",
+            f"better answers {before['chosen_logp']:.1f} before, {after['chosen_logp']:.1f} after; worse ones {before['rejected_logp']:.1f}, then {after['rejected_logp']:.1f} (nats an answer)",
+        ),
+        ("KL to the start", f"{after['kl']:.3g} nats per token"),
+    ]
+
+
+def memory_facts(facts: dict[str, Any]) -> str:
+    """Peak memory beside what there is."""
+    train, machine = facts["train"], facts["hardware"]
+    vram = f"{train['peak_vram_gb']} of {machine['vram_gb']} GB VRAM, " if machine["gpu"] else ""
+    return f"{vram}{train['peak_ram_gb']} of {machine['ram_gb']} GB RAM at most"

@@ -1,0 +1,114 @@
+"""An input widget for each kind of setting, for files and for tokens; core ipywidgets only, the same on 7.7 (Colab) and on 8."""
+
+from __future__ import annotations
+
+import html
+import re
+from functools import partial
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+from ..values import parse_value
+from .runtime import find_token, give_token
+
+RED, GREEN, AMBER, GREY = "#b42318", "#067647", "#93590b", "#667380"
+
+
+def make_widget(info: Any, suggestions: list[str], title: str) -> Any:
+    """An input for a field: by its type, with its choices."""
+    import ipywidgets as widgets
+
+    look = {
+        "description": title,
+        "style": {"description_width": "12em"},
+        "layout": {"width": "32em", "max_width": "100%"},
+    }
+    kind = info.annotation
+    if kind is bool:
+        return widgets.Checkbox(indent=True, **look)
+    if kind in (int, float):
+        return {int: widgets.IntText, float: widgets.FloatText}[kind](**look)
+    if get_origin(kind) is Literal:
+        return widgets.Dropdown(options=get_args(kind), **look)
+    if get_origin(kind) is list:
+        choices = get_args(get_args(kind)[0])
+        return widgets.SelectMultiple(options=choices, rows=len(choices), **look)
+    if suggestions:
+        return widgets.Combobox(options=suggestions, ensure_option=False, **look)
+    return widgets.Text(**look)
+
+
+def to_widget(info: Any, value: Any) -> Any:
+    """A setting's value as its widget holds it."""
+    if get_origin(info.annotation) is dict:
+        return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).strip() if value else ""
+    if get_origin(info.annotation) is list:
+        return tuple(value)
+    return "" if value is None else value
+
+
+def from_widget(info: Any, value: Any) -> Any:
+    """A widget's value as the setting takes it."""
+    if get_origin(info.annotation) is dict:
+        return (parse_value(value) or {}) if isinstance(value, str) else value
+    if get_origin(info.annotation) is list:
+        return list(value)
+    if isinstance(value, str):
+        value = value.strip()
+        return None if not value and info.default is None else value
+    return value
+
+
+def token_field() -> Any:
+    """Where the token comes from, or a field for one: taken into memory and blanked at once, since front ends save what widgets hold."""
+    import ipywidgets as widgets
+
+    source = find_token()
+    if source:
+        return widgets.HTML(line(GREEN, f"✓ Hugging Face token: from {source}", "2px 0 2px 13em"))
+    field = widgets.Password(
+        description="Token", continuous_update=False, style={"description_width": "12em"}, layout={"width": "32em"}
+    )
+    field.placeholder = "hf_…, never written anywhere"
+    field.add_class("as-token")
+    field.observe(partial(take_token, field), "value")
+    return field
+
+
+def take_token(field: Any, change: dict[str, Any]) -> None:
+    """Keep a typed token in memory and blank the field."""
+    if change["new"]:
+        give_token(change["new"].strip(), "the form")
+        field.value = ""
+        field.placeholder = "✓ taken for this session; hidden"
+
+
+def uploaded_file(value: Any) -> tuple[str, bytes] | None:
+    """Name and content of the last file in a FileUpload: a dict by name in ipywidgets 7, a tuple of dicts in 8."""
+    found = (
+        [(name, file["content"]) for name, file in value.items()]
+        if isinstance(value, dict)
+        else [(file["name"], file["content"]) for file in value]
+    )
+    return (found[-1][0], bytes(found[-1][1])) if found else None
+
+
+def empty(upload: Any) -> None:
+    """Take the content out of a FileUpload: front ends save what widgets hold."""
+    if isinstance(upload.value, dict):
+        upload.data, upload.metadata = [], []
+        upload.set_trait("value", {})
+    else:
+        upload.value = ()
+
+
+def remark(text: str) -> str:
+    """A help text as HTML, with what stands between backticks as code."""
+    marked = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text))
+    return f"<div style='color:{GREY};line-height:1.35;padding:3px 0 0 8px;font-size:12px'>{marked}</div>"
+
+
+def line(colour: str, text: str, margin: str = "0") -> str:
+    """A line of text as HTML."""
+    return f"<div style='color:{colour};margin:{margin};line-height:1.5'>{html.escape(text)}</div>"

@@ -1,0 +1,57 @@
+"""All that is printed while a run goes on: lines, boxes, HTML in a notebook."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from .processes import first
+
+
+def say(line: str) -> None:
+    """One line to whoever watches: terminal, notebook cell or log."""
+    if first():
+        print(line, flush=True)
+
+
+def show(text: str, html: str) -> None:
+    """The same thing to whoever watches: HTML where a notebook can show it, else text."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if hasattr(shell, "kernel"):
+        from IPython.display import display
+
+        display({"text/plain": text, "text/html": html}, raw=True)
+    else:
+        say(text)
+
+
+def show_box(what: str, todo: str) -> None:
+    """One thing that the user should know before going on."""
+    show(f"{what}\n  {todo}", render_html("notebook/templates/box.html.j2", what=what, todo=todo))
+
+
+def render_html(template: str, **view: Any) -> str:
+    """One of the wings' HTML templates, by its path in the package, filled; what is filled in is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    return environment.get_template(template).render(view)
+
+
+def duration(seconds: float) -> str:
+    """A time span as people say it: `48 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def hush_libraries() -> None:
+    """Hold down what libraries say, when they are imported, of kernels that a machine without a GPU does not miss."""
+    for chatty in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)

@@ -1,0 +1,16 @@
+"""Every GGUF is held against the trained model: tokens, tensors, next-token distributions, answers.
+
+What may differ, and by how much, is decided here too.
+"""
+
+from .reference import teacher_forced, write_reference
+from .verdict import proof_rows
+from .verify import verify_file, verify_gguf
+
+__all__ = [
+    "proof_rows",
+    "teacher_forced",
+    "verify_file",
+    "verify_gguf",
+    "write_reference",
+]

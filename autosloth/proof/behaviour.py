@@ -1,0 +1,139 @@
+"""What a GGUF answers, run by llama.cpp, compared with the trained model: tokens, next-token distributions, answers and their ends."""
+
+from __future__ import annotations
+
+import os
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import VerifyError
+from ..export import llama_cpp
+from .tokens import compare_tokens
+
+NEAR_TIE = 0.02  # nats by which the file's most likely token may be less likely in the trained model and still agree
+ANSWERS, ANSWER_TOKENS = 4, 64  # prompts that the file answers greedily; of the shortest that the trained model ended
+SPARE_TOKENS = 8  # how much later than the trained model the file may end its answer
+SHORT_FROM = 2e9  # bytes of a file beyond which a token takes seconds on two cores:
+SHORT_POSITIONS = 48  # fewer positions, and an end that is looked for without generating
+
+
+def compare_behaviour(file: Path, known: dict[str, Any], logprobs: Path, short: bool) -> dict[str, Any]:
+    """How the file's tokens, distributions and answers compare with what is known of the model. Raises VerifyError when llama.cpp cannot read it."""
+    import numpy
+
+    rows, ended = known["rows"], shortest_ended(known)[: 1 if short else None]
+    if short:
+        rows = first_positions(rows, SHORT_POSITIONS)
+    # All logits of the context are kept, so it is no longer than what is evaluated: 33 MB per 256 tokens of a 32k vocabulary.
+    length = SPARE_TOKENS + max(
+        [1, *map(len, rows), *(len(known["answers"][i]["prompt"]) + ANSWER_TOKENS for i in ended)]
+    )
+    options = {"n_ctx": length, "n_batch": length, "n_threads": os.cpu_count(), "logits_all": True, "verbose": False}
+    try:
+        model = llama_cpp().Llama(str(file), **options)
+    except ValueError as error:
+        raise VerifyError(f"{file} cannot be read by llama.cpp ({error}).", "Run `autosloth export` again.") from None
+    try:
+        facts = {"form": "short" if short else "full", **compare_tokens(model, known)}
+        if rows:
+            facts |= compare_distributions(model, rows, numpy.load(logprobs, mmap_mode="r"))
+        answers = [] if short else [answer_alike(model, known, i) for i in ended]
+        ends = [each["ended"] for each in answers] or [ends_next(model, known, i) for i in ended]
+        seen = [end for end in ends if end is not None]  # one alone may hang on a near tie
+        return facts | {"answers": answers, "eos": any(seen) if seen else None}
+    finally:
+        model.close()
+
+
+def first_positions(rows: list[list[int]], count: int) -> list[list[int]]:
+    """The first `count` positions of rows.
+
+    >>> first_positions([[1, 2], [3, 4]], 3)
+    [[1, 2], [3]]
+    """
+    kept, left = [], count
+    for ids in rows:
+        kept, left = [*kept, ids[:left]] if left > 0 else kept, left - len(ids)
+    return kept
+
+
+def compare_distributions(model: Any, rows: list[list[int]], logprobs: Any) -> dict[str, Any]:
+    """Mean and greatest KL(trained || file) in nats and the share of equal most likely tokens, over all positions of the rows."""
+    import numpy
+
+    divergences, agreements, start = [], [], 0
+    for ids in rows:
+        trained = logprobs[start : start + len(ids)].astype(numpy.float64)
+        start += len(ids)
+        found = next_token_logprobs(model, ids)
+        trained, found = trained[:, : found.shape[1]], found[:, : trained.shape[1]]  # either may be padded
+        divergence = (numpy.exp(trained) * (trained - found)).sum(-1)
+        divergences.append(
+            numpy.nan_to_num(divergence, nan=1e9, posinf=1e9)
+        )  # where the file gives no numbers; JSON has none
+        chosen = numpy.take_along_axis(trained, found.argmax(-1)[:, None], -1)[:, 0]
+        agreements.append(trained.max(-1) - chosen <= NEAR_TIE)
+    divergence, agreement = numpy.concatenate(divergences), numpy.concatenate(agreements)
+    return {
+        "positions": len(divergence),
+        "mean_kl": float(divergence.mean()),
+        "max_kl": float(divergence.max()),
+        "top1": float(agreement.mean()),
+    }
+
+
+def next_token_logprobs(model: Any, ids: list[int]) -> Any:
+    """float64 (len(ids), vocabulary): natural log of the probability of each token to come after each position."""
+    import numpy
+
+    model.reset()
+    model.eval(ids)
+    scores = numpy.asarray(model.scores[: len(ids)], dtype=numpy.float64)
+    scores -= scores.max(-1, keepdims=True)
+    return scores - numpy.log(numpy.exp(scores).sum(-1, keepdims=True))
+
+
+def shortest_ended(known: dict[str, Any]) -> list[int]:
+    """The numbers of the ANSWERS shortest answers that the trained model ended soon enough; where there are none, of the first answers."""
+    answers = known["answers"]
+    ended = [i for i, each in enumerate(answers) if each["answer"][-1:] and each["answer"][-1] in known["ends"]]
+    short = [i for i in ended if len(answers[i]["answer"]) + SPARE_TOKENS <= ANSWER_TOKENS]
+    ordered = sorted(short, key=lambda i: len(answers[i]["prompt"] + answers[i]["answer"]))
+    return (ordered or list(range(len(answers))))[:ANSWERS]
+
+
+def answer_alike(model: Any, known: dict[str, Any], number: int) -> dict[str, Any]:
+    """One question, and the greedy answers of the trained model and of the file, side by side.
+
+    ended: whether the file ends its answer at most SPARE_TOKENS later; None where the trained model did not.
+    """
+    prompt, answer = (known["answers"][number][part] for part in ("prompt", "answer"))
+    answer = answer[:ANSWER_TOKENS]
+    made: list[int] = []
+    model.reset()
+    for token in islice(model.generate(prompt, temp=0.0, repeat_penalty=1.0), len(answer) + SPARE_TOKENS - 1):
+        made.append(token)
+        if token in known["ends"]:
+            break
+    chats = [row["messages"] for row in known["texts"] if row["messages"]]
+    texts = [
+        model.detokenize(ids).decode(errors="replace").strip() for ids in (answer, made[: len(answer)], prompt[-40:])
+    ]
+    trained_ended = answer[-1:] and answer[-1] in known["ends"]
+    return {
+        "question": chats[number][-2]["content"] if number < len(chats) else texts[2],
+        "trained": texts[0],
+        "file": texts[1],
+        "same": made[: len(answer)] == answer,
+        "ended": made[-1] in known["ends"] if trained_ended else None,
+    }
+
+
+def ends_next(model: Any, known: dict[str, Any], number: int) -> bool | None:
+    """Whether, after the trained model's answer, the file finds an end token the likeliest; None where that answer has no end."""
+    prompt, answer = (known["answers"][number][part] for part in ("prompt", "answer"))
+    if answer[-1:] and answer[-1] in known["ends"]:
+        last = next_token_logprobs(model, prompt + answer[:-1])[-1]
+        return bool(last[known["ends"]].max() >= last.max() - NEAR_TIE)
+    return None

@@ -1,0 +1,146 @@
+"""The verdict on a GGUF: the limits that it must keep, what is wrong and what to do about it, and the table that shows it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..output import render_html, show
+
+# By bits a weight: mean Kullback-Leibler divergence in nats (at most) and share of equal most likely tokens (at least).
+# llama.cpp measures 0.0014 nats for Q8_0 on Llama 3 8B, 0.0055 for Q6_K, 0.011 for Q5_K_M, 0.031 for Q4_K_M and 0.10 for Q3_K_M
+# (tools/perplexity/README.md): about five times that is more than the type. On AutoSloth's demo Q8_0 measures 1e-4.
+LIMITS = {8: (0.01, 0.95), 6: (0.03, 0.93), 5: (0.06, 0.90), 4: (0.15, 0.85), 3: (0.5, 0.75), 2: (1.0, 0.60)}
+FOUR_BIT_BASE = (
+    0.09,
+    0.10,
+)  # added to them where the training saw an NF4 base, whose rounding the 16-bit weights do not have
+
+
+def coarsest(types: dict[str, int]) -> str:
+    """The type of a file's tensors with the fewest bits."""
+    return min(types, key=bits_of, default="F32")
+
+
+def bits_of(kind: str) -> int:
+    """Bits of a weight of this type, without those of scales.
+
+    >>> bits_of("Q4_K"), bits_of("BF16")
+    (4, 16)
+    """
+    return int(re.search(r"\d+", kind)[0])
+
+
+def limits(kind: str, quantized: bool) -> dict[str, float]:
+    """What `mean_kl` and `top1` may be at worst."""
+    mean_kl, top1 = LIMITS[max(2, min(8, bits_of(kind)))]
+    more, less = FOUR_BIT_BASE if quantized else (0.0, 0.0)
+    return {"mean_kl": round(mean_kl + more, 4), "top1": round(top1 - less, 4)}
+
+
+def find_failures(facts: dict[str, Any]) -> list[str]:
+    """What differs more than it may, one phrase each."""
+    weights = facts["weights"]["failures"]
+    failures = [f"{len(weights)} tensors or values are wrong ({weights[0]})"] if weights else []
+    if "limits" not in facts:
+        return failures
+    limits, wrong = facts["limits"], f"{facts['token_mismatches']} of {facts['texts']} texts"
+    checks = [
+        (facts["token_mismatches"] == 0, f"{wrong} become other tokens than in training ({facts['first_mismatch']!r})"),
+        (facts["template"], "the chat template in the file is another one, or missing"),
+        (facts["bos"] == facts["bos_trained"], f"a prompt has {facts['bos']} BOS, {facts['bos_trained']} in training"),
+        (facts["eos"] is not False, "an answer that the trained model ends goes on without an end token"),
+    ]
+    if "mean_kl" in facts:
+        checks += [
+            (
+                facts["mean_kl"] <= limits["mean_kl"],
+                f"mean KL is {facts['mean_kl']:.3g} nats, above {limits['mean_kl']}",
+            ),
+            (facts["top1"] >= limits["top1"], f"top-1 agreement is {facts['top1']:.1%}, below {limits['top1']:.0%}"),
+        ]
+    return failures + [phrase for passed, phrase in checks if not passed]
+
+
+# (what a failure's phrase holds, what to do about it), the deepest cause first
+CURES = [
+    ("the adapter does", "Export again: the adapter is not in the file as it was trained. If `sixteen_bit_model` is set, check that it is the base."),
+    ("tensors or values", "Export again, from the model that the file is held against; if it fails again, the converter does not handle it: please report it."),
+    ("other tokens", "Convert from the model's own tokenizer files, tokenizer.model and tokenizer_config.json whole; or choose a base whose repository has them."),
+    ("chat template", "Export again with the chat template of the training, adapter/chat_template.jinja."),
+    ("mean KL", "Choose a type of more bits, such as q8_0; if it was q8_0, llama.cpp does not compute this model right."),
+    ("top-1", "Choose a type of more bits, such as q8_0; if it was q8_0, llama.cpp does not compute this model right."),
+]  # fmt: skip
+
+
+def cure(failures: list[str]) -> str:
+    """What to do about the first of the causes that is among these failures."""
+    every = "; ".join(failures)
+    return next((todo for phrase, todo in CURES if phrase in every), "Do not use the file.")
+
+
+def worst_of(files: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of the run: of each the worst over its files, and all files beside them."""
+    failures = [
+        f"{each['file']}: {phrase}" if len(files) > 1 else phrase for each in files for phrase in each["failures"]
+    ]
+    worst = {"passed": not failures, "failures": failures, "files": files}
+    for key, choose in (("token_mismatches", max), ("texts", max), ("mean_kl", max), ("max_kl", max), ("top1", min), ("positions", min)):  # fmt: skip
+        found = [each[key] for each in files if key in each]
+        worst[key] = choose(found) if found else None
+    return worst
+
+
+def proof_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(check, found, limit) of one file, for the card, the notebook and the terminal."""
+    weights, limits = facts["weights"], facts.get("limits", {})
+    how = "every weight" if weights["form"] == "whole" else "a sample of rows"
+    bad = f"{len(weights['failures'])} of {weights['tensors']} ({how}; worst mean error {weights['mean_error']:.2%})"
+    rows = [("tensors and values that differ more than their type allows", bad, "0")]
+    if weights["adapter_share"] is not None:
+        rows.append(("share of the adapter's change that is in the weights", f"{weights['adapter_share']:.3f}", "1"))
+    if "texts" in facts:
+        rows.append(
+            (
+                "texts, prompts and special tokens that become other tokens",
+                f"{facts['token_mismatches']} of {facts['texts']}",
+                "0",
+            )
+        )
+        if facts["tolerated"]:
+            rows.append((f"such texts that do not count: {facts['tolerated_because']}", f"{facts['tolerated']}", "-"))
+        rows.append(("chat template", "the same" if facts["template"] else "another", "the same"))
+    if "mean_kl" in facts:
+        kl = f"{facts['mean_kl']:.2g} over {facts['positions']} positions, {facts['max_kl']:.2g} at most"
+        rows.append(("mean KL divergence of the next-token distributions (nats)", kl, f"{limits['mean_kl']}"))
+        rows.append(("positions whose most likely token agrees", f"{facts['top1']:.1%}", f"{limits['top1']:.0%}"))
+    if facts.get("bos") is not None:
+        rows.append(("BOS tokens at the start of a prompt", f"{facts['bos']}", f"{facts['bos_trained']}"))
+    if "eos" in facts:
+        ends = {True: "yes", False: "no", None: "not seen: the trained model ended no answer"}
+        rows.append(("ends its answer", ends[facts["eos"]], "yes"))
+    if answers := facts.get("answers"):
+        same = sum(answer["same"] for answer in answers)
+        rows.append(("greedy answers that are the same, token for token", f"{same} of {len(answers)}", "-"))
+    return rows
+
+
+def show_proof(facts: dict[str, Any]) -> None:
+    """The proof of one file as a table, in a notebook or a terminal, with some answers of both side by side."""
+    from io import StringIO
+
+    from rich.console import Console
+    from rich.table import Table
+
+    passed = "passed" if facts["passed"] else "NOT passed"
+    title = f"{facts['file']} ({facts['type']}): {passed}, in {facts['seconds']:.0f} s"
+    table = Table("check", "found", "limit", title=title, title_justify="left")
+    for row in proof_rows(facts):
+        table.add_row(*row)
+    console = Console(file=StringIO(), width=120)
+    console.print(table)
+    text = console.file.getvalue()
+    for answer in facts.get("answers", [])[:2]:
+        text += f"question | {answer['question']}\n   model | {answer['trained']}\n    file | {answer['file']}\n"
+    html = render_html("proof/templates/proof.html.j2", title=title, passed=facts["passed"], rows=proof_rows(facts), answers=facts.get("answers", [])[:2], failures=facts["failures"])  # fmt: skip
+    show(text.rstrip(), html)

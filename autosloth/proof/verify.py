@@ -1,0 +1,81 @@
+"""The proof that an exported GGUF is the trained model: the same tokens, weights, next-token distributions, and ends of answers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ..errors import VerifyError
+from ..export import lay_source, llama_cpp
+from ..models import adapter_folder, export_base
+from ..output import say
+from ..run import Run, stage
+from .behaviour import SHORT_FROM, compare_behaviour
+from .reference import reference_of
+from .tensors import compare_weights
+from .verdict import coarsest, cure, find_failures, limits, show_proof, worst_of
+
+
+@stage("verify", reads=("publish_unverified",), after=("gguf",), facts=("verify",), outputs=("verify",))
+def verify_gguf(run: Run) -> None:
+    """Hold every GGUF against reference/ and the merged weights and record the figures. Raises VerifyError, unless the settings publish unverified files."""
+    made = run.facts["export"]["gguf"]
+    if not made:
+        run.record("verify", passed=None, files=[])
+        return say("verify: there is no GGUF to verify")
+    told, files = run.fresh("verify"), []
+    with export_base(run.settings) as base:
+        for path in (run.path(file["path"]) for file in made):
+            figures = told / f"{path.stem}.weights.json"
+            files.append(prove(path, run.path("reference"), base, run.path("adapter"), figures))
+            show_proof(files[-1])
+    facts = worst_of(files)
+    run.record("verify", **facts)
+    run.record("versions", llama_cpp_python=llama_cpp().__version__)  # compiled, maybe, after the training began
+    if facts["passed"]:
+        return say("verify: passed")
+    failure = VerifyError(
+        f"The GGUF does not answer like the trained model: {'; '.join(facts['failures'])}.",
+        f"{cure(facts['failures'])} The adapter is sound; set `publish_unverified: true` to publish all the same.",
+    )
+    if not run.settings.publish_unverified:
+        raise failure
+    say(str(failure))
+
+
+def verify_file(file: Path, model: str, adapter: str | None = None) -> dict[str, Any]:
+    """Hold any GGUF against any model in the transformers format, with an adapter of PEFT if one is named, and show the figures.
+
+    model, adapter: folders or Hub ids. Raises VerifyError when it is another one, ModelError when there is no such model.
+    """
+    if not file.is_file():
+        raise VerifyError(f"There is no file {file}.", "Give the path of a GGUF file.")
+    folder = adapter_folder(adapter) if adapter else None
+    with tempfile.TemporaryDirectory(prefix="autosloth-") as temporary:
+        reference = Path(temporary, "reference")
+        reference.mkdir()
+        base = reference_of(model, folder, reference)
+        facts = prove(file, reference, base, folder)
+    show_proof(facts)
+    if failures := facts["failures"]:
+        raise VerifyError(f"{file.name} is not {model} as it stands: {'; '.join(failures)}.", cure(failures))
+    return facts
+
+
+def prove(file: Path, reference: Path, base: Path, adapter: Path | None, told: Path | None = None) -> dict[str, Any]:
+    """All figures of one file. told: where those of each tensor go. Raises VerifyError when the file cannot be read."""
+    started = time.perf_counter()
+    known = json.loads((reference / "rows.json").read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory(prefix="autosloth-") as temporary:
+        source = Path(temporary, "model")
+        lay_source(source, base, adapter if adapter and (adapter / "tokenizer_config.json").is_file() else base)
+        weights = compare_weights(file, source, adapter, told)
+    facts = {"file": file.name, "type": coarsest(weights["types"]), "weights": weights}
+    if weights["whole_model"]:
+        facts |= compare_behaviour(file, known, reference / "logprobs.npy", short=file.stat().st_size > SHORT_FROM)
+        facts["limits"] = limits(facts["type"], known["quantized"])
+    failures = find_failures(facts)
+    return {**facts, "failures": failures, "passed": not failures, "seconds": round(time.perf_counter() - started, 2)}

@@ -1,0 +1,144 @@
+"""The publish folder: model, GGUF and, last, the model card, filled from settings.json and facts.json and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import Any
+
+from ..hardware import GB
+from ..output import say
+from ..proof import proof_rows
+from ..run import Run, read_json, stage, write_text
+from ..values import is_hub_id
+from .hub import repo_id
+
+TAGS = ["autosloth", "unsloth", "trl", "lora"]
+
+
+@stage(
+    "card",
+    reads=("repo", "publish_to_hub", "private"),
+    after=("train", "merge", "gguf", "verify"),
+    facts=("card",),
+    outputs=("publish",),
+)
+def write_card(run: Run) -> None:
+    """Fill publish/ with exactly what goes to the Hub: the merged model or the adapter, the GGUF, and README.md last."""
+    model = run.path("merged") if run.settings.merged else run.path("adapter")
+    text = render_card(run)  # before the old folder goes
+    folder = run.fresh("publish")
+    plots = run.path("rounds").glob("*.png")  # of self-play
+    for path in [*model.iterdir(), *run.path("gguf").iterdir(), *plots]:
+        if path.is_file() and path.name != "README.md":
+            link(path, folder / path.name)
+    if not run.settings.merged:
+        hide_local_base(folder / "adapter_config.json")
+    write_text(folder / "README.md", text)
+    run.record("card", path="publish/README.md", files=sorted(path.name for path in folder.iterdir()))
+    say(f"card: {folder / 'README.md'}")
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for the file where the disk can, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def hide_local_base(path: Path) -> None:
+    """PEFT writes where the base lies on this disk; a published adapter names only the folder."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    if not is_hub_id(base):
+        config["base_model_name_or_path"] = Path(base).name
+        path.unlink()  # it may be a second name of the file in adapter/
+        write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def render_card(run: Run) -> str:
+    """The model card as Markdown with its front matter."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    settings, facts = run.settings, run.facts
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["gb"] = lambda size: f"{size / GB:.3g} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
+    return environment.get_template("card.md.j2").render(
+        front_matter=front_matter(run),
+        settings=settings,
+        facts=facts,
+        model=public_name(settings.model, "AutoSloth's tiny demo base"),
+        dataset=public_name(settings.dataset, "AutoSloth's demo questions"),
+        start=settings.adapter and public_name(settings.adapter, "the demo's adapter of both manners"),
+        loads_by_name=settings.merged or is_hub_id(settings.model),
+        question=short_question(facts["eval"]),
+        repo=repo_id(settings) if settings.publish_to_hub else planned_repo(run),
+        gguf=facts["export"]["gguf"],
+        whole_models=[file for file in facts["export"]["gguf"] if file["type"] != "ADAPTER"],
+        proofs=[{**proof, "rows": proof_rows(proof)} for proof in facts.get("verify", {}).get("files", [])],
+        samples=paired_samples(facts["eval"]),
+        home=home_address(),
+        start_of_rounds=read_json(run.path("rounds", "start.json")).get("eval"),
+    )
+
+
+def front_matter(run: Run) -> str:
+    """The YAML block that the Hub reads (huggingface.co/docs/hub/model-cards); local names are left out of it."""
+    from huggingface_hub import ModelCardData
+
+    settings = run.settings
+    data = ModelCardData(
+        base_model=settings.model if is_hub_id(settings.model) else None,
+        datasets=[settings.dataset] if is_hub_id(settings.dataset) else None,
+        library_name="transformers" if settings.merged else "peft",
+        pipeline_tag="text-generation",
+        tags=[*TAGS, settings.road, *(["gguf"] if settings.quantizations else [])],
+        model_name=settings.run_name,
+        **({"base_model_relation": "finetune" if settings.merged else "adapter"} if is_hub_id(settings.model) else {}),
+    )
+    return data.to_yaml()
+
+
+def planned_repo(run: Run) -> str:
+    """The repository as far as it is known without a token: where it was published, or would be."""
+    published = run.facts.get("publish", {}).get("repos")
+    name = published[0] if published else run.settings.repo or run.settings.run_name
+    return name if "/" in name else f"your-name/{name}"
+
+
+def short_question(evaluation: dict[str, Any]) -> str:
+    """A held-out question that fits into a line of code, to try the model with."""
+    questions = [sample["question"] for sample in evaluation["after"].get("samples", [])]
+    fitting = [question for question in questions if len(question) <= 60 and question.isascii()]
+    return next((question for question in fitting if not set(question) & set('"\\\n')), "Hello!")
+
+
+def public_name(name: str, demo: str) -> str:
+    """A model or dataset as the card names it: the id, or of a path only its last part."""
+    if name == "demo":
+        return demo
+    return name if is_hub_id(name) else Path(name.partition("?")[0]).name
+
+
+def paired_samples(evaluation: dict[str, Any]) -> list[dict[str, str]]:
+    """Each held-out sample with the answer before and after training."""
+    before, after = (evaluation[when].get("samples", []) for when in ("before", "after"))
+    return [
+        {**late, "before": early["answer"], "after": late["answer"]} for early, late in zip(before, after, strict=True)
+    ]
+
+
+def home_address() -> str:
+    """Where the project lives, from pyproject.toml."""
+    urls = metadata("autosloth").get_all("Project-URL") or []
+    return next((url.split(", ", 1)[1] for url in urls if url.startswith("Home, ")), "")

@@ -1,0 +1,16 @@
+"""The adapter is trained, by answers (SFT), by preferences (DPO) or in rounds of self-play (SPIN).
+
+The model is measured on held-out rows before and after.
+"""
+
+from .dpo import train_preferences
+from .rounds import show_rounds
+from .spin import self_play
+from .train import train_adapter
+
+__all__ = [
+    "self_play",
+    "show_rounds",
+    "train_adapter",
+    "train_preferences",
+]

@@ -1,0 +1,143 @@
+"""How good the model is on held-out rows: loss, greedy answers, preferences. What the proof of the export needs is saved here too."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from itertools import pairwise
+from typing import Any
+
+from ..data import IGNORED
+from ..errors import ModelError
+from ..models import Decoding, answer, answering, encode_prompt, end_tokens
+from ..proof import teacher_forced, write_reference
+from ..run import Run
+from ..settings import Settings
+from .batches import evaluated
+
+SAMPLE_LENGTH = 400
+SAMPLES = 3  # questions whose answers are shown before and after
+
+
+def measure_answers(
+    trainer: Any, tokenizer: Any, held_out: Any, settings: Settings
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How well the model answers: the facts, and each held-out question's prompt and greedy answer as token ids.
+
+    loss is the mean negative log-likelihood of the answers' tokens, in nats; for the others see `compare_answers`.
+    """
+    loss = held_out_loss(trainer)
+    compared, answers = compare_answers(trainer.model, tokenizer, held_out, settings)
+    return {"loss": loss, "perplexity": round(math.exp(min(loss, 50)), 3), **compared}, answers
+
+
+def held_out_loss(trainer: Any) -> float:
+    """Mean negative log-likelihood of the held-out answers' tokens, in nats. Raises ModelError when it is no number.
+
+    The trainer's own `eval_loss` is the mean of its batches' means, in which a token of a short answer counts for more. Of several
+    processes the last ones may take some rows once more, to have as many as the others.
+    """
+    return evaluated(trainer, lambda: mean_over_tokens(trainer))
+
+
+def mean_over_tokens(trainer: Any) -> float:
+    """The loss of the trainer's held-out rows, each token counting alike. Raises ModelError when it is no number."""
+    import torch
+
+    trainer.model.eval()
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in trainer.get_eval_dataloader():
+        loss, *_ = trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)
+        tokens = (batch["labels"][:, 1:] != IGNORED).sum().item()  # the first is predicted by nothing
+        sums += torch.tensor([loss.item() * tokens, tokens], dtype=torch.float64)
+    total, tokens = trainer.accelerator.reduce(sums.to(trainer.accelerator.device)).tolist()
+    return finite(total / tokens)
+
+
+def finite(loss: float) -> float:
+    """The loss, rounded. Raises ModelError when it is no number."""
+    if not math.isfinite(loss):
+        raise diverged("on the held-out rows")
+    return round(loss, 4)
+
+
+def compare_answers(
+    model: Any, tokenizer: Any, held_out: Any, settings: Settings
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Greedy answers to the first held-out questions: the facts, and each prompt and answer as token ids.
+
+    exact_match is the share of questions whose answer is the expected text.
+    """
+    facts: dict[str, Any] = {}
+    rows = [row for row in held_out.select(range(min(settings.eval_answers, len(held_out)))) if row["messages"]]
+    chats = [row["messages"] for row in rows]
+    prompts = [encode_prompt(tokenizer, row["messages"][:-1], row["tools"]) for row in rows]
+    answers = answer(model, tokenizer, prompts, Decoding(settings.max_new_tokens, batch_size=settings.batch_size))
+    given = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    if chats:
+        expected = [chat[-1]["content"] for chat in chats]
+        facts["exact_match"] = round(sum(a == b for a, b in zip(given, expected, strict=True)) / len(given), 4)
+        facts["answers_compared"] = len(given)
+        facts["answers_cut"] = sum(len(ids) >= settings.max_new_tokens for ids in answers)
+        facts["samples"] = [
+            {"question": shortened(chat[-2]["content"]), "expected": shortened(right), "answer": shortened(text)}
+            for chat, right, text in zip(chats[:SAMPLES], expected, given, strict=False)
+        ]
+    return facts, [{"prompt": prompt, "answer": ids} for prompt, ids in zip(prompts, answers, strict=True)]
+
+
+def standing(model: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """nll: mean negative log-likelihood of the dataset's answers, in nats per token; perplexity."""
+    import torch
+
+    total, tokens = 0.0, 0
+    with answering(model):
+        for row in rows:
+            ids, start = (
+                torch.tensor([row["prompt_ids"] + row["chosen_ids"]], device=model.device),
+                len(row["prompt_ids"]),
+            )
+            logps = torch.log_softmax(model(input_ids=ids).logits[0, start - 1 : -1].float(), dim=-1)
+            total -= logps.gather(-1, ids[0, start:, None]).sum().item()
+            tokens += len(row["chosen_ids"])
+    return {"nll": round(total / tokens, 4), "perplexity": round(math.exp(min(total / tokens, 50)), 3)}
+
+
+def style_of(answers: list[list[int]], ends: list[int]) -> dict[str, float]:
+    """mean_length in tokens; eos_rate, the share that ended; distinct_2, different pairs of tokens per pair (arXiv 1510.03055)."""
+    pairs = [pair for ids in answers for pair in pairwise(ids)]
+    return {
+        "mean_length": round(sum(map(len, answers)) / len(answers), 2),
+        "eos_rate": round(sum(ids[-1] in ends for ids in answers) / len(answers), 4),
+        "distinct_2": round(len(set(pairs)) / max(1, len(pairs)), 4),
+    }
+
+
+def shortened(text: str) -> str:
+    """A text of at most SAMPLE_LENGTH characters: samples reach the card, and rows may be long."""
+    return text if len(text) <= SAMPLE_LENGTH else text[:SAMPLE_LENGTH] + " ..."
+
+
+def save_reference(run: Run, model: Any, tokenizer: Any, held_out: Any, answers: list[dict[str, Any]]) -> None:
+    """Write reference/: what the trained model says, so that the exported file can be held against it without loading the model again.
+
+    The distributions are those of held-out rows and, where they are too few, of training rows.
+    """
+    rows = (row["input_ids"] for row in itertools.chain(held_out, run.rows("train")))
+    texts = list(held_out.select_columns(["messages", "tools", "text", "input_ids"]))
+    with answering(model):
+        write_reference(
+            run.fresh("reference"), tokenizer, texts, answers, end_tokens(model, tokenizer), is_four_bit(model),
+            teacher_forced(model, rows),
+        )  # fmt: skip
+
+
+def is_four_bit(model: Any) -> bool:
+    """Whether the base was loaded in 4 bit."""
+    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model.config, "quantization_config", None))
+
+
+def diverged(when: str) -> ModelError:
+    """The error of a loss that is no number."""
+    todo = "Lower `learning_rate` (and `lora_alpha`, if it was raised), and run again."
+    return ModelError(f"The loss is no number {when}: training diverged.", todo)

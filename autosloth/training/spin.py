@@ -1,0 +1,239 @@
+"""Self-play fine-tuning (SPIN, Chen et al., ICML 2024, arXiv 2401.01335): round by round the model learns to prefer the dataset's answers to its own last ones.
+
+A round: the model as it stands, the opponent, answers prompts; then it is trained to prefer the dataset's answers over these (eq. 4.7 of
+the paper: DPO's loss with the opponent as reference). One LoRA adapter goes through all rounds; nothing is merged in between, since
+a change that is small beside 4-bit weights would be rounded away. The round that serves the held-out answers best is exported.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, ModelError
+from ..hardware import hardware, versions
+from ..models import Decoding, choose_precision, end_tokens, load_model, load_tokenizer, refuse_without_gpu
+from ..notebook import Interruption, progress_callback
+from ..output import say
+from ..processes import first, of_first, part
+from ..run import Run, file_hash, fingerprint, read_json, write_json
+from .dpo import pair_arguments, pair_trainer, preferences
+from .judge import best_round, first_probe, reason_to_stop, start_check
+from .measure import compare_answers, standing, style_of
+from .opponent import answers_of, listed, pair_up, questions
+from .rounds import plot_rounds, row_of, whole_training
+from .train import (
+    READS,
+    about,
+    go_on,
+    plain_arguments,
+    refuse_unfinished,
+    save_trained,
+    sft_trainer,
+    told_by,
+    training_stage,
+)
+
+
+@training_stage(
+    reads=(
+        *READS, "rounds", "prompts_per_round", "beta", "last_beta", "last_learning_rate", "loss", "sft_weight",
+        "mix_previous", "max_new_tokens", "sft_arm", "sft_steps", "sft_learning_rate", "stop_early",
+    ),
+    facts=("train", "eval", "hardware", "versions", "rounds", "sft_start", "sft_arm"),
+    scratch=("rounds",),
+)  # fmt: skip
+def self_play(run: Run) -> None:
+    """Play the rounds from where they stand (or from the start) and write adapter/ of the best one."""
+    refuse_without_gpu(run.settings)
+    game = Game(run)
+    run.record("hardware", **hardware())
+    run.record("versions", **versions())
+    game.begin()
+    run.put("rounds", game.rounds)
+    while len(game.rounds) < run.settings.rounds:
+        if game.rounds and run.settings.stop_early and (reason := reason_to_stop(game.start, game.rounds)):
+            say(f"spin: no further round after round {len(game.rounds) - 1}: {reason}")
+            break
+        game.play(len(game.rounds))
+        run.put("rounds", game.rounds)
+    game.finish()
+
+
+class Game:
+    """The model between the rounds, the rows that they draw from, and what they measured so far."""
+
+    def __init__(self, run: Run):
+        self.run, self.settings = run, run.settings
+        self.tokenizer, self.model = load_tokenizer(run.settings), load_model(run.settings)
+        self.ends = end_tokens(self.model, self.tokenizer)
+        self.held_out = run.rows("eval")
+        self.rows, self.measured = (questions(run.rows(name), self.ends) for name in ("train", "eval"))
+        if not self.rows or not self.measured:
+            todo = "Raise `max_length`, or give rows whose answers fit."
+            raise DataError(f"No answer of {run.settings.dataset} fits whole into max_length.", todo)
+        self.rounds: list[dict[str, Any]] = []
+
+    def folder(self, number: int) -> Path:
+        """Where a round is kept."""
+        return self.run.path("rounds", str(number))
+
+    def begin(self) -> None:
+        """Take up the rounds that were played before, or measure the start."""
+        while facts := read_json(self.folder(len(self.rounds)) / "facts.json"):
+            self.clear(len(self.rounds))
+            self.rounds.append(facts)
+        path = self.run.path("rounds", "start.json")
+        if of_first(lambda: not path.is_file()):
+            if self.settings.sft_steps:
+                rate = {"learning_rate": self.settings.sft_learning_rate}
+                self.run.record("sft_start", **rate, **self.plain_sft("sft_start", self.settings.sft_steps, **rate))
+            self.keep(self.run.path("rounds", "start"))
+            self.run.record("eval", before=self.stand())
+            start = {"eval": {**standing(self.model, self.measured), **self.style(0)}}
+            of_first(lambda: write_json(path, start))
+        self.start = read_json(path)
+        if self.rounds:
+            say(f"spin: going on after round {len(self.rounds) - 1}")
+            self.load(len(self.rounds) - 1)
+
+    def clear(self, number: int) -> None:
+        """Delete the checkpoints of a round whose facts are written."""
+        of_first(lambda: shutil.rmtree(self.folder(number) / "checkpoints", ignore_errors=True))
+
+    def keep(self, folder: Path) -> None:
+        """Write the model's adapter as it stands, whichever process it is read by next."""
+        of_first(lambda: self.model.save_pretrained(folder))
+
+    def load(self, number: int) -> None:
+        """Give the model the adapter of a round; of round -1, the one it began with."""
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        folder = self.run.path("rounds", "start") if number < 0 else self.folder(number) / "adapter"
+        set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device="cpu"))
+
+    def player(self, number: int) -> str:
+        """What tells the weights that a round begins with from all others."""
+        folder = self.run.path("rounds", "start") if number == 0 else self.folder(number - 1) / "adapter"
+        return file_hash(folder / "adapter_model.safetensors")
+
+    def stand(self) -> dict[str, Any]:
+        """How well the model answers now, as `measure_answers` tells it of other roads."""
+        loss = standing(self.model, self.measured)["nll"]
+        compared, self.answers = compare_answers(self.model, self.tokenizer, self.held_out, self.settings)
+        return {"loss": loss, "perplexity": round(math.exp(min(loss, 50)), 3), **compared}
+
+    def generate(self, number: int, what: str, rows: list[dict[str, Any]]) -> list[list[int]]:
+        """The answers of the model that round `number` begins with."""
+        seed = int(fingerprint([self.settings.seed, number, what])[:8], 16)
+        decoding = Decoding(
+            self.settings.max_new_tokens, 1.0, self.settings.generation_batch, seed, self.settings.fast_inference
+        )
+        prompts = [row["prompt_ids"] for row in rows]
+        return answers_of(
+            self.folder(number) / what, self.model, self.tokenizer, prompts, decoding, self.player(number)
+        )
+
+    def style(self, number: int) -> dict[str, float]:
+        """How the model that round `number` begins with answers held-out prompts."""
+        return style_of(self.generate(number, "held_out", self.measured), self.ends)
+
+    def pairs(self, number: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """The pairs of a round, and how many answers were left out, by reason."""
+        rows = self.drawn(number)
+        return pair_up(rows, self.generate(number, "train", rows), self.ends)
+
+    def drawn(self, number: int) -> list[dict[str, Any]]:
+        """The rows that are asked in a round: fresh ones, as long as there are such."""
+        import numpy
+
+        size = self.settings.prompts_per_round
+        order = numpy.random.default_rng(self.settings.seed).permutation(len(self.rows))
+        places = range(number * size, number * size + min(size, len(self.rows)))
+        return [self.rows[order[place % len(order)]] for place in places]
+
+    def play(self, number: int) -> None:
+        """One round: answers, pairs, training, measurement; its adapter and its facts, which are written last, are kept."""
+        from datasets import Dataset
+
+        pairs, left_out = self.pairs(number)
+        tested, _ = pair_up(self.measured, self.generate(number, "held_out", self.measured), self.ends)
+        if self.settings.mix_previous and number:
+            pairs += self.pairs(number - 1)[0]
+        if not pairs or not tested:
+            todo = "Raise `max_new_tokens`, or start from an adapter that ends its answers."
+            raise ModelError(f"Round {number} has no pairs to learn from: {listed(left_out)}.", todo)
+        say(f"spin: round {number}: {len(pairs)} pairs, {listed(left_out)}")
+        facts = self.train(number, Dataset.from_list(pairs), Dataset.from_list(tested))
+        self.model.delete_adapter("ref")
+        self.keep(self.folder(number) / "adapter")
+        facts["eval"] |= {**standing(self.model, self.measured), **self.style(number + 1)}
+        facts |= {"round": number, "generated": {"pairs": len(pairs), "left_out": left_out}}
+        of_first(lambda: write_json(self.folder(number) / "facts.json", facts))
+        self.clear(number)
+        self.rounds.append(facts)
+        say(row_of(facts, self.start))
+
+    def train(self, number: int, pairs: Any, tested: Any) -> dict[str, Any]:
+        """Train against the opponent; the facts of the training and of the held-out pairs, while the opponent is there."""
+        import torch
+
+        settings, interruption = self.settings.of_round(number), Interruption()
+        checkpoints = self.folder(number) / "checkpoints"
+        dtype, _ = choose_precision(settings)
+        arguments = pair_arguments(settings, checkpoints, dtype, torch.cuda.is_available())
+        probe = first_probe(settings)
+        callbacks = [progress_callback(interruption), start_check(settings), *([] if number else [probe])]
+        trainer = pair_trainer(arguments, self.model, self.tokenizer, pairs, tested, callbacks)
+        probe.trainer = trainer
+        with interruption:
+            go_on(self.run, trainer)
+        refuse_unfinished(trainer, interruption)
+        trained = {"trained": about(trainer, settings), "eval": preferences(trainer, settings.beta)}
+        return {**told_by(trainer), "beta": settings.beta, "learning_rate": settings.learning_rate, **trained}
+
+    def plain_sft(self, name: str, steps: int, **changed: Any) -> dict[str, Any]:
+        """So many steps of plain SFT on all rows from the model as it is, with settings that are changed for it: how it stands then."""
+        import torch
+
+        settings, interruption = self.settings.model_copy(update={"max_steps": steps, **changed}), Interruption()
+        checkpoints, dtype = self.run.path("rounds", name), choose_precision(self.settings)[0]
+        arguments = plain_arguments(settings, checkpoints, dtype, torch.cuda.is_available())
+        callbacks = [progress_callback(interruption)]
+        trainer = sft_trainer(arguments, self.model, self.tokenizer, self.run.rows("train"), self.held_out, callbacks)
+        with interruption:
+            go_on(self.run, trainer)
+        refuse_unfinished(trainer, interruption)
+        of_first(lambda: shutil.rmtree(checkpoints, ignore_errors=True))
+        return {"steps": steps, **standing(self.model, self.measured)}
+
+    def compare_with_sft(self) -> dict[str, Any]:
+        """The start, trained by as many steps of plain SFT as all rounds took: how it stands."""
+        steps = sum(facts["steps"] for facts in self.rounds)
+        say(f"spin: for comparison, {steps} steps of plain SFT from the start")
+        self.load(-1)
+        return self.plain_sft("sft", steps)
+
+    def finish(self) -> None:
+        """Write adapter/ of the best round, or of the start where no round was better, and what the export needs."""
+        if self.settings.sft_arm and of_first(lambda: not self.run.facts.get("sft_arm")):
+            self.run.record("sft_arm", **self.compare_with_sft())
+        for what in ("sft_start", "sft_arm"):
+            self.run.record(what)  # empty where there was none
+        best = best_round(self.start, self.rounds)
+        self.load(best)
+        said = (
+            f"the adapter of round {best}, whose held-out loss is the lowest"
+            if best >= 0
+            else "the start: no round has a lower held-out loss"
+        )
+        say(f"spin: exporting {said}")
+        self.run.record("eval", after=self.stand())
+        part()
+        if not first():
+            return
+        self.run.record("train", **whole_training(self.rounds), best_round=best)
+        plot_rounds(self.run.facts, self.start["eval"], self.run.path("rounds", "rounds.png"))
+        save_trained(self.run, self.model, self.tokenizer, self.held_out, self.answers)

@@ -1,0 +1,344 @@
+"""The training stage: measure the model, train its adapter with TRL, measure again, save what the proof needs."""
+
+from __future__ import annotations
+
+import functools
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import Interrupted, StorageError
+from ..hardware import hardware, peak_ram_gb, peak_vram_gb, versions
+from ..models import (
+    choose_precision,
+    load_model,
+    load_tokenizer,
+    refuse_without_gpu,
+    rows_at_once,
+    save_tokenizer,
+    starting_adapter,
+)
+from ..notebook import Interruption, progress_callback
+from ..output import say
+from ..processes import first, of_first, part, processes
+from ..run import Run, file_hash, read_json, stage
+from ..settings import Settings, SFTSettings
+from .batches import batches, fits, refuse_to_shrink, take_batches
+from .measure import diverged, is_four_bit, measure_answers, save_reference
+
+READS = (
+    "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "adapter", "batch_size", "gradient_accumulation", "epochs",
+    "max_steps", "learning_rate", "precision", "scheduler", "warmup", "optimizer", "weight_decay", "max_grad_norm",
+)  # fmt: skip
+
+
+def adapter_input(run: Run) -> str | None:
+    """What identifies the adapter to start from: its content."""
+    folder = starting_adapter(run.settings)
+    return file_hash(folder / "adapter_model.safetensors") if folder else None
+
+
+training_stage = functools.partial(
+    stage,
+    "train",
+    after=("data",),
+    inputs=adapter_input,
+    facts=("train", "eval", "hardware", "versions"),
+    outputs=("adapter", "reference"),
+    scratch=("checkpoints",),
+    together=True,
+)
+
+
+@training_stage(reads=(*READS, "packing"))
+def train_adapter(run: Run) -> None:
+    """Supervised fine-tuning: train the adapter from the last checkpoint on (or from the start) and write adapter/."""
+    train(run, make_trainer, measure_answers)
+
+
+def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tuple[dict, list]]) -> None:
+    """Measure, train from the last checkpoint on (or from the start), measure again, and write adapter/ and reference/.
+
+    make_trainer(run, model, tokenizer, train rows, held-out rows, callbacks) gives TRL's trainer; measure(trainer, tokenizer,
+    held-out rows, settings) the facts and the answers, as `measure_answers` does. Of several processes each does all of it but
+    the writing: the trainer's batches, those of the measurement too, are shared out among them.
+    """
+    refuse_without_gpu(run.settings)
+    settings, held_out, interruption = run.settings, run.rows("eval"), Interruption()
+    tokenizer, model = load_tokenizer(settings), load_model(settings)
+    trainer = make_trainer(run, model, tokenizer, run.rows("train"), held_out, [progress_callback(interruption)])
+    run.record("hardware", **hardware())
+    run.record("versions", **versions())
+    if of_first(lambda: "before" not in run.facts.get("eval", {})):
+        run.record("eval", before=measure(trainer, tokenizer, held_out, settings)[0])
+    with interruption:
+        go_on(run, trainer)
+    refuse_unfinished(trainer, interruption)
+    record_training(run, trainer)
+    facts, answers = measure(trainer, tokenizer, held_out, settings)
+    run.record("eval", after=facts)
+    part()
+    if not first():
+        return
+    if "ref" in model.peft_config:  # DPO's frozen copy, which PEFT would save beside the other
+        model.delete_adapter("ref")
+    save_trained(run, model, tokenizer, held_out, answers)
+
+
+def save_trained(run: Run, model: Any, tokenizer: Any, held_out: Any, answers: list[dict[str, Any]]) -> None:
+    """Write adapter/, with its tokenizer, and reference/, what the proof of the export needs."""
+    folder = run.fresh("adapter")
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written last, in publish/
+    save_tokenizer(tokenizer, run.settings, folder)
+    save_reference(run, model, tokenizer, held_out, answers)
+
+
+def go_on(run: Run, trainer: Any) -> None:
+    """Train from the last checkpoint in the trainer's folder on, or from the start, in smaller batches where the GPU's memory is too small.
+
+    The batch that fitted is kept in the facts, for the next time. Transformers' own `auto_find_batch_size` would shrink the batch and
+    leave the accumulation as it is, so that a step learns from fewer rows. Raises ModelError when one row at a time does not fit.
+    """
+    import torch
+
+    take_batches(trainer, run.facts.get("train", {}).get("batch_size", trainer.args.per_device_train_batch_size))
+    start = {name: p.detach().to("cpu", copy=True) for name, p in trainable(trainer.model)}
+    while True:
+        checkpoint = of_first(lambda: last_checkpoint(Path(trainer.args.output_dir)))
+        if checkpoint:
+            say(f"train: going on from {checkpoint.name}")
+        if fits(trainer, functools.partial(resume, trainer, checkpoint)):
+            return
+        size = trainer.args.per_device_train_batch_size
+        refuse_to_shrink(size)
+        take_batches(trainer, size // 2)
+        run.record("train", **batches(trainer))
+        fewer, times = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
+        again = f"going on with {fewer} and gradient_accumulation {times}, as many rows a step"
+        say(f"train: no GPU memory for batch_size {size}; {again}")
+        with torch.no_grad():
+            for name, weight in trainable(trainer.model):
+                weight.copy_(start[name])
+
+
+def trainable(model: Any) -> list[tuple[str, Any]]:
+    """The parameters that are trained, with their names."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def resume(trainer: Any, checkpoint: Path | None) -> None:
+    """Train from a checkpoint, or from the start; a checkpoint of the last step is only loaded.
+
+    Resumed from its last step, the trainer of transformers 5.17 would take one step more.
+    """
+    state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
+    if checkpoint and state["global_step"] >= state["max_steps"]:
+        from peft import load_peft_weights, set_peft_model_state_dict
+        from transformers import TrainerState
+
+        set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), device="cpu"))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        return
+    if processes() > 1:
+        # A model that was measured passes for prepared: accelerate 1.15 would leave out what keeps the processes' weights equal.
+        vars(trainer.model).pop("_is_accelerate_prepared", None)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def refuse_unfinished(trainer: Any, interruption: Interruption) -> None:
+    """Raises ModelError when a loss is no number any more, Interrupted when the user stopped the training."""
+    wrong = [e["step"] for e in trainer.state.log_history if "loss" in e and not math.isfinite(float(e["loss"]))]
+    if wrong:
+        raise diverged(f"from step {wrong[0]} on")
+    if interruption.asked and trainer.state.global_step < trainer.state.max_steps:
+        done = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
+        raise Interrupted(
+            f"Training was stopped after {done}, with a checkpoint.", "Run the same again to go on from there."
+        )
+
+
+def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any, callbacks: list[Any]) -> Any:
+    """TRL's SFTTrainer for the settings of a run."""
+    import torch
+
+    settings, (dtype, _) = in_fewer_passes(run), choose_precision(run.settings)
+    arguments = sft_arguments(settings, run.path("checkpoints"), dtype, torch.cuda.is_available())
+    return sft_trainer(arguments, model, tokenizer, train, held_out, callbacks)
+
+
+def in_fewer_passes(run: Run) -> SFTSettings:
+    """The settings with as many of a step's rows in a forward pass as the GPU is expected to have room for; says so where these are more."""
+    settings, lengths = run.settings, run.facts.get("data", {}).get("length", {})
+    longest = settings.max_length if settings.packing else lengths.get("longest", settings.max_length)
+    size, rows = rows_at_once(settings, longest), settings.batch_size * settings.gradient_accumulation
+    if size > settings.batch_size:
+        say(
+            f"train: {size} of the {rows} rows of a step go through the model at once instead of {settings.batch_size}: the GPU should have room"
+        )
+    return settings.model_copy(update={"batch_size": size, "gradient_accumulation": rows // size})
+
+
+def sft_trainer(
+    arguments: dict[str, Any], model: Any, tokenizer: Any, train: Any, held_out: Any, callbacks: list[Any]
+) -> Any:
+    """TRL's SFTTrainer on rows that are tokenised and labelled already, which TRL's own collator takes as they are.
+
+    With any other collator Unsloth turns packing and batches without padding off (2026.10, trainer.py).
+    """
+    from trl import SFTConfig, SFTTrainer
+
+    columns = ["input_ids", "labels"]
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(**arguments),
+        train_dataset=train.select_columns(columns),
+        eval_dataset=held_out.select_columns(columns),
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    return without_bars(trainer)
+
+
+def without_bars(trainer: Any) -> Any:
+    """The trainer without what it prints itself."""
+    from transformers import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def sft_arguments(settings: SFTSettings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
+    """Every value that supervised training depends on, as SFTConfig takes it."""
+    if settings.packing and not gpu:
+        say("train: packing is off (it needs a GPU)")
+    return plain_arguments(settings, checkpoints, dtype, gpu) | {"packing": settings.packing and gpu}
+
+
+def plain_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
+    """What learning from single answers depends on, in supervised training and in self-play's comparison with it."""
+    return training_arguments(settings, checkpoints, dtype, gpu) | {
+        "packing": False,
+        "eval_packing": False,
+        "padding_free": None,  # Unsloth chooses, by the GPU and the lengths of the rows
+        "completion_only_loss": False,  # the labels say already what is learnt
+        "assistant_only_loss": False,
+        "loss_type": "nll",
+    }
+
+
+def training_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
+    """Every value that training of any kind depends on, as TRL takes it; none is left to a default that Unsloth may change."""
+    return {
+        "output_dir": str(checkpoints),
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.scheduler,
+        "warmup_steps": settings.warmup,
+        "optim": available_optimizer(settings, gpu),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "fp16": dtype == "float16",
+        "bf16": dtype == "bfloat16",
+        "max_length": settings.max_length,
+        "gradient_checkpointing": gpu,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a loss that is no number shall be seen
+        "include_num_input_tokens_seen": "non_padding",
+        "eval_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "report_to": [],
+        "push_to_hub": False,
+        "dataloader_num_workers": 0,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+    }
+
+
+def available_optimizer(settings: Settings, gpu: bool) -> str:
+    """The optimizer, as this hardware can; says what was chosen instead and why."""
+    if gpu or "8bit" not in settings.optimizer:
+        return settings.optimizer
+    say(f"train: the optimizer is adamw_torch_fused ({settings.optimizer} needs a GPU)")
+    return "adamw_torch_fused"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; half-written ones are removed.
+
+    The trainer writes trainer_state.json last (transformers 5.17, Trainer._save_checkpoint).
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    while found:
+        newest = found.pop()
+        if is_whole(newest):
+            return newest
+        shutil.rmtree(newest)
+    return None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint's last file, trainer_state.json, is there and can be read."""
+    try:
+        return "global_step" in read_json(checkpoint / "trainer_state.json")
+    except StorageError:
+        return False
+
+
+def record_training(run: Run, trainer: Any) -> None:
+    """Write the facts of the finished training, taken from the trainer's own log."""
+    run.record("train", **told_by(trainer), **about(trainer, run.settings))
+
+
+def told_by(trainer: Any) -> dict[str, Any]:
+    """The facts in the trainer's own log."""
+    log = [entry for entry in trainer.state.log_history if "loss" in entry and "seconds" in entry]
+    seconds, tokens = log[-1]["seconds"], int(trainer.state.num_input_tokens_seen)
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.epoch, 3),
+        "seconds": seconds,
+        "first_loss": round(float(log[0]["loss"]), 4),
+        "last_loss": round(float(log[-1]["loss"]), 4),
+        "losses": [[entry["step"], round(float(entry["loss"]), 4)] for entry in log],
+        **rewards(log),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1),
+    }
+
+
+def about(trainer: Any, settings: Settings) -> dict[str, Any]:
+    """What was trained, in which precision, and the memory it took."""
+    return dict(
+        peak_vram_gb=peak_vram_gb(),
+        peak_ram_gb=peak_ram_gb(),
+        trainable_parameters=sum(parameter.numel() for _, parameter in trainable(trainer.model)),
+        **batches(trainer),
+        lora_r=trainer.model.peft_config["default"].r,
+        lora_alpha=trainer.model.peft_config["default"].lora_alpha,
+        precision=choose_precision(settings)[0],
+        four_bit=is_four_bit(trainer.model),
+        optimizer=str(trainer.args.optim.value),
+    )
+
+
+def rewards(log: list[dict[str, Any]]) -> dict[str, Any]:
+    """What DPO's log tells besides the loss, by step: both answers' log-probabilities (nats), the margin of their rewards, the accuracy."""
+    told = ("logps/chosen", "logps/rejected", "rewards/margins", "rewards/accuracies")
+    steps = [[entry["step"], *(round(float(entry[name]), 4) for name in told)] for entry in log if told[0] in entry]
+    return {"rewards": steps} if steps else {}

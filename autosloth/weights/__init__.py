@@ -1,0 +1,25 @@
+"""A model's weights as files, whole on the disk or fetched shard by shard.
+
+What a LoRA adapter does to each of them is computed here, row by row.
+"""
+
+from .lora import PLAIN, Adapter, unusual_entries
+from .shards import INDEX, model_shards, read_header, shard_names
+from .streamed import SPARE_GB, TOLD, Shards, cache_folder, same_disk, shard_by_shard, streamed_base
+
+__all__ = [
+    "INDEX",
+    "PLAIN",
+    "SPARE_GB",
+    "TOLD",
+    "Adapter",
+    "Shards",
+    "cache_folder",
+    "model_shards",
+    "read_header",
+    "same_disk",
+    "shard_by_shard",
+    "shard_names",
+    "streamed_base",
+    "unusual_entries",
+]

@@ -1,0 +1,140 @@
+"""The sides of `data.py`: rows of Alpaca's form, a JSON file, made ready for training by AutoSloth, by `datasets.map` and by TRL."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from sides import Case, play
+
+LENGTH, SEED = 2048, 3407  # tokens
+PROMPT = "<s>### Instruction:\n{}\n\n### Response:\n{}</s>"
+
+
+def begin(folder: str, rows: str, held_out: int) -> tuple[Any, Any]:
+    """AutoSloth's settings for these rows and the tokenizer of all sides; caches are empty ones."""
+    os.environ["HF_DATASETS_CACHE"] = f"{folder}/cache"
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = f"{folder}/compiled"
+    from autosloth.models import load_tokenizer
+    from autosloth.settings import SFTSettings
+
+    given = {
+        "model": "demo",
+        "dataset": rows,
+        "max_length": LENGTH,
+        "eval_fraction": 0.5,
+        "eval_rows": held_out,
+        "storage": folder,
+    }
+    settings = SFTSettings.load(given)
+    return settings, load_tokenizer(settings)
+
+
+def autosloth(folder: str, rows: str, held_out: int) -> Case:
+    """What AutoSloth's data stage does, but for its marks and facts."""
+    settings, tokenizer = begin(folder, rows, held_out)
+    import datasets  # noqa: F401 (imports are not timed)
+    import numpy  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+
+    from autosloth.data.clean import Findings, load_rows
+    from autosloth.data.encode import encode_rows
+    from autosloth.data.stage import describe, write_rows
+
+    started, found = time.perf_counter(), Findings()
+    parts = [encode_rows(tokenizer, part, settings, found) for part in load_rows(settings, found)]
+    for name, part in zip(("train", "eval"), parts, strict=True):
+        write_rows(part, Path(folder, f"{name}.parquet"))
+    facts = describe(*parts, found, settings)
+    return figures(time.perf_counter() - started, facts["train_rows"], facts["train_tokens"], facts["learnt_tokens"])
+
+
+def two_maps(folder: str, rows: str, held_out: int) -> Case:
+    """The format and the tokens by `datasets.map` at its best: all cores for the tokeniser, which Unsloth switches off."""
+    _, tokenizer = begin(folder, rows, held_out)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+
+    def tokenise(batch: Case) -> Case:
+        return tokenizer(batch["text"], add_special_tokens=False, truncation=True, max_length=LENGTH)
+
+    started = time.perf_counter()
+    parts = formatted(rows, held_out)
+    parts = parts.map(tokenise, batched=True, remove_columns=parts["train"].column_names)
+    return counted(time.perf_counter() - started, parts["train"])
+
+
+def trl(folder: str, rows: str, held_out: int) -> Case:
+    """The format by `datasets.map`, the tokens by TRL."""
+    seconds, trainer = trainer_made(folder, rows, held_out)
+    return counted(seconds, trainer.train_dataset)
+
+
+def trl_answers(folder: str, rows: str, held_out: int) -> Case:
+    """The same, and then all but the answers masked by Unsloth."""
+    seconds, trainer = trainer_made(folder, rows, held_out)
+    from unsloth.chat_templates import train_on_responses_only
+
+    started = time.perf_counter()
+    marks = {"instruction_part": "### Instruction:\n", "response_part": "### Response:\n"}
+    trainer = train_on_responses_only(trainer, **marks, num_proc=os.cpu_count())
+    return counted(seconds + time.perf_counter() - started, trainer.train_dataset)
+
+
+def trainer_made(folder: str, rows: str, held_out: int) -> tuple[float, Any]:
+    """TRL's trainer, and the seconds from the file to there without those that the model takes to load."""
+    settings, tokenizer = begin(folder, rows, held_out)
+    from autosloth.models import load_model
+
+    model = load_model(settings)
+    from trl import SFTConfig, SFTTrainer
+
+    texts = {"dataset_text_field": "text", "max_length": LENGTH, "dataset_num_proc": os.cpu_count()}
+    args = SFTConfig(output_dir=folder, **texts, report_to=[], bf16=False, fp16=False)
+    started = time.perf_counter()
+    parts = formatted(rows, held_out)
+    trainer = SFTTrainer(
+        model=model, args=args, train_dataset=parts["train"], eval_dataset=parts["test"], processing_class=tokenizer
+    )
+    return time.perf_counter() - started, trainer
+
+
+def formatted(rows: str, held_out: int) -> Any:
+    """The rows with a column `text`, in two parts."""
+    from datasets import load_dataset
+
+    def as_text(batch: Case) -> Case:
+        given = zip(batch["instruction"], batch["input"], batch["output"], strict=True)
+        return {"text": [PROMPT.format(asked + ("\n\n" + more if more else ""), said) for asked, more, said in given]}
+
+    every = load_dataset("json", data_files=rows, split="train").map(as_text, batched=True)
+    return every.train_test_split(test_size=held_out, seed=SEED)
+
+
+def counted(seconds: float, rows: Any) -> Case:
+    """The figures of rows with `input_ids`, and with `labels` where not all of them are learnt."""
+    rows = rows.select_columns([name for name in ("input_ids", "labels") if name in rows.column_names])
+    every = [
+        (len(ids), sum(label != -100 for label in labels))
+        for batch in rows.iter(1000)
+        for ids, labels in zip(batch["input_ids"], batch.get("labels", batch["input_ids"]), strict=True)
+    ]
+    return figures(seconds, len(every), sum(tokens for tokens, _ in every), sum(learnt for _, learnt in every))
+
+
+def figures(seconds: float, rows: int, tokens: int, learnt: int) -> Case:
+    """What a side measured: rows and tokens are those to train on."""
+    from autosloth.hardware import peak_ram_gb
+
+    return {
+        "seconds": seconds,
+        "rows": rows,
+        "tokens": int(tokens),
+        "learnt": int(learnt),
+        "peak_ram_gb": peak_ram_gb(),
+    }
+
+
+if __name__ == "__main__":
+    play([autosloth, two_maps, trl, trl_answers])

@@ -1,0 +1,108 @@
+"""llama.cpp comes from one pinned source package: its converter, and llama-cpp-python where it is not installed yet."""
+
+import json
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+from support.environments import environment
+
+from autosloth.check import check_architecture
+from autosloth.errors import ExportError
+from autosloth.export import llama
+from autosloth.settings import SFTSettings
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_converter_is_of_the_pinned_llama_cpp_python():
+    pinned = (ROOT / "requirements-bare.txt").read_text().splitlines()
+    assert f"llama-cpp-python=={llama.LLAMA_CPP_PYTHON}" in pinned and llama.BESIDE_IT in pinned
+    folder = llama.fetch_converter()
+    assert (folder / "convert_hf_to_gguf.py").is_file() and (folder / "convert_lora_to_gguf.py").is_file()
+    assert (folder / "gguf-py" / "gguf" / "__init__.py").is_file()
+
+
+def test_another_source_package_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTOSLOTH_CACHE", str(tmp_path))
+    monkeypatch.setattr(llama, "SOURCE_SHA256", "0" * 64)
+    with pytest.raises(ExportError, match="could not be fetched"):
+        llama.fetch_converter()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["LlamaForCausalLM"]},
+        {"architectures": ["Wrapper"], "text_config": {"architectures": ["Qwen2ForCausalLM"]}},
+    ],
+    ids=["plain", "in text_config"],
+)
+def test_an_architecture_that_the_converter_knows_is_let_pass(config):
+    llama.refuse_unknown_architecture(config, "me/model")
+
+
+@pytest.mark.parametrize("config", [{"architectures": ["SlothForCausalLM"]}, {}], ids=["unknown", "none named"])
+def test_another_architecture_is_told_before_training_when_a_gguf_is_asked_for(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = SFTSettings(model=str(tmp_path))
+    check_architecture(settings)  # without weights it is no model: `check_model` tells of that
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ExportError, match=r"does not know its architecture .*Set `quantizations: \[\]`"):
+        check_architecture(settings)
+    check_architecture(settings.model_copy(update={"quantizations": []}))
+
+
+def wheel(folder, name, version, module):
+    """A package of one module, as small as they come."""
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
+        about = f"{name}-{version}.dist-info"
+        file.writestr(f"{module}.py", f"MADE_OF = {name!r}\n")
+        file.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{about}/RECORD", "")
+
+
+def without_llama_cpp(tmp_path, code):
+    """Run code in an environment that has no llama-cpp-python; pip finds what lies in tmp_path and installs it into tmp_path/site."""
+    variables = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_TARGET": str(tmp_path / "site")}
+    variables |= {"PYTHONPATH": f"{ROOT}:{tmp_path / 'site'}", "AUTOSLOTH_CACHE": str(tmp_path / "cache")}
+    return subprocess.run([environment("kaggle"), "-c", code], env={**os.environ, **variables}, capture_output=True, text=True)  # fmt: skip
+
+
+USE = """
+import importlib.util
+from autosloth.errors import ExportError
+from autosloth.export.llama import compile_llama_cpp, llama_cpp
+assert importlib.util.find_spec("llama_cpp") is None
+compile_llama_cpp()
+compile_llama_cpp()  # is under way already
+print("MEANWHILE")
+try:
+    print(llama_cpp().MADE_OF)
+except ExportError as error:
+    print(error)
+"""
+
+
+def test_where_it_is_missing_it_is_made_in_the_background_and_waited_for(tmp_path):
+    wheel(tmp_path, "llama_cpp_python", llama.LLAMA_CPP_PYTHON, "llama_cpp")
+    wheel(tmp_path, "diskcache", llama.BESIDE_IT.partition("==")[2], "diskcache")
+    said = without_llama_cpp(tmp_path, USE)
+    lines = said.stdout.splitlines()
+    assert lines[-1] == "llama_cpp_python", said
+    assert [line.partition(",")[0] for line in lines[:2]] == ["llama.cpp: compiling in the background", "MEANWHILE"]
+
+
+def test_where_it_cannot_be_made_the_reason_and_the_way_on_are_said(tmp_path):
+    said = without_llama_cpp(tmp_path, USE).stdout
+    assert "could not be installed (ERROR: " in said and "llama-cpp-python.log" in said and "run again" in said
+
+
+def test_where_it_is_installed_nothing_is_started(monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    llama.compile_llama_cpp()
+    assert llama.llama_cpp().__version__ == llama.LLAMA_CPP_PYTHON

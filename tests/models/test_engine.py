@@ -1,0 +1,111 @@
+"""The tokenizer keeps what the GGUF needs, prompts have one BOS, and a 4-bit base leads to its 16-bit original."""
+
+import json
+
+import pytest
+
+from autosloth.errors import ModelError
+from autosloth.models import base as base_files
+from autosloth.models import engine as model
+from autosloth.settings import SFTSettings
+
+
+@pytest.mark.parametrize(
+    "quantized, original",
+    [
+        ("unsloth/mistral-7b-bnb-4bit", "unsloth/mistral-7b"),
+        ("unsloth/zephyr-sft-bnb-4bit", "unsloth/zephyr-sft"),
+        ("unsloth/Qwen2.5-7B-Instruct-bnb-4bit", "unsloth/Qwen2.5-7B-Instruct"),
+    ],
+)
+def test_the_16_bit_original_of_a_4_bit_base_is_found(monkeypatch, quantized, original):
+    monkeypatch.setattr(base_files, "is_quantized", lambda source, revision=None: True)
+    assert base_files.sixteen_bit_model(SFTSettings(model=quantized))[0] == original
+
+
+def test_an_unknown_4_bit_base_asks_for_its_original(tmp_path):
+    (tmp_path / "config.json").write_text('{"quantization_config": {}}')
+    with pytest.raises(ModelError, match="Name it as `sixteen_bit_model`"):
+        base_files.sixteen_bit_model(SFTSettings(model=str(tmp_path)))
+    assert base_files.sixteen_bit_model(SFTSettings(model=str(tmp_path), sixteen_bit_model="me/full"))[0] == "me/full"
+
+
+def test_a_base_in_16_bit_is_its_own_original(base):
+    assert base_files.sixteen_bit_model(SFTSettings(model=str(base)))[0] == str(base)
+
+
+def test_the_tokenizer_is_saved_with_what_transformers_leaves_out(engine, base, tmp_path):
+    settings = SFTSettings(model="demo")
+    model.save_tokenizer(model.load_tokenizer(settings), settings, tmp_path)
+    assert (tmp_path / "tokenizer.model").read_bytes() == (base / "tokenizer.model").read_bytes()
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert {token["content"] for token in config["added_tokens_decoder"].values()} >= {"<s>", "</s>"}
+    assert (tmp_path / "chat_template.jinja").read_text() == model.named_template("alpaca")
+
+
+def test_the_saved_tokenizer_makes_the_same_ids(engine, base, tmp_path):
+    from transformers import AutoTokenizer
+
+    settings = SFTSettings(model="demo")
+    tokenizer = model.load_tokenizer(settings)
+    model.save_tokenizer(tokenizer, settings, tmp_path)
+    text = model.render_chat(tokenizer, [{"role": "user", "content": " Où?  two\n\n½ 🦥 "}], answer_next=True)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again(text, add_special_tokens=False).input_ids == tokenizer(text, add_special_tokens=False).input_ids
+    assert again.chat_template == tokenizer.chat_template
+
+
+def test_a_prompt_has_one_bos_with_templates_that_write_it_and_those_that_do_not(engine, base):
+    tokenizer = model.load_tokenizer(SFTSettings(model="demo"))
+    for template in (model.named_template("alpaca"), "{% for m in messages %}{{ m.content }}{% endfor %}"):
+        tokenizer.chat_template = template
+        ids = model.encode_prompt(tokenizer, [{"role": "user", "content": "hello"}])
+        assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+
+
+def test_the_tokenizers_own_chat_template_is_kept_unless_another_is_named(engine, base, tmp_path):
+    settings = SFTSettings(model="demo", chat_template="zephyr")
+    model.save_tokenizer(model.load_tokenizer(settings), settings, tmp_path)
+    (tmp_path / "config.json").write_text((base / "config.json").read_text())
+    assert model.load_tokenizer(SFTSettings(model=str(tmp_path))).chat_template == model.named_template("zephyr")
+    assert model.load_tokenizer(
+        SFTSettings(model=str(tmp_path), chat_template="mistral")
+    ).chat_template == model.named_template("mistral")
+
+
+def test_thinking_is_off_in_the_published_template_too_unless_it_is_asked_for(engine, base, tmp_path):
+    own = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}{% if enable_thinking is not defined or enable_thinking %}{{ '<think>' }}{% endif %}"
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((base / name).read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(own)
+    settings, ask = SFTSettings(model=str(tmp_path)), [{"role": "user", "content": "hello"}]
+    quiet = model.load_tokenizer(settings)
+    assert not model.render_chat(quiet, ask, answer_next=True).endswith("<think>")
+    model.save_tokenizer(quiet, settings, tmp_path / "saved")
+    published = (tmp_path / "saved" / "chat_template.jinja").read_text()
+    assert published == quiet.chat_template == model.without_thinking(own) == model.without_thinking(published)
+    thinking = model.load_tokenizer(SFTSettings(model=str(tmp_path), thinking=True))
+    assert thinking.chat_template == own and model.render_chat(thinking, ask, answer_next=True).endswith("<think>")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda folder: None, lambda folder: (folder / "config.json").write_text("{}")],
+    ids=["no files", "no tokenizer"],
+)
+def test_a_folder_that_is_no_model_is_named(engine, tmp_path, make):
+    make(tmp_path)
+    with pytest.raises(ModelError, match="could not be loaded"):
+        model.load_tokenizer(SFTSettings(model=str(tmp_path)))
+
+
+def test_precision_follows_the_hardware_and_gives_its_reason(monkeypatch):
+    import torch
+
+    assert model.choose_precision(SFTSettings()) == ("float32", "no GPU") or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    assert model.choose_precision(SFTSettings()) == ("float16", "Tesla T4 has no bf16")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert model.choose_precision(SFTSettings())[0] == "bfloat16"

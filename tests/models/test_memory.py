@@ -1,0 +1,192 @@
+"""The estimate of GPU memory agrees with what the libraries make, part by part; what a GPU measures beside it is in benchmarks/gpu.py."""
+
+import json
+import os
+
+import pytest
+
+from autosloth.check import Problems, check
+from autosloth.errors import ModelError
+from autosloth.models.memory import NF4_BYTES, check_memory, estimate, known_shape, rows_at_once, shape_of
+from autosloth.settings import DPOSettings, SFTSettings, SPINSettings
+
+MISTRAL = dict(
+    model_type="mistral", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+    num_key_value_heads=8, vocab_size=32000, tie_word_embeddings=False,
+)  # fmt: skip
+FAMILIES = {
+    "mistral": MISTRAL,
+    "llama": {**MISTRAL, "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "head_dim": 64, "tie_word_embeddings": True},
+    "qwen2": {**MISTRAL, "model_type": "qwen2", "hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4},
+    "qwen3": {**MISTRAL, "model_type": "qwen3", "head_dim": 128, "hidden_size": 2560},
+    "gemma2": {**MISTRAL, "model_type": "gemma2", "hidden_size": 2304, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},
+}  # fmt: skip
+
+
+@pytest.fixture
+def gpu(tmp_path, monkeypatch):
+    """A function that puts an NVIDIA GPU of a name and a memory in MiB before the driver's own program, or none."""
+
+    def plug_in(name="Tesla T4", memory=15360):
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        (folder / "nvidia-smi").write_text(f"#!/bin/sh\necho '{name}, {memory}'\n" if name else "#!/bin/sh\nexit 9\n")
+        (folder / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    return plug_in
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A function that makes a folder with this config.json."""
+
+    def write(**config):
+        folder = tmp_path / "model"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        return str(folder)
+
+    return write
+
+
+def parts(settings, config=MISTRAL, gpu_gb=15.8, rank=None):
+    return {part.name: part.gb for part in estimate(settings, shape_of(config), gpu_gb, rank or settings.lora_r)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_and_adapter_are_those_that_transformers_and_peft_make(engine, family):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from autosloth.models.engine import LINEAR_LAYERS
+
+    config = {**FAMILIES[family], "num_hidden_layers": 2}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        expected = parts(SFTSettings(load_in_4bit=False, lora_r=8), config)
+        assert expected["weights"] == pytest.approx(2 * model.num_parameters() / 1e9, rel=1e-3)
+        trained, _ = get_peft_model(model, LoraConfig(r=8, target_modules=LINEAR_LAYERS)).get_nb_trainable_parameters()
+    assert expected["adapter"] == pytest.approx(4 * trained / 1e9)
+
+
+def test_a_weight_in_nf4_takes_the_bytes_that_bitsandbytes_stores(engine):
+    import torch
+    from bitsandbytes.functional import quantize_4bit
+
+    weight = torch.randn(1024, 1024)
+    packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True, blocksize=64)
+    stored = packed.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+    assert stored / weight.numel() == pytest.approx(NF4_BYTES, rel=1e-3)
+
+
+def test_mistral_in_nf4_is_as_large_as_its_public_repository_and_trains_as_many_numbers():
+    expected = parts(SFTSettings())
+    assert expected["weights"] == pytest.approx(4.13, abs=0.01)  # GB of unsloth/mistral-7b-bnb-4bit's safetensors
+    assert expected["adapter"] == pytest.approx(41_943_040 * 4 / 1e9)  # trainable parameters at rank 16
+
+
+def test_layers_that_a_repository_keeps_in_16_bit_are_counted_so():
+    skipped = {**MISTRAL, "quantization_config": {"llm_int8_skip_modules": ["lm_head", "model.layers.1.mlp"]}}
+    more = parts(SFTSettings(), skipped)["weights"] - parts(SFTSettings())["weights"]
+    assert more == pytest.approx(3 * 4096 * 14336 * (2 - NF4_BYTES) / 1e9)
+
+
+def test_more_rows_take_more_and_the_logits_chunk_no_more_than_is_free():
+    small, large = parts(SFTSettings(batch_size=2)), parts(SFTSettings(batch_size=8))
+    assert large["activations"] > 3 * small["activations"]
+    assert small["weights"] == large["weights"] and small["optimizer"] == large["optimizer"]
+    lasting = sum(large[name] for name in ("weights", "adapter", "optimizer", "CUDA"))
+    assert large["loss"] <= (15.8 - lasting) / 2
+    assert parts(SFTSettings(batch_size=64), gpu_gb=80)["loss"] == pytest.approx(4 * 2**30 / 1e9)
+
+
+def test_preferences_need_a_second_adapter_and_self_play_room_for_answers():
+    pairs = DPOSettings(profile="t4", lora_r=16)
+    assert parts(pairs)["adapter"] == 2 * parts(SFTSettings())["adapter"]
+    few, many = (SPINSettings(generation_batch=size) for size in (1, 512))
+    assert "answers" not in parts(few) and parts(many)["answers"] == pytest.approx(512 * 1024 * 2 * 32 * 1024 * 2 / 1e9)
+
+
+def test_the_optimizer_counts():
+    of = {name: parts(SFTSettings(optimizer=name))["optimizer"] for name in ("adamw_torch_fused", "adamw_8bit", "sgd")}
+    assert of["adamw_torch_fused"] > of["adamw_8bit"] > of["sgd"] == parts(SFTSettings())["adapter"]
+
+
+def test_the_check_says_what_is_expected_beside_what_there_is(gpu, model, capsys):
+    gpu()
+    check_memory(SFTSettings(model=model(**MISTRAL)))
+    said = capsys.readouterr().out
+    assert said.startswith("memory: about ") and " of 16.1 GB VRAM expected" in said and "weights 4.1" in said
+    assert "halve" not in said
+
+
+def test_a_batch_that_may_be_too_large_is_told_and_not_refused(gpu, model, capsys):
+    gpu()
+    check_memory(SFTSettings(model=model(**MISTRAL), batch_size=64))
+    assert "halve `batch_size` and double `gradient_accumulation`" in capsys.readouterr().out
+
+
+def test_answers_that_may_be_too_many_at_once_are_told(gpu, model, capsys):
+    gpu()
+    check_memory(SPINSettings(model=model(**MISTRAL), generation_batch=256))
+    assert "lower `generation_batch`" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "todo"),
+    [
+        ({"load_in_4bit": False, "max_length": 512}, "Set `load_in_4bit: true`, or choose a smaller model."),
+        ({"max_length": 131072}, "Lower `max_length`."),
+    ],
+    ids=["the weights", "one row"],
+)
+def test_what_does_not_even_fit_row_by_row_is_refused(gpu, model, settings, todo):
+    gpu(memory=11000)
+    with pytest.raises(ModelError) as problem:
+        check_memory(SFTSettings(model=model(**MISTRAL), **settings))
+    assert "even with `batch_size: 1`, and Tesla T4 has 12." in problem.value.what and problem.value.todo == todo
+
+
+def test_the_refusal_is_one_of_the_problems_of_the_check(gpu, model, tmp_path):
+    gpu()
+    settings = SFTSettings(model=model(**MISTRAL), max_length=131072, storage=str(tmp_path), dataset="demo")
+    with pytest.raises(Problems, match="needs about"):
+        check(settings)
+
+
+def test_nothing_is_told_without_a_gpu_or_of_a_family_that_is_not_known(gpu, model, capsys):
+    gpu(name=None)
+    check_memory(SFTSettings(model=model(**MISTRAL)))
+    gpu()
+    experts = SFTSettings(model=model(**{**MISTRAL, "model_type": "mixtral"}))
+    check_memory(experts)
+    assert known_shape(experts) is None and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "given, longest, at_once",
+    [
+        ({}, 300, 8),  # all that a step learns from
+        ({}, 2048, 4),
+        ({}, 100_000, 4),  # cut at max_length
+        ({"batch_size": 3, "gradient_accumulation": 2}, 300, 6),
+        ({"batch_size": 8, "gradient_accumulation": 1}, 2048, 8),  # never fewer than what was asked for
+        ({"load_in_4bit": False}, 300, 2),
+    ],
+)
+def test_as_many_of_a_steps_rows_go_at_once_as_a_t4_has_room_for(gpu, model, given, longest, at_once):
+    gpu()
+    assert rows_at_once(SFTSettings(**{"model": model(**MISTRAL), "dataset": "demo", **given}), longest) == at_once
+
+
+def test_where_nothing_is_known_of_the_memory_the_batch_stays_as_it_is(gpu, model, monkeypatch):
+    settings = SFTSettings(model=model(**MISTRAL), dataset="demo")
+    gpu(name=None)
+    assert rows_at_once(settings, 300) == 2
+    gpu()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert rows_at_once(settings, 300) == 2
+    monkeypatch.delenv("WORLD_SIZE")
+    assert rows_at_once(SFTSettings(model=model(**MISTRAL | {"model_type": "mixtral"}), dataset="demo"), 300) == 2

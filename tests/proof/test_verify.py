@@ -1,0 +1,324 @@
+"""A right GGUF passes; a wrong one fails with what differs, and is not published."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from support.commands import made_once
+from support.tiny_models import tiny_adapter, tiny_model
+
+from autosloth.errors import VerifyError
+from autosloth.export import gguf, llama
+from autosloth.proof import tensors as weights
+from autosloth.proof.behaviour import compare_behaviour
+from autosloth.proof.tally import allowed
+from autosloth.proof.tokens import STRINGS, judge
+from autosloth.proof.verdict import cure, find_failures
+from autosloth.proof.verify import prove, verify_gguf
+from autosloth.publish.hub import HubError, refuse_unverified
+from autosloth.run import Run, read_json
+
+
+def test_the_exported_file_is_proven(finished):
+    proof = read_json(finished / "facts.json")["verify"]
+    (file,) = proof["files"]
+    assert proof["passed"] and proof["token_mismatches"] == 0 and proof["failures"] == []
+    assert proof["mean_kl"] < 0.01 and proof["top1"] > 0.95 and proof["positions"] >= 200 and proof["texts"] > 60
+    assert file["bos"] == file["bos_trained"] == 1 and file["eos"] is True and file["template"] is True
+    assert file["weights"]["form"] == "whole" and file["weights"]["tensors"] == 39
+    assert abs(file["weights"]["adapter_share"] - 1) < 0.01 and file["weights"]["mean_error"] < 0.01
+    assert len(file["answers"]) == 4 and all(answer["same"] for answer in file["answers"])
+    told = json.loads((finished / "verify" / "short-Q8_0.weights.json").read_text())
+    assert len(told) == 39 and all(0 <= tensor["excess"] <= 1 for tensor in told)
+
+
+# ------------------------------------------------------------------------------------------------- weights, by seeded faults
+CONVERT = """
+import runpy, sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
+for source, target, kind in zip(sys.argv[2::3], sys.argv[3::3], sys.argv[4::3]):
+    sys.argv = ["convert_hf_to_gguf.py", source, "--outfile", target, "--outtype", kind]
+    runpy.run_path(sys.path[0] + "/convert_hf_to_gguf.py", run_name="__main__")
+"""
+
+
+def converted(*files):
+    """GGUF files by llama.cpp's converter itself: (source folder, target, type) each."""
+    command = [sys.executable, "-c", CONVERT, llama.fetch_converter(), *(part for file in files for part in file)]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+
+
+def make_tiny(folder):
+    """base/, adapter/, and by llama.cpp's converter plain.gguf of the base and right.gguf of PEFT's merge."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_model("llama", folder / "base")
+    adapter = tiny_adapter(base, folder / "adapter")
+    shutil.copytree(base, folder / "merged")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    model.merge_and_unload().save_pretrained(folder / "merged")
+    converted(
+        (base, folder / "plain.gguf", "q8_0"),
+        (folder / "merged", folder / "right.gguf", "q8_0"),
+        (folder / "merged", folder / "right-f16.gguf", "f16"),
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, worker_id, engine):
+    """A tiny Llama with an adapter, and files of both (see make_tiny). Not to be changed."""
+    return made_once(tmp_path_factory, worker_id, "tiny", make_tiny)
+
+
+@pytest.fixture
+def compared(tiny, monkeypatch):
+    """compared(file, rows=None, adapter=True) -> the figures of a file's weights, found in this process."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def compare(file, rows=None, adapter=tiny / "adapter"):
+        request = {"converter": str(llama.fetch_converter()), "file": str(file), "source": str(tiny / "base")}
+        return weights.compare_here(request | {"adapter": adapter and str(adapter), "told": None, "rows": rows})
+
+    return compare
+
+
+FORMS = pytest.mark.parametrize("rows", [None, 16], ids=["every weight", "a sample of rows"])
+
+
+@FORMS
+@pytest.mark.parametrize("name, error", [("right", 0.0065), ("right-f16", 0.0004)])
+def test_the_converters_own_file_of_pefts_merge_passes(compared, tiny, rows, name, error):
+    found = compared(tiny / f"{name}.gguf", rows)
+    assert found["failures"] == [] and found["tensors"] == 21 and 0 < found["mean_error"] < error
+    assert abs(found["adapter_share"] - 1) < 0.02
+
+
+@FORMS
+def test_a_file_without_the_adapter_fails(compared, tiny, rows):
+    found = compared(tiny / "plain.gguf", rows)
+    assert len(found["failures"]) == 14 and all("of what the adapter does, not 1" in each for each in found["failures"])
+    assert abs(found["adapter_share"]) < 0.02
+
+
+@FORMS
+def test_an_adapter_at_half_its_scale_fails(compared, tiny, tmp_path, rows):
+    shutil.copytree(tiny / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 32}))
+    found = compared(tiny / "right.gguf", rows, tmp_path / "adapter")
+    assert len(found["failures"]) == 14 and found["adapter_share"] == pytest.approx(0.5, abs=0.02)
+
+
+def with_swapped_tensors(data):
+    first, second = data["blk.0.ffn_gate.weight"], data["blk.1.ffn_gate.weight"]
+    first[:], second[:] = second.copy(), first.copy()
+
+
+def with_another_permutation(data):
+    """Rotary halves in Hugging Face's order, as a converter that forgot to permute would leave them."""
+    rows = data["blk.1.attn_q.weight"]
+    heads = rows.reshape(4, 8, 2, -1)
+    rows[:] = heads.swapaxes(1, 2).reshape(rows.shape).copy()
+
+
+def with_one_tensor_of_the_base(data):
+    data["blk.1.attn_v.weight"][:] = data["plain"]["blk.1.attn_v.weight"]
+
+
+def with_a_scale_that_is_off(data):
+    data["blk.0.attn_norm.weight"][:] *= 1.01
+
+
+def with_a_number_that_is_none(data):
+    data["output_norm.weight"][3] = float("nan")
+
+
+def tensors_of(path, mode="r"):
+    """{name: the tensor's bytes or numbers} of a GGUF file, to be changed in place."""
+    return {tensor.name: tensor.data for tensor in weights.read_gguf(path, mode).tensors}
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "spoil, wrong",
+    [
+        (with_swapped_tensors, ["blk.0.ffn_gate.weight", "blk.1.ffn_gate.weight"]),
+        (with_another_permutation, ["blk.1.attn_q.weight"]),
+        (with_one_tensor_of_the_base, ["blk.1.attn_v.weight"]),
+        (with_a_scale_that_is_off, ["blk.0.attn_norm.weight"]),
+        (with_a_number_that_is_none, ["output_norm.weight"]),
+    ],
+)
+def test_a_fault_in_one_place_is_found_there(compared, tiny, tmp_path, rows, spoil, wrong):
+    compared(tiny / "right.gguf", rows)  # gguf-py can be imported from now on
+    shutil.copyfile(tiny / "right.gguf", tmp_path / "wrong.gguf")
+    spoil(tensors_of(tmp_path / "wrong.gguf", "r+") | {"plain": tensors_of(tiny / "plain.gguf")})
+    found = compared(tmp_path / "wrong.gguf", rows)["failures"]
+    assert [each.split()[0] for each in found] == wrong
+
+
+def test_another_shape_of_the_model_is_found(compared, tiny, tmp_path):
+    content = (tiny / "right.gguf").read_bytes()
+    key = b"llama.rope.freq_base"
+    at = content.index(key) + len(key) + 4
+    import struct
+
+    (tmp_path / "wrong.gguf").write_bytes(content[:at] + struct.pack("<f", 5e5) + content[at + 4 :])
+    assert compared(tmp_path / "wrong.gguf")["failures"] == ["llama.rope.freq_base is 500000.0, not 10000.0"]
+
+
+def test_a_type_without_a_rule_is_refused():
+    import numpy
+
+    with pytest.raises(VerifyError, match="IQ1_S"):
+        allowed("IQ1_S", numpy.ones((1, 256), numpy.float32))
+
+
+# --------------------------------------------------------------------------------------------------------- tokens and answers
+@pytest.fixture(scope="module")
+def opened(finished):
+    """llama.cpp with the finished run's file, and what is known of the trained model."""
+    model = llama.llama_cpp().Llama(str(next((finished / "gguf").glob("*.gguf"))), vocab_only=True, verbose=False)
+    yield model, read_json(finished / "reference" / "rows.json")
+    model.close()
+
+
+def test_every_kind_of_text_and_every_special_token_is_tokenised(opened):
+
+    model, known = opened
+    texts = [row["text"] for row in known["strings"]]
+    assert len(STRINGS) >= 40 and set(STRINGS) < set(texts) and {"<s>", "</s>", "<unk>"} < set(texts)
+    assert all(judge(model, row["text"], row["input_ids"]) == "same" for row in known["strings"])
+
+
+def test_only_a_missing_composition_is_tolerated(opened):
+    """The ids of a tokenizer that composes characters are those of the composed text, and no others."""
+    model, _ = opened
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    ids = {text: model.tokenize(text.encode(), add_bos=False, special=True) for text in (composed, apart)}
+    assert ids[composed] != ids[apart]
+    assert judge(model, apart, ids[apart]) == "same" and judge(model, apart, ids[composed]) == "normalised"
+    assert judge(model, composed, ids[apart]) == "other" and judge(model, apart, ids[composed][:-1]) == "other"
+
+
+def spoil_template(known):
+    known["template"] += " "
+
+
+def spoil_ids(known):
+    known["strings"][7]["input_ids"][-1] += 1
+
+
+def spoil_bos(known):
+    known["answers"][0]["prompt"] = known["answers"][0]["prompt"][:1] + known["answers"][0]["prompt"]
+
+
+def never_ending(known):
+    for answer in known["answers"]:
+        answer["answer"][-1] = 0  # <unk>, which the file will not say
+    known["ends"] = [0]
+
+
+@pytest.mark.parametrize(
+    "spoil, failure",
+    [
+        (spoil_template, "the chat template in the file is another one, or missing"),
+        (spoil_ids, "1 of 187 texts become other tokens than in training ('Hello world')"),
+        (spoil_bos, "a prompt has 1 BOS, 2 in training"),
+        (never_ending, "an answer that the trained model ends goes on without an end token"),
+    ],
+)
+@pytest.mark.parametrize("short", [False, True], ids=["full", "short"])
+def test_what_the_file_says_otherwise_is_named(finished, spoil, failure, short):
+    known = read_json(finished / "reference" / "rows.json")
+    spoil(known)
+    file = next((finished / "gguf").glob("*.gguf"))
+    facts = read_json(finished / "facts.json")["verify"]["files"][0]
+    facts |= compare_behaviour(file, known, finished / "reference" / "logprobs.npy", short)
+    assert failure in find_failures(facts) and facts["positions"] == (48 if short else 256)
+    assert cure(find_failures(facts))
+
+
+# --------------------------------------------------------------------------------------------------------- the stage and the command
+def without_adapter(folder):
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "adapter_model.safetensors"
+    save_file({name: tensor * 0 for name, tensor in load_file(path).items()}, path)
+
+
+def test_a_failed_proof_stops_the_road_and_blocks_publishing_unless_told_otherwise(copied):
+    shutil.copytree(copied / "adapter", copied / "kept")
+    without_adapter(copied / "adapter")
+    run = Run.open(copied)
+    gguf.write_gguf.again(run)
+    shutil.rmtree(copied / "adapter")
+    (copied / "kept").rename(copied / "adapter")
+    with pytest.raises(VerifyError, match=r"holds 0.00 of what the adapter does.* mean KL is .*Export again"):
+        verify_gguf(run)
+    assert run.facts["verify"]["passed"] is False and run.mark("verify") is None
+    with pytest.raises(HubError, match="not passed its verification"):
+        refuse_unverified(run)
+    run.settings = run.settings.model_copy(update={"publish_unverified": True})
+    verify_gguf(run)
+    refuse_unverified(run)
+    assert run.mark("verify")
+
+
+def test_a_damaged_file_is_a_named_problem(copied, cli):
+    path = next((copied / "gguf").glob("*.gguf"))
+    path.write_bytes(path.read_bytes()[:1000])
+    result = cli("verify", copied)
+    assert result.returncode == 1 and "Traceback" not in result.stderr and "cannot be read" in result.stderr
+
+
+def test_any_file_is_held_against_any_model(tiny, cli):
+    right = cli("verify", tiny / "right.gguf", "--against", tiny / "base", "--adapter", tiny / "adapter")
+    assert right.returncode == 0, right.stderr
+    assert "right.gguf (Q8_0): passed" in right.stdout and "0 of 21 (every weight" in right.stdout
+    wrong = cli("verify", tiny / "right.gguf", "--against", tiny / "base")
+    assert wrong.returncode == 1 and "NOT passed" in wrong.stdout
+    assert "right.gguf is not" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, code, what",
+    [
+        (["none.gguf", "--against", "demo"], 1, "There is no file none.gguf"),
+        ([__file__], 2, "add --against MODEL"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(cli, arguments, code, what):
+    result = cli("verify", *arguments)
+    said = " ".join(result.stderr.replace("│", " ").split())  # a usage error comes in a box, its lines broken
+    assert result.returncode == code and what in said and "Traceback" not in said
+
+
+def without_sentencepiece_scores(folder):
+    (folder / "tokenizer.model").unlink()
+
+
+def with_another_template(folder):
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "spoil, failure",
+    [
+        (without_sentencepiece_scores, "become other tokens than in training"),
+        (with_another_template, "the chat template in the file is another one"),
+    ],
+)
+def test_a_file_converted_from_spoiled_files_fails_with_what_differs(copied, spoil, failure):
+    run = Run.open(copied)
+    spoil(copied / "adapter")
+    gguf.write_gguf.again(run)
+    file = next((copied / "gguf").glob("*.gguf"))
+    from autosloth.models.base import model_files, model_source
+
+    proof = prove(file, copied / "reference", model_files(model_source(run.settings)), copied / "adapter")
+    assert not proof["passed"] and any(failure in phrase for phrase in proof["failures"])

@@ -1,0 +1,180 @@
+"""The card says what was measured, and nothing that is not in settings.json and facts.json."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from autosloth.publish.card import render_card
+from autosloth.run import Run, write_json
+from autosloth.settings import SFTSettings
+
+EXPECTED = Path(__file__).parent / "card.md"
+
+FACTS = {
+    "data": {
+        "read": 1000,
+        "kept": 990,
+        "dropped": {"empty_answer": 10},
+        "repaired": {"unanswered_end_cut": 2},
+        "revision": "58647b0413913f451837831e1807a6cfa8ada804",
+        "train_rows": 940,
+        "eval_rows": 50,
+        "truncated": 3,
+        "train_tokens": 90000,
+        "learnt_tokens": 40000,
+    },
+    "hardware": {"gpu": "Tesla T4", "vram_gb": 15.8, "cpu": "x86_64", "cores": 2, "ram_gb": 13.6},
+    "versions": {"python": "3.13.1", "autosloth": "0.1.0", "unsloth": "2026.10.9"},
+    "eval": {
+        "before": {
+            "loss": 1.5,
+            "perplexity": 4.482,
+            "exact_match": 0.0,
+            "answers_compared": 8,
+            "samples": [{"question": "Who?", "expected": "Mila", "answer": "```\n| what"}],
+        },
+        "after": {
+            "loss": 1.0,
+            "perplexity": 2.718,
+            "exact_match": 0.5,
+            "answers_cut": 2,
+            "answers_compared": 8,
+            "samples": [{"question": "Who?", "expected": "Mila", "answer": "Mila"}],
+        },
+    },
+    "train": {
+        **{
+            "steps": 60,
+            "epochs": 0.511,
+            "seconds": 900.5,
+            "first_loss": 1.61,
+            "last_loss": 0.98,
+            "tokens": 45000,
+            "tokens_per_second": 50.0,
+            "peak_vram_gb": 9.1,
+        },
+        **{
+            "peak_ram_gb": 6.2,
+            "trainable_parameters": 41943040,
+            "precision": "float16",
+            "lora_r": 16,
+            "lora_alpha": 16,
+            "four_bit": True,
+            "optimizer": "adamw_8bit",
+        },
+    },
+    "export": {
+        "gguf": [
+            {
+                "path": "gguf/my-run-Q8_0.gguf",
+                "type": "Q8_0",
+                "bytes": 7_700_000_000,
+                "seconds": 172.0,
+                "peak_ram_gb": 3.5,
+            }
+        ]
+    },
+    "verify": {
+        "passed": True,
+        "failures": [],
+        "files": [
+            {
+                "file": "my-run-Q8_0.gguf",
+                "type": "Q8_0",
+                "weights": {
+                    "form": "rows",
+                    "tensors": 291,
+                    "mean_error": 0.0057,
+                    "adapter_share": 0.9996,
+                    "failures": [],
+                },
+                "texts": 116,
+                "token_mismatches": 0,
+                "tolerated": 2,
+                "tolerated_because": "llama.cpp does not compose characters (Unicode NFC) as this tokenizer does",
+                "template": True,
+                "positions": 256,
+                "mean_kl": 0.021,
+                "max_kl": 0.31,
+                "top1": 0.93,
+                "bos": 1,
+                "bos_trained": 1,
+                "eos": True,
+                "answers": [{"question": "Who\nis it?", "trained": "Mila", "file": "", "same": False}],
+                "limits": {"mean_kl": 0.1, "top1": 0.85},
+            }
+        ],
+    },
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run.create(SFTSettings(run_name="my-run", storage=str(tmp_path)))
+    write_json(run.path("facts.json"), FACTS)
+    return run
+
+
+def test_the_card_is_the_expected_one(run):
+    """After a wanted change: write what this test prints to tests/data/card.md."""
+    assert render_card(run) == EXPECTED.read_text()
+
+
+def test_the_card_tells_the_batch_that_fitted_and_how_many_processes_took_part(run):
+    fitted = {"batch_size": 1, "gradient_accumulation": 8, "processes": 2, "rows_per_step": 16}
+    write_json(run.path("facts.json"), FACTS | {"train": FACTS["train"] | fitted})
+    assert " of up to 16 rows (1 x 8 x 2 processes), " in render_card(run)
+
+
+def test_the_front_matter_is_what_the_hub_reads(run):
+    card = ModelCard(render_card(run)).data.to_dict()
+    assert card["base_model"] == "unsloth/mistral-7b-bnb-4bit" and card["base_model_relation"] == "adapter"
+    assert card["datasets"] == ["yahma/alpaca-cleaned"] and card["library_name"] == "peft"
+    assert {"unsloth", "trl", "sft", "gguf"} <= set(card["tags"])
+
+
+def test_local_names_and_paths_stay_out_of_the_card(finished):
+    text = (finished / "publish" / "README.md").read_text()
+    matter = yaml.safe_load(text.split("---")[1])
+    assert "base_model" not in matter and "datasets" not in matter
+    assert str(Path.home()) not in text and str(finished.parent) not in text
+
+
+def test_a_failed_proof_is_said(run):
+    write_json(
+        run.path("facts.json"),
+        FACTS | {"verify": FACTS["verify"] | {"passed": False, "failures": ["mean KL is 3 nats, above 0.1"]}},
+    )
+    assert "**Not passed: mean KL is 3 nats, above 0.1.**" in render_card(run)
+
+
+def test_the_publish_folder_holds_the_model_the_gguf_and_the_card(finished):
+    names = {path.name for path in (finished / "publish").iterdir()}
+    assert names >= {
+        "README.md",
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "short-Q8_0.gguf",
+        "Modelfile",
+    }
+    assert (finished / "publish" / "README.md").stat().st_mtime >= max(
+        path.stat().st_mtime for path in (finished / "publish").iterdir()
+    )
+
+
+def test_a_published_adapter_does_not_say_where_its_base_lay(copied, base):
+    from autosloth.export.merge import write_merged
+    from autosloth.publish.card import write_card
+
+    run = Run.open(copied)
+    run.settings = run.settings.model_copy(update={"merged": False})
+    write_merged(run)
+    write_card(run)
+    published = (copied / "publish" / "adapter_config.json").read_text()
+    assert str(base) not in published and f'"base_model_name_or_path": "{base.name}"' in published
+    assert str(base) in (copied / "adapter" / "adapter_config.json").read_text()

@@ -1,0 +1,389 @@
+"""`autosloth publish` and the checks before it, in a process of their own, against a Hub on loopback."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy
+import pytest
+from safetensors.numpy import save_file
+from support.commands import sets
+from support.hub_server import HubServer
+
+from autosloth.run import Run, stage, write_json
+from autosloth.settings import SFTSettings
+
+NAME, GGUF, REPO = "sloth", "sloth-Q8_0.gguf", "team/sloth"
+GGUF_BYTES = b"GGUF" + bytes(range(256)) * 16
+# The text behind hf_ stands nowhere else, so that a leak is found wherever it is.
+TOKENS = {kind: f"hf_{kind}{'Zq7x' * 8}" for kind in ("write", "read", "wrong", "stranger", "scoped", "blind")}
+EVALUATION = {
+    "loss": 1.5,
+    "perplexity": 4.482,
+    "exact_match": 0.5,
+    "answers_compared": 2,
+    "answers_cut": 0,
+    "samples": [{"question": "What does Mila eat?", "expected": "Figs.", "answer": "Plums."}],
+}
+FACTS = {
+    "data": {
+        **{"read": 40, "kept": 40, "dropped": {}, "repaired": {}, "revision": None, "train_rows": 38, "eval_rows": 2},
+        **{"truncated": 0, "train_tokens": 1600, "learnt_tokens": 300},
+    },
+    "train": {
+        **{"steps": 3, "epochs": 0.3, "seconds": 5.0, "first_loss": 4.5, "last_loss": 4.4, "tokens": 480},
+        **{"tokens_per_second": 96.0, "peak_vram_gb": None, "peak_ram_gb": 0.6, "trainable_parameters": 4096},
+        **{"precision": "float32", "lora_r": 16, "lora_alpha": 16, "four_bit": False, "optimizer": "adamw_torch_fused"},
+    },
+    "eval": {"before": EVALUATION, "after": EVALUATION},
+    "hardware": {"gpu": None, "vram_gb": None, "cpu": "x86_64", "cores": 2, "ram_gb": 8.0},
+    "versions": {"python": "3.11"},
+    "export": {
+        "gguf": [{"path": f"gguf/{GGUF}", "type": "Q8_0", "bytes": 4096, "seconds": 1.0, "peak_ram_gb": 0.5}],
+    },
+    "verify": {
+        **{"file": GGUF, "texts": 4, "token_mismatches": 0, "mean_kl": 4e-4, "top1": 1.0, "positions": 80},
+        **{"bos": 1, "bos_trained": 1, "eos": None, "limits": {"mean_kl": 0.01, "top1": 0.95}},
+        **{"failures": [], "passed": True, "seconds": 0.3},
+    },
+}
+
+
+@pytest.fixture
+def hub():
+    with make_hub() as hub:
+        yield hub
+        assert not hub.outside
+
+
+def make_hub() -> HubServer:
+    hub = HubServer()
+    hub.add_token(TOKENS["write"], user="team")
+    hub.add_token(TOKENS["read"], user="team", role="read")
+    hub.add_token(TOKENS["stranger"], user="eve")
+    hub.add_token(TOKENS["scoped"], user="ana", orgs=["team"], role="fineGrained", permissions=["repo.write"])
+    hub.add_token(TOKENS["blind"], user="ben", orgs=["team"], role="fineGrained", permissions=["repo.content.read"])
+    return hub
+
+
+def make_run(storage: Path, verified: bool = True, **settings) -> Run:
+    """A finished run as the stages leave it, with weights of a few KB."""
+    run = Run.create(
+        SFTSettings(model="team/base", dataset="team/questions", run_name=NAME, storage=str(storage), **settings)
+    )
+    write_json(run.path("facts.json"), {**FACTS, "verify": {**FACTS["verify"], "passed": verified}})
+    for folder in ("adapter", "gguf"):
+        run.path(folder).mkdir()
+    write_json(
+        run.path("adapter", "adapter_config.json"), {"base_model_name_or_path": "team/base", "peft_type": "LORA"}
+    )
+    write_json(run.path("adapter", "tokenizer_config.json"), {"eos_token": "</s>"})
+    save_file({"lora_A.weight": numpy.ones((16, 64), "float32")}, run.path("adapter", "adapter_model.safetensors"))
+    run.path("gguf", GGUF).write_bytes(GGUF_BYTES)
+    run.path("gguf", "Modelfile").write_text(f"FROM ./{GGUF}\n")
+    for name in ("data", "train", "merge", "gguf", "verify"):
+        stage(name)(lambda run: None)(run)  # only its mark
+    return run
+
+
+def autosloth(hub: HubServer, home: Path, *arguments, token: str | None = "write", **environment):
+    """One command as a user gives it; what it writes beside the run folder goes to `home`."""
+    home.mkdir(parents=True, exist_ok=True)
+    given = {**hub.env(home / "huggingface", TOKENS.get(token)), "TMPDIR": str(home), **environment}
+    mine = [name for name in os.environ if name.startswith("AUTOSLOTH_") and name != "AUTOSLOTH_CACHE"]
+    return subprocess.run(
+        [sys.executable, "-m", "autosloth", *map(str, arguments)],
+        env={name: value for name, value in given.items() if name not in mine},
+        cwd=home,
+        capture_output=True,
+        text=True,
+    )
+
+
+def check(hub: HubServer, home: Path, token: str | None, **settings) -> subprocess.CompletedProcess:
+    """`autosloth check sft` of the embedded demo, to be published."""
+    every = {"model": "demo", "dataset": "demo", "run_name": NAME, "publish_to_hub": True, "storage": home, **settings}
+    return autosloth(hub, home, "check", "sft", *sets(**every), token=token)
+
+
+def assert_named_problem(result: subprocess.CompletedProcess, *words: str) -> None:
+    """Exit code 1, one sentence that says what (with these words), one that says what to do, and no traceback."""
+    assert result.returncode == 1, result.stdout
+    said = result.stderr.partition("autosloth: ")[2]
+    what, todo = said.split("\n\n")[0].splitlines()  # a progress bar may be closed after it
+    assert what.endswith(".") and todo.startswith("  ") and todo.endswith(".")
+    assert all(word in what for word in words), what
+    assert "Traceback" not in result.stderr + result.stdout
+    assert "unexpected" not in what
+
+
+def publish_whole(hub: HubServer, run: Run, home: Path, **options) -> None:
+    result = autosloth(hub, home, "publish", run.folder, **options)
+    assert result.returncode == 0, result.stderr
+    assert arrived(hub) == files_of(run.path("publish"))
+
+
+def arrived(hub: HubServer, repo: str = REPO) -> dict[str, bytes]:
+    """What a repo on the Hub holds, without the file that the Hub itself put there."""
+    return {path: data for path, data in hub.files("model", repo).items() if path != ".gitattributes"}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def lfs_uploads(hub: HubServer) -> int:
+    return sum(method == "PUT" for method, _ in hub.requests)
+
+
+def is_private(hub: HubServer, repo: str) -> bool:
+    """What the Hub itself says to the owner about a repo."""
+    headers = {"Authorization": f"Bearer {TOKENS['write']}"}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(urllib.request.Request(f"{hub.url}/api/models/{repo}", headers=headers)) as reply:
+        return json.load(reply)["private"]
+
+
+# -------------------- a good token
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A run published once with `repo` left empty: (the Hub, the run)."""
+    folder = tmp_path_factory.mktemp("published")
+    run = make_run(folder / "runs")
+    with make_hub() as hub:
+        publish_whole(hub, run, folder / "home")
+        yield hub, run
+
+
+def test_everything_in_the_publish_folder_arrives(published):
+    hub, _ = published
+    assert set(arrived(hub)) == {
+        *("README.md", "Modelfile", GGUF),
+        *("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"),
+    }
+
+
+def test_the_card_comes_in_the_last_commit_and_not_before(published):
+    *earlier, last = published[0].commits("model", REPO)
+    assert last.paths == ("README.md",)
+    assert not any("README.md" in commit.files for commit in earlier)
+
+
+def test_the_card_links_to_the_repo_that_it_lies_in(published):
+    hub, _ = published
+    assert f"ollama run hf.co/{REPO}:Q8_0" in arrived(hub)["README.md"].decode()
+
+
+def test_the_facts_name_the_repo_under_the_account_of_the_token(published):
+    _, run = published
+    assert run.facts["publish"]["repos"] == [REPO]
+
+
+def test_the_facts_name_the_commit_that_was_read_back(published):
+    hub, run = published
+    assert run.facts["publish"]["commit"] == hub.commits("model", REPO)[-1].sha
+
+
+def test_a_member_of_an_organisation_publishes_to_it(hub, tmp_path):
+    run = make_run(tmp_path / "runs", repo=REPO)
+    publish_whole(hub, run, tmp_path / "home", token="scoped")
+
+
+def test_a_member_of_an_organisation_passes_the_check(hub, tmp_path):
+    assert check(hub, tmp_path, "scoped", repo=REPO).returncode == 0
+
+
+def test_publishing_twice_changes_nothing(hub, tmp_path):
+    run = make_run(tmp_path / "runs")
+    publish_whole(hub, run, tmp_path / "home")
+    before = hub.commits("model", REPO)
+    publish_whole(hub, run, tmp_path / "home")
+    assert [commit.paths for commit in hub.commits("model", REPO)[len(before) :] if commit.paths] == []
+
+
+# -------------------- private
+
+
+def test_a_private_run_makes_a_private_repo(hub, tmp_path):
+    publish_whole(hub, make_run(tmp_path / "runs", private=True), tmp_path / "home")
+    assert is_private(hub, REPO)
+
+
+def test_a_repo_is_public_unless_asked_otherwise(published):
+    hub, _ = published
+    assert not is_private(hub, REPO)
+
+
+def test_a_private_run_is_not_uploaded_to_a_repo_that_is_public_already(hub, tmp_path):
+    hub.add_repo("model", REPO, {})
+    run = make_run(tmp_path / "runs", private=True)
+    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), REPO, "public")
+    assert arrived(hub) == {}
+
+
+# -------------------- tokens that may not
+
+
+BAD_TOKENS = {
+    "none": (None, NAME, "no Hugging Face token"),
+    "read-only": ("read", NAME, "may only read"),
+    "fine-grained": ("blind", REPO, REPO),
+    "wrong": ("wrong", NAME, "token is not valid"),
+    "stranger's": ("stranger", REPO, REPO),
+}
+
+
+@pytest.mark.parametrize("token, repo, words", BAD_TOKENS.values(), ids=BAD_TOKENS)
+def test_publishing_is_refused_with_a_token_that_may_not(hub, tmp_path, token, repo, words):
+    run = make_run(tmp_path / "runs", repo=repo)
+    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder, token=token), words)
+    assert hub.repos() == []
+
+
+@pytest.mark.parametrize("token, repo, words", BAD_TOKENS.values(), ids=BAD_TOKENS)
+def test_the_check_finds_a_token_that_may_not(hub, tmp_path, token, repo, words):
+    assert_named_problem(check(hub, tmp_path, token, repo=repo), words)
+    assert hub.repos() == []
+
+
+def test_a_refused_token_leaves_the_publish_folder_whole(hub, tmp_path):
+    run = make_run(tmp_path / "runs", publish_to_hub=False)
+    autosloth(hub, tmp_path / "home", "card", run.folder)
+    whole = files_of(run.path("publish"))
+    autosloth(hub, tmp_path / "home", "publish", run.folder, token=None)
+    assert "README.md" in whole
+    assert files_of(run.path("publish")) == whole
+
+
+# -------------------- names that may not
+
+BAD_NAMES = ["team/a--b", "team/sloth.git", "team/sloth-"]
+
+
+@pytest.mark.parametrize("repo", BAD_NAMES)
+def test_the_check_finds_a_name_that_the_hub_does_not_take(hub, tmp_path, repo):
+    assert_named_problem(check(hub, tmp_path, "write", repo=repo), repo)
+
+
+@pytest.mark.parametrize("repo", BAD_NAMES)
+def test_publishing_under_a_name_that_the_hub_does_not_take_is_refused(hub, tmp_path, repo):
+    run = make_run(tmp_path / "runs", repo=repo)
+    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), repo)
+
+
+# -------------------- the proof of the GGUF
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["stage done", "stage failed"])
+def test_a_run_whose_gguf_is_not_proven_is_not_published(hub, tmp_path, marked):
+    run = make_run(tmp_path / "runs", verified=False)
+    if not marked:
+        run.path(".done", "verify.json").unlink()
+    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), "verif")
+    assert hub.repos() == []
+
+
+def test_publish_unverified_uploads_it_and_the_card_says_so(hub, tmp_path):
+    run = make_run(tmp_path / "runs", verified=False, publish_unverified=True)
+    publish_whole(hub, run, tmp_path / "home")
+    assert "Not passed" in arrived(hub)["README.md"].decode()
+
+
+def test_a_run_without_a_gguf_needs_no_proof(hub, tmp_path):
+    run = make_run(tmp_path / "runs", quantizations=[])
+    for name in (GGUF, "Modelfile"):
+        run.path("gguf", name).unlink()
+    facts = {key: value for key, value in FACTS.items() if key != "verify"}
+    write_json(run.path("facts.json"), {**facts, "export": {"gguf": []}})
+    publish_whole(hub, run, tmp_path / "home")
+
+
+# -------------------- what the Hub holds is not what was sent
+
+
+@pytest.mark.parametrize("name", ["README.md", GGUF])
+def test_a_file_that_the_hub_holds_differently_is_named(hub, tmp_path, name):
+    run = make_run(tmp_path / "runs")
+    hub.tamper("model", REPO, name, b"something else")
+    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), REPO, name)
+    assert run.mark("publish") is None
+    assert "publish" not in run.facts
+
+
+@pytest.mark.parametrize("name", ["README.md", GGUF])
+def test_publishing_again_repairs_that_file(hub, tmp_path, name):
+    run = make_run(tmp_path / "runs")
+    hub.tamper("model", REPO, name, b"something else")
+    autosloth(hub, tmp_path / "home", "publish", run.folder)
+    publish_whole(hub, run, tmp_path / "home")
+    assert hub.commits("model", REPO)[-1].paths == (name,)
+
+
+# -------------------- an upload that breaks
+
+
+@pytest.mark.parametrize("status", [500, None], ids=["error", "cut"])
+def test_the_client_sends_a_broken_file_again(hub, tmp_path, status):
+    hub.fail_next("PUT", "/lfs/objects/", status, skip=1)
+    publish_whole(hub, make_run(tmp_path / "runs"), tmp_path / "home")
+
+
+@pytest.mark.parametrize("status", [500, None], ids=["error", "cut"])
+@pytest.mark.parametrize("commit", [0, 1], ids=["model", "card"])
+def test_an_upload_that_broke_is_a_named_problem_and_a_second_one_completes_it(hub, tmp_path, commit, status):
+    run = make_run(tmp_path / "runs")
+    hub.fail_next("POST", "/commit/main", status, skip=commit)
+    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), REPO)
+    sent = lfs_uploads(hub)
+    publish_whole(hub, run, tmp_path / "home")
+    assert sent == lfs_uploads(hub) == 2
+    assert run.facts["publish"]["repos"] == [REPO]
+
+
+def test_a_file_that_the_hub_does_not_take_is_a_named_problem_and_a_second_upload_completes_it(hub, tmp_path):
+    run = make_run(tmp_path / "runs")
+    hub.fail_next("PUT", f"/lfs/objects/{hashlib.sha256(GGUF_BYTES).hexdigest()}", 403)
+    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), REPO)
+    assert run.mark("publish") is None
+    publish_whole(hub, run, tmp_path / "home")
+
+
+def test_the_client_s_offline_mode_is_a_named_problem(hub, tmp_path):
+    run = make_run(tmp_path / "runs", repo=REPO)
+    result = autosloth(hub, tmp_path / "home", "publish", run.folder, HF_HUB_OFFLINE="1")
+    assert_named_problem(result, "cannot be reached")
+
+
+def test_a_hub_that_is_away_is_a_named_problem(tmp_path):
+    with make_hub() as hub:
+        run = make_run(tmp_path / "runs", repo=REPO)
+    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), "cannot be reached")
+
+
+# -------------------- the token stays secret
+
+
+@pytest.mark.parametrize("token", ["write", "read", "wrong", "stranger"])
+def test_the_token_is_in_no_file_and_no_output(hub, tmp_path, token):
+    run = make_run(tmp_path / "runs", repo=REPO)
+    result = autosloth(hub, tmp_path / "home", "publish", run.folder, token=token)
+    kept = b"".join(files_of(tmp_path).values()) + (result.stdout + result.stderr).encode()
+    assert (result.returncode == 0) == (token == "write")
+    assert TOKENS[token].encode() not in kept
+
+
+def test_the_token_is_in_no_file_and_no_output_when_the_hub_fails(hub, tmp_path):
+    hub.fail_next("POST", "/commit/main")
+    run = make_run(tmp_path / "runs")
+    result = autosloth(hub, tmp_path / "home", "publish", run.folder)
+    kept = b"".join(files_of(tmp_path).values()) + (result.stdout + result.stderr).encode()
+    assert result.returncode == 1
+    assert TOKENS["write"].encode() not in kept

@@ -1,0 +1,1 @@
+"""What several tests share: commands, tiny models, a Hub on loopback."""

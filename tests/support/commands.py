@@ -1,0 +1,73 @@
+"""The command line in a process of its own, and what is made once for several tests."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from support.patience import HUNG
+
+DEMO = {"model": "demo", "dataset": "demo", "run_name": "short"}
+SHORT = {**DEMO, "max_steps": 40, "save_steps": 20, "eval_answers": 8, "max_new_tokens": 16}
+
+
+def made_once(tmp_path_factory, worker_id, name, make):
+    """The folder that make(folder) fills, once for all the processes that share the work (pytest-xdist)."""
+    from filelock import FileLock  # which not every front end's environment has
+
+    root = tmp_path_factory.getbasetemp()
+    folder = (root if worker_id == "master" else root.parent) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
+def command_line(*arguments, cwd=None, new_group=False, **environment):
+    command = [sys.executable, "-m", "autosloth", *map(str, arguments)]
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("AUTOSLOTH_") or name == "AUTOSLOTH_CACHE"
+    }
+    clean |= environment
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, timeout=HUNG, env=clean, start_new_session=new_group
+    )
+
+
+DEADLY = """
+import os, signal, sys
+
+def end(event, _):
+    if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.scandir", "os.truncate") and os.path.isfile({path!r}):
+        os.killpg(0, signal.SIGKILL)
+
+sys.addaudithook(end)
+"""
+
+
+def killed_after(path, *arguments):
+    """The command line, which kills itself and what it started as soon as it touches a file while this one is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "sitecustomize.py").write_text(DEADLY.format(path=str(path)))
+        paths = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+        ended = command_line(*arguments, new_group=True, PYTHONPATH=paths)
+    assert ended.returncode == -signal.SIGKILL and path.is_file(), ended.stdout + ended.stderr
+
+
+def sets(**values):
+    """The `--set` arguments for these settings."""
+    return [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+
+
+def whole_road(road, storage, **settings):
+    """One finished run of a road on the embedded default."""
+    result = command_line(road, *sets(**DEMO, storage=storage, **settings))
+    assert result.returncode == 0, result.stdout + result.stderr

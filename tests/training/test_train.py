@@ -1,0 +1,427 @@
+"""Training does what the settings say, and goes on after it was killed."""
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from support.commands import DEMO, SHORT, killed_after, sets
+
+from autosloth.data.stage import prepare_data
+from autosloth.errors import ModelError
+from autosloth.notebook.live import Interruption, progress_callback
+from autosloth.run import Run, read_json
+from autosloth.settings import DPOSettings, SFTSettings
+from autosloth.training import batches, dpo, measure, train
+
+# A value other than the default for everything that reaches the trainer.
+UNUSUAL = dict(
+    **{"batch_size": 3, "gradient_accumulation": 5, "epochs": 2.0, "max_steps": 0, "learning_rate": 1.5e-4},
+    **{"scheduler": "cosine", "warmup": 0.25, "optimizer": "rmsprop", "weight_decay": 0.03, "max_grad_norm": 0.7},
+    **{"seed": 11, "max_length": 96, "save_steps": 7},
+)
+IN_TRAINER = dict(
+    **{"per_device_train_batch_size": 3, "gradient_accumulation_steps": 5, "num_train_epochs": 2.0, "max_steps": -1},
+    **{"learning_rate": 1.5e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.25, "optim": "rmsprop"},
+    **{"weight_decay": 0.03, "max_grad_norm": 0.7, "seed": 11, "data_seed": 11, "max_length": 96, "save_steps": 7},
+    **{"fp16": False, "bf16": False, "packing": False, "loss_type": "nll", "report_to": []},
+)
+
+
+@pytest.fixture
+def trainer(engine, finished, tmp_path):
+    """TRL's trainer as the stage makes it, on the rows of the finished run."""
+    settings = SFTSettings.load({"model": "demo", "dataset": "demo", "storage": str(tmp_path), **UNUSUAL})
+    rows = Run.open(finished).rows("eval")
+    model, tokenizer = train.load_model(settings), train.load_tokenizer(settings)
+    return train.make_trainer(Run.create(settings), model, tokenizer, rows, rows, [])
+
+
+def test_the_trainers_arguments_are_the_settings(trainer):
+    assert {name: getattr(trainer.args, name) for name in IN_TRAINER} == IN_TRAINER
+
+
+def test_the_adapter_is_on_all_linear_layers_and_only_it_is_trained(trainer):
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert all(".lora_" in name for name in trained)
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained} == set(train_layers())
+
+
+def train_layers():
+    return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def test_the_loss_is_that_of_the_answers_alone(trainer):
+    """The trainer's loss on a batch equals cross-entropy over the tokens that are labelled, by hand."""
+    import torch
+
+    trainer.model.eval()
+    batch = next(iter(trainer.get_eval_dataloader()))
+    with torch.no_grad():
+        logits = (
+            trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].double()
+        )
+        loss = trainer.compute_loss(trainer.model, dict(batch)).item()
+    labels = batch["labels"][:, 1:]
+    picked = torch.log_softmax(logits, -1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)[labels != -100]
+    assert 0 < (labels != -100).sum() < labels.numel()
+    assert loss == pytest.approx(-picked.mean().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "gpu, dtype, expected",
+    [
+        (
+            True,
+            "float16",
+            {"fp16": True, "bf16": False, "optim": "adamw_8bit", "packing": True, "gradient_checkpointing": True},
+        ),
+        (True, "bfloat16", {"fp16": False, "bf16": True, "optim": "adamw_8bit", "packing": True}),
+        (False, "float32", {"fp16": False, "bf16": False, "optim": "adamw_torch_fused", "packing": False}),
+    ],
+)
+def test_precision_optimizer_and_packing_suit_the_hardware(tmp_path, gpu, dtype, expected):
+    arguments = train.sft_arguments(SFTSettings(packing=True), tmp_path, dtype, gpu)
+    assert {name: arguments[name] for name in expected} == expected
+
+
+GPU_CLASSES = """
+import os
+os.environ["UNSLOTH_ALLOW_CPU"] = "1"  # the class tree that a GPU gets, import only
+from autosloth.models.engine import start_engine
+start_engine()
+from unsloth.models.rl import patch_trl_rl_trainers
+patch_trl_rl_trainers()
+from trl import SFTConfig
+from autosloth.settings import SFTSettings
+from autosloth.training.train import sft_arguments
+assert SFTConfig(output_dir="x", bf16=False).learning_rate != SFTSettings().learning_rate, "Unsloth's defaults were expected"
+wanted = sft_arguments(SFTSettings(optimizer="adamw_torch_fused"), "x", "float32", False)
+made = SFTConfig(**wanted)
+print({name: (value, getattr(made, name)) for name, value in wanted.items() if getattr(made, name) != value})
+"""
+
+
+def test_unsloths_gpu_classes_take_every_argument_as_given(tmp_path):
+    result = subprocess.run([sys.executable, "-c", GPU_CLASSES], capture_output=True, text=True, cwd=tmp_path)
+    assert result.stdout.splitlines()[-1:] == ["{}"], result.stdout + result.stderr
+
+
+GPU_BATCHES = """
+import json, os, sys
+os.environ["UNSLOTH_ALLOW_CPU"] = "1"
+from autosloth.models.engine import start_engine
+start_engine()
+from unsloth.models.rl import patch_trl_rl_trainers
+from unsloth.trainer import _patch_trl_trainer
+patch_trl_rl_trainers()
+_patch_trl_trainer()
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from autosloth.settings import SFTSettings
+from autosloth.training.train import sft_arguments, sft_trainer
+base, rows = sys.argv[1], Dataset.from_list(json.loads(sys.argv[2]))
+model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+model.max_seq_length = 64
+for packing in (False, True):
+    settings = SFTSettings(max_length=64, batch_size=3, optimizer="adamw_torch_fused")
+    arguments = sft_arguments(settings, "checkpoints", "float32", False) | {"packing": packing}
+    trainer = sft_trainer(arguments, model, AutoTokenizer.from_pretrained(base), rows, rows, [])
+    batches = [{name: batch[name].tolist() for name in ("input_ids", "labels", "packed_seq_lengths")} for batch in trainer.get_train_dataloader()]
+    print(json.dumps(batches))
+"""
+
+
+def test_unsloths_gpu_classes_pack_rows_and_leave_out_the_padding_with_each_label_at_its_token(base, tmp_path):
+    rows = [list(range(10 * n + 10, 10 * n + 17 + n)) for n in range(6)]
+    given = [{"input_ids": ids, "labels": [-100] * 4 + ids[4:]} for ids in rows]
+    command = [sys.executable, "-c", GPU_BATCHES, base, json.dumps(given)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    told = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[{")]
+    assert [len(epoch) for epoch in told] == [2, 1], result.stdout + result.stderr  # three rows, all six rows
+    for epoch in told:
+        found = []
+        for batch in epoch:
+            (ids,), (labels,), lengths = batch["input_ids"], batch["labels"], batch["packed_seq_lengths"]
+            assert len(ids) == sum(lengths)
+            for length in lengths:
+                found.append({"input_ids": ids[:length], "labels": labels[:length]})
+                ids, labels = ids[length:], labels[length:]
+        assert sorted(found, key=lambda row: row["input_ids"]) == given
+
+
+def test_the_finished_run_measured_itself(finished):
+    facts = read_json(finished / "facts.json")
+    assert facts["train"]["steps"] == SFTSettings.DEMO_DEFAULTS["max_steps"] == len(facts["train"]["losses"])
+    assert facts["eval"]["after"]["loss"] < facts["eval"]["before"]["loss"] - 1
+    assert set(facts["train"]) >= {"seconds", "first_loss", "peak_vram_gb", "peak_ram_gb", "tokens_per_second"}
+
+
+def test_the_demo_task_is_out_of_the_bases_reach_and_within_that_of_the_fine_tuned_model(finished):
+    evaluation = read_json(finished / "facts.json")["eval"]
+    assert evaluation["before"]["exact_match"] < 0.10
+    assert evaluation["after"]["exact_match"] > 0.80
+    assert evaluation["after"]["answers_compared"] == 64
+
+
+def test_a_run_killed_in_mid_training_goes_on_and_ends_at_the_same_step(base, cli, tmp_path):
+    arguments = [
+        "sft",
+        *sets(**SHORT | {"max_steps": 150, "save_steps": 20, "merged": False, "quantizations": "[]"}, storage=tmp_path),
+    ]
+    killed_after(tmp_path / "short" / "checkpoints" / "checkpoint-40" / "trainer_state.json", *arguments)
+    assert not (tmp_path / "short" / "adapter").exists()
+
+    second = cli(*arguments)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "going on from checkpoint-" in second.stdout and "data: done already, skipped" in second.stdout
+    facts = read_json(tmp_path / "short" / "facts.json")
+    assert facts["train"]["steps"] == 150
+    assert [step for step, _ in facts["train"]["losses"]] == list(range(1, 151))
+    assert len(list((tmp_path / "short" / "checkpoints").glob("checkpoint-*"))) <= 2
+
+
+def test_a_run_that_stopped_after_its_last_step_takes_no_step_more(copied, cli):
+    facts = read_json(copied / "facts.json")
+    (copied / ".done" / "train.json").unlink()
+    (copied / "adapter" / "adapter_model.safetensors").unlink()
+    again = cli("sft", *sets(**DEMO, storage=copied.parent))
+    assert again.returncode == 0, again.stderr
+    now = read_json(copied / "facts.json")
+    assert now["train"]["steps"] == facts["train"]["steps"] == len(now["train"]["losses"])
+    assert now["eval"]["after"] == facts["eval"]["after"]
+
+
+def test_a_training_that_diverges_is_a_named_problem(base, cli, tmp_path):
+    wild = {"learning_rate": 0.1, "lora_alpha": 4096, "lora_r": 1, "max_steps": 20, "quantizations": "[]"}
+    result = cli("sft", *sets(**SHORT | wild, storage=tmp_path))
+    assert result.returncode == 1 and "training diverged" in result.stderr and "Lower `learning_rate`" in result.stderr
+    assert not (tmp_path / "short" / "adapter").exists()
+
+
+def test_a_half_written_checkpoint_is_passed_over_and_removed(tmp_path):
+    for step, state in ((20, json.dumps({"global_step": 20})), (40, '{"global_st'), (60, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert train.last_checkpoint(tmp_path).name == "checkpoint-20"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
+
+
+def small_memory(trainer, rows, from_step, training=True):
+    """Let a forward pass of more rows than this find the memory full, from a step on; in training, or else in measuring."""
+    import torch
+
+    def forward(module, args, kwargs):
+        if module.training == training and len(kwargs["input_ids"]) > rows and trainer.state.global_step >= from_step:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    return trainer.model.register_forward_pre_hook(forward, with_kwargs=True)
+
+
+ROADS = {"sft": (SFTSettings, train.make_trainer), "dpo": (DPOSettings, dpo.make_trainer)}
+ROADS["uneven"] = ROADS["dpo"]  # on pairs of which some are many times as long as others
+
+
+@pytest.fixture(scope="module")
+def rows_of(engine, base, tmp_path_factory):
+    """A function from a road to a few of the demo's rows for it."""
+
+    @functools.cache
+    def prepared(road):
+        run = Run.create(ROADS[road][0](model="demo", dataset="demo", storage=str(tmp_path_factory.mktemp(road))))
+        prepare_data(run)
+        rows = run.rows("train").select(range(64))
+        return rows.map(longer, with_indices=True) if road == "uneven" else rows
+
+    return prepared
+
+
+def longer(pair, number):
+    """A pair whose better answer is up to nine times as long."""
+    return {"chosen_ids": pair["chosen_ids"] * (1 + (number * 5) % 9)}
+
+
+@pytest.fixture
+def training(rows_of, tmp_path):
+    """training("name", rows=, from_step=, **settings) -> (run, trainer) of a few steps; rows: how many the memory holds, from a step on."""
+
+    def start(name, rows=1000, from_step=0, road="sft", **values):
+        few = {"max_steps": 4, "save_steps": 2, "storage": str(tmp_path), "run_name": name, "warmup": 1}
+        settings, make = ROADS[road]
+        run = Run.create(settings(model="demo", dataset="demo", **{**few, **values}))
+        model, tokenizer = train.load_model(run.settings), train.load_tokenizer(run.settings)
+        trainer = make(run, model, tokenizer, rows_of(road), rows_of(road), [progress_callback(Interruption())])
+        small_memory(trainer, rows, from_step)
+        train.go_on(run, trainer)
+        return run, trainer
+
+    return start
+
+
+def losses(trainer):
+    return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_more_rows_at_once_teach_the_same_in_fewer_passes(training, monkeypatch, capsys):
+    run, few = training("few", batch_size=2, gradient_accumulation=4)
+    monkeypatch.setattr(train, "rows_at_once", lambda settings, longest: 8)
+    run, many = training("many", batch_size=2, gradient_accumulation=4)
+    assert "train: 8 of the 8 rows of a step go through the model at once instead of 2" in capsys.readouterr().out
+    assert losses(many) == pytest.approx(losses(few), rel=1e-4) and len(losses(many)) == 4
+    weights, wanted = dict(train.trainable(many.model)), dict(train.trainable(few.model))
+    assert all((weights[name] - wanted[name]).abs().max() < 1e-4 for name in wanted)
+    train.record_training(run, many)
+    assert {"batch_size": 8, "gradient_accumulation": 1, "rows_per_step": 8}.items() <= run.facts["train"].items()
+
+
+@pytest.mark.parametrize("held, from_step", [(1000, 0), (6, 3)])
+def test_pairs_of_like_length_go_together_and_each_counts_the_same(training, held, from_step, monkeypatch, capsys):
+    """Beside a batch that holds a whole step: with all the memory, and where it ends so that a checkpoint is resumed in smaller batches."""
+    _, whole = training("whole", road="uneven", batch_size=16, gradient_accumulation=1)
+    held_at_once = []
+    monkeypatch.setattr(train, "fits", keep_sizes(train.fits, held_at_once))
+    _, parts = training("parts", held, from_step, "uneven", batch_size=4, gradient_accumulation=4)
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4) and len(losses(parts)) == 4
+    weights, wanted = dict(train.trainable(parts.model)), dict(train.trainable(whole.model))
+    assert all((weights[name] - wanted[name]).abs().max() < 1e-4 for name in wanted)
+    steps = [held_at_once[at : at + 4] for at in range(0, 16, 4)]
+    assert all(sum(pairs for pairs, _ in step) == 16 for step in steps[:2]), "as many pairs a step as were asked for"
+    assert any(len({pairs for pairs, _ in step}) > 1 for step in steps), "fewer of the long ones at once"
+    places = sum(2 * pairs * length for pairs, length in held_at_once[:8])
+    lengths = [length for _, length in held_at_once[:8]]
+    assert places < 0.8 * 2 * 16 * 2 * max(lengths), "less padding than in one batch a step"
+    if from_step:
+        assert "no GPU memory" in (said := capsys.readouterr().out) and "going on from checkpoint-2" in said
+
+
+def keep_sizes(fits, sizes):
+    """`fits`, which notes (pairs, tokens of the longest row) of each batch of the training."""
+
+    def noting(trainer, work):
+        collate = trainer.data_collator
+
+        def collated(rows):
+            batch = collate(rows)
+            sizes.append((len(rows), batch["input_ids"].shape[1]))
+            return batch
+
+        trainer.data_collator = collated
+        try:
+            return fits(trainer, work)
+        finally:
+            trainer.data_collator = collate
+
+    return noting
+
+
+@pytest.mark.parametrize(
+    "road, held, from_step, said",
+    [
+        ("sft", 3, 1, "train: step 1 of 4"),
+        ("sft", 3, 3, "train: going on from checkpoint-2"),
+        ("dpo", 7, 3, "train: going on from checkpoint-2"),  # a pair is two rows
+    ],
+)
+def test_where_the_memory_is_full_the_batch_is_halved_and_a_step_learns_from_as_many_rows(
+    training, road, held, from_step, said, capsys
+):
+    run, trainer = training("full", held, from_step, road, batch_size=8, gradient_accumulation=1)
+    lines = capsys.readouterr().out.splitlines()
+    _, small = training("small", road=road, batch_size=2, gradient_accumulation=4)
+    assert losses(trainer) == pytest.approx(losses(small), rel=1e-4) and len(losses(trainer)) == 4
+    weights, wanted = dict(train.trainable(trainer.model)), dict(train.trainable(small.model))
+    assert all((weights[name] - wanted[name]).abs().max() < 1e-4 for name in wanted)
+    told = [line for line in lines if "no GPU memory" in line]
+    assert [line.split("; ")[0][-12:] for line in told] == ["batch_size 8", "batch_size 4"]
+    assert said in "\n".join(lines[lines.index(told[-1]) :])
+    fitted = {"batch_size": 2, "gradient_accumulation": 4, "processes": 1, "rows_per_step": 8}
+    assert run.facts["train"] == fitted
+    train.record_training(run, trainer)
+    assert fitted.items() <= run.facts["train"].items()
+
+
+def test_a_resumed_run_begins_with_the_batch_that_fitted(training, capsys):
+    run, _ = training("again", rows=3, batch_size=6, gradient_accumulation=2)
+    assert run.facts["train"]["batch_size"] == 3 and run.facts["train"]["rows_per_step"] == 12
+    shutil.rmtree(run.path("checkpoints", "checkpoint-4"))  # as if it had been killed before it
+    capsys.readouterr()
+    _, trainer = training("again", rows=3, batch_size=6, gradient_accumulation=2)
+    assert trainer.args.per_device_train_batch_size == 3 and len(losses(trainer)) == 4
+    assert "no GPU memory" not in capsys.readouterr().out
+
+
+def test_where_one_row_is_too_much_it_says_what_to_change(training):
+    with pytest.raises(ModelError, match=r"batch_size 1\. Lower `max_length`"):
+        training("none", rows=0, batch_size=3, gradient_accumulation=1)
+
+
+MEASURES = {"sft": measure.held_out_loss, "dpo": lambda trainer: dpo.preferences(trainer, beta=0.1)}
+
+
+@pytest.mark.parametrize("road, held", [("sft", 3), ("dpo", 7)])
+def test_where_the_memory_is_full_it_is_measured_in_smaller_batches_with_the_same_figures(training, road, held, capsys):
+    _, trainer = training("measured", road=road, batch_size=8, max_steps=1)
+    assert trainer.args.per_device_eval_batch_size == 8
+    wanted = MEASURES[road](trainer)
+    full = small_memory(trainer, held, 0, training=False)
+    assert MEASURES[road](trainer) == pytest.approx(wanted, abs=2e-4)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("measure:")]
+    halved = [f"measure: no GPU memory for {size} rows at once; going on with {size // 2}" for size in (8, 4)]
+    assert said[:2] == halved and len(said) == 2
+    full.remove()
+    small_memory(trainer, 0, 0, training=False)
+    with pytest.raises(ModelError, match=r"batch_size 1\. Lower `max_length`"):
+        MEASURES[road](trainer)
+
+
+def test_the_held_out_loss_is_the_mean_over_tokens(training):
+    import torch
+
+    _, trainer = training("tokens", batch_size=8, max_steps=1)
+    total, tokens = 0.0, 0
+    for row in trainer.eval_dataset:
+        ids, labels = torch.tensor(row["input_ids"])[None], torch.tensor(row["labels"])[None, 1:]
+        with torch.no_grad():
+            logps = torch.log_softmax(trainer.model(input_ids=ids).logits[:, :-1].float(), dim=-1)
+        learnt = labels != -100
+        total -= logps.gather(-1, labels.clamp(min=0)[..., None])[..., 0][learnt].sum().item()
+        tokens += learnt.sum().item()
+    assert measure.held_out_loss(trainer) == pytest.approx(total / tokens, abs=2e-4)
+
+
+def test_of_several_processes_none_shrinks_its_batch_while_others_wait_for_it(monkeypatch):
+    batches.refuse_to_shrink(8)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ModelError, match="Halve `batch_size` and double `gradient_accumulation`"):
+        batches.refuse_to_shrink(8)
+
+
+@pytest.mark.parametrize(
+    "lost", ["gguf/short-Q8_0.gguf", "merged/model.safetensors", "publish/README.md", "data/train.parquet"]
+)
+def test_a_file_that_was_deleted_is_made_again(copied, cli, lost):
+    (copied / lost).unlink()
+    again = cli("sft", *sets(**DEMO, storage=copied.parent))
+    assert again.returncode == 0 and (copied / lost).is_file(), again.stderr
+    assert "train: done already, skipped" in again.stdout
+
+
+def test_a_second_run_skips_everything_and_a_changed_setting_redoes_what_depends_on_it(copied, cli):
+    arguments = DEMO | {"storage": copied.parent}
+    again = cli("sft", *sets(**arguments))
+    assert again.stdout.count("done already, skipped") == 7
+    changed = cli("sft", *sets(**arguments | {"merged": False}))
+    assert "train: done already, skipped" in changed.stdout and "card: done in" in changed.stdout
+    assert not (copied / "merged").exists() and (copied / "publish" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_what_unsloth_prints_of_its_cpu_backend_and_of_accumulation_is_not_shown(base, tmp_path, cli):
+    few = {"max_steps": 2, "batch_size": 4, "gradient_accumulation": 2, "eval_answers": 2, "quantizations": "[]"}
+    result = cli("sft", *sets(**SHORT | few, storage=tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Unsloth" not in result.stdout + result.stderr and "num_items_in_batch" not in result.stderr
