@@ -77,8 +77,8 @@ class Form:
         self.updating = False  # while values go to the widgets, not from them
         self.fields = {name: Field(self, name) for name in store.road.model_fields}
         self.token = token_field() if front_end_attached() else None
-        store.form = self
         self.root = self.build()
+        store.form = self
         self.refresh()
 
     def build(self) -> Any:

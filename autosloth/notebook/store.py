@@ -127,16 +127,19 @@ class Store:
         """Write the settings file: now, or on Drive a moment later."""
         if not self.path.is_relative_to(DRIVE):
             return self.write()
-        if self.timer:
-            self.timer.cancel()
+        self.stop_timer()
         self.timer = threading.Timer(DRIVE_DELAY, self.write)
         self.timer.start()
 
+    def stop_timer(self) -> None:
+        """Take back what would be written a moment later; its own thread may be at it already."""
+        timer, self.timer = self.timer, None
+        if timer:
+            timer.cancel()
+
     def write(self) -> None:
         """Write the settings file now; where that fails, say so and go on with what is in memory."""
-        if self.timer:
-            self.timer.cancel()
-            self.timer = None
+        self.stop_timer()
         try:
             write_text(self.path, self.text())
         except OSError as error:

@@ -185,7 +185,10 @@ def test_the_same_recipe_gives_the_same_bytes(tmp_path):
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path):
-    command = [sys.executable, "-c", "from autosloth.demo.forest import demo_base; demo_base()"]
+    heard = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # wherever the tests are started
+    )
+    command = [sys.executable, "-c", heard + "from autosloth.demo.forest import demo_base; demo_base()"]
     process = subprocess.Popen(command, env=os.environ | {"AUTOSLOTH_CACHE": str(tmp_path)}, stderr=subprocess.DEVNULL)
     half = "demo/.building-*/base/tokenizer.model"
     until(lambda: list(tmp_path.glob(half)) or process.poll() is not None, half)

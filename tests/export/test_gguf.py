@@ -332,12 +332,13 @@ def test_a_killed_conversion_leaves_nothing_that_is_called_a_gguf(copied):
 
 FULL = """
 import collections, json, shutil, sys
+from autosloth.errors import AutoSlothError
 from autosloth.export import convert
 usage = collections.namedtuple("usage", "total used free")
 shutil.disk_usage = lambda path: usage(10**6, 10**6 - 1000, 1000)
 try:
     convert.main(json.loads(sys.argv[1]))
-except convert.AutoSlothError as error:
+except AutoSlothError as error:
     print(error)
 """
 

@@ -32,7 +32,7 @@ def test_merged_weights_equal_pefts_own_merge(engine, finished, base):
     for name, weight in merged.items():
         assert torch.allclose(weight.float(), expected[name].half().float(), atol=1e-3, rtol=1e-3), name
     changed = [name for name in merged if not torch.equal(merged[name], before[name].half())]
-    assert len(changed) == len(Adapter.read(finished / "adapter").pairs)
+    assert len(changed) == len(Adapter.read(finished / "adapter", base).pairs)
 
 
 def test_the_merged_folder_opens_in_transformers_and_is_16_bit(engine, finished):

@@ -31,7 +31,8 @@ def fresh(tmp_path, monkeypatch):
     monkeypatch.setattr(forms, "LATE", 0)
     monkeypatch.setattr(runtime, "_given", {})
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    for name in [name for name in os.environ if name.startswith("AUTOSLOTH_") or name == "HF_TOKEN"]:
+    for name in ["HF_TOKEN", *(name for name in os.environ if name.startswith("AUTOSLOTH_"))]:
+        monkeypatch.setenv(name, "")  # so that what a test puts there is taken back
         monkeypatch.delenv(name)
 
 

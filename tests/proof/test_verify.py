@@ -80,7 +80,7 @@ def compared(tiny, monkeypatch):
 
     def compare(file, rows=None, adapter=tiny / "adapter"):
         request = {"converter": str(llama.fetch_converter()), "file": str(file), "source": str(tiny / "base")}
-        return weights.compare_here(request | {"adapter": adapter and str(adapter), "told": None, "rows": rows})
+        return weights.main(request | {"adapter": adapter and str(adapter), "told": None, "rows": rows})
 
     return compare
 

@@ -62,6 +62,7 @@ def test_whether_there_is_something_to_gain_is_said_early():
     said = []
     for share, expected in ((0.8, "something to gain"), (0.57, "a little to gain"), (0.5, "hardly anything")):
         probe = judge.first_probe(SPINSettings())
+        probe.trainer = SimpleNamespace(args=SimpleNamespace(gradient_accumulation_steps=16))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(judge, "rewarded", lambda trainer, beta, share=share: {"reward_accuracy": share})
             patch.setattr(judge, "say", said.append)
