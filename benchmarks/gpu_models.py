@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,15 @@ def talking_head(kind: str, embeddings: Any) -> Any:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """The demo's tokenizer; the embeddings are as many as the shape has, its tokens are the first of them."""
+    """The demo's tokenizer, made once for all models beside each other; the embeddings are as many as the shape has, its tokens are the first of them."""
     from autosloth.demo.forest import TOKENIZER, _save_tokenizer, _train_sentencepiece, documents
 
-    _train_sentencepiece(documents(TOKENIZER["documents"], TOKENIZER["general_share"]), folder)
-    _save_tokenizer(folder)
+    made = folder.parent / "tokenizer"
+    if not (made / "tokenizer.json").is_file():
+        made.mkdir(exist_ok=True)
+        _train_sentencepiece(documents(TOKENIZER["documents"], TOKENIZER["general_share"]), made)
+        _save_tokenizer(made)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
 
 
 class Words:

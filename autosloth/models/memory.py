@@ -1,6 +1,7 @@
 """How much GPU memory a training will need, part by part, estimated beforehand from the model's config.json and the settings.
 
-The parts follow what Unsloth 2026.10, PEFT and bitsandbytes keep; `python benchmarks/gpu.py memory-7b memory-others` holds their sum against what a GPU measures.
+The parts follow what Unsloth 2026.10, PEFT and bitsandbytes keep; `python benchmarks/gpu.py memory-7b memory-others` holds their sum against what a GPU
+measures. What it measured on an H200 (benchmarks/results/gpu.json) corrected them: the loss and the block that is computed again do not stand beside each other.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 EIGHT_BIT = 2 * (1 + 4 / 256)  # two 8-bit moments and a 32-bit scale for 256 of each (bitsandbytes 0.50)
 STATE_BYTES = {"adamw_8bit": EIGHT_BIT, "paged_adamw_8bit": EIGHT_BIT, "adamw_torch_fused": 8, "rmsprop": 4, "sgd": 0}
 ADAPTER_BYTES = 4  # Unsloth trains the adapter in 32 bits
-LOGIT_BYTES = 16  # of a token's logit in Unsloth's chunked cross-entropy (unsloth_zoo 2026.10, fused_losses/cross_entropy_loss.py)
-CHUNK_GB = 4 * 2**30 / GB  # the most that a chunk of it takes; it takes half of what is free where that is less
+# Unsloth's cross-entropy goes in chunks of tokens, sized as if a logit took 16 bytes (unsloth_zoo 2026.10, fused_losses/cross_entropy_loss.py).
+CHUNKED_AS = 16
+CHUNK_GB = 4 * 2**30 / GB  # the most that a chunk may take by that; half of what is free where that is less
+LOGIT_BYTES = 4  # what it takes compiled: logits and gradients in 16 bit; an H200 measured at most 3.3
 PAIR_CHUNK_GB = 0.27  # a tile of the fused head that scores pairs (256 MiB)
-CUDA_GB = 0.6  # the driver's context, cuBLAS's workspace and the compiled kernels, which torch does not count
+CUDA_GB = 0.9  # the driver's context, cuBLAS's workspace and the compiled kernels, which torch does not count; on an H200
 MARGIN = 1.15  # what the estimate may be wrong by
 ROOM = 0.75  # share of the GPU's memory up to which more rows than `batch_size` go at once
 
@@ -88,11 +91,10 @@ def estimate(settings: Settings, shape: Shape, gpu_gb: float, rank: int) -> list
     """
     lasting = [weights(settings, shape), *adapter(settings, shape, rank), Part("CUDA", CUDA_GB, "context and kernels")]
     free = max(0.0, gpu_gb - sum(part.gb for part in lasting))
-    passing = [activations(settings, shape), loss(settings, shape, free)]
-    if settings.road == "spin":  # answers and training take turns
-        cache = answers(settings, shape)
-        passing = max(passing, [cache], key=lambda parts: sum(part.gb for part in parts))
-    return [*lasting, *passing]
+    passing = [activations(settings, shape), loss(settings, shape, free)]  # they take turns
+    if settings.road == "spin":  # and so do answers and training
+        passing.append(answers(settings, shape))
+    return [*lasting, max(passing, key=lambda part: part.gb)]
 
 
 def weights(settings: Settings, shape: Shape) -> Part:
@@ -144,9 +146,12 @@ def activations(settings: Settings, shape: Shape) -> Part:
 
 def loss(settings: Settings, shape: Shape, free_gb: float) -> Part:
     """The logits and what the loss makes of them, in chunks of tokens."""
-    whole = tokens_at_once(settings) * shape.vocabulary * LOGIT_BYTES / GB
-    most = PAIR_CHUNK_GB if settings.road != "sft" else min(CHUNK_GB, free_gb / 2)
-    return Part("loss", min(whole, most), "logits in one piece" if whole <= most else "logits in chunks")
+    if settings.road != "sft":
+        return Part("loss", PAIR_CHUNK_GB, "logits in tiles")
+    logits = tokens_at_once(settings) * shape.vocabulary
+    whole, most = logits * CHUNKED_AS / GB, min(CHUNK_GB, free_gb / 2)
+    how = "logits in one piece" if whole <= most else "logits in chunks"
+    return Part("loss", min(whole, most) * LOGIT_BYTES / CHUNKED_AS, how)
 
 
 def answers(settings: Settings, shape: Shape) -> Part:

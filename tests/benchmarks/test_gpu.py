@@ -47,6 +47,26 @@ def test_the_results_in_the_repository_hold_figures_of_a_gpu_only(benchmarks):
         assert result["hardware"]["gpu"] if result["measured"] else "runs" not in result
 
 
+def test_the_estimate_of_memory_agrees_with_what_a_gpu_measured(benchmarks):
+    """Within 15 %: SFT of a 7B and an 8B in NF4 and of a 1B in 16 bit, and DPO, on an H200."""
+    import gpu
+    from gpu_models import SHAPES
+
+    from autosloth.models.memory import estimate, shape_of
+    from autosloth.settings import ROADS
+
+    results = json.loads((BENCHMARKS / "results" / "gpu.json").read_text())
+    measured = {name: (run, results[row]["hardware"]) for row in ("memory-7b", "memory-others") for name, run in results[row]["runs"].items()}  # fmt: skip
+    assert len(measured) >= 4
+    for name, (run, hardware) in measured.items():
+        road, model, four_bit, given = gpu.MEMORY_SHAPES[name]
+        given = {"model": model, "dataset": "rows.json", "load_in_4bit": four_bit, **given}
+        settings = ROADS[road].from_values(given, "the test")
+        shape = shape_of({"tie_word_embeddings": False, **SHAPES[model]})
+        expected = sum(part.gb for part in estimate(settings, shape, hardware["vram_gb"], settings.lora_r))
+        assert expected == pytest.approx(run["peak_vram_gb"], rel=0.15), name
+
+
 @pytest.fixture(scope="module")
 def tiny(benchmarks, engine, tmp_path_factory):
     """A function from a kind of head to a tiny model of random weights with it, loaded by transformers; in NF4 if asked."""
