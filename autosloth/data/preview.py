@@ -10,7 +10,7 @@ from typing import Any
 from ..models import load_tokenizer
 from ..output import render_html, show
 from ..processes import processes
-from ..run import Run, write_text
+from ..run import Run, read_json, write_json, write_text
 from ..settings import Settings
 from ..values import is_hub_id
 from .encode import IGNORED
@@ -23,13 +23,7 @@ BAR = 40  # characters
 
 def show_preview(run: Run) -> None:
     """Show the prepared data, as HTML in a notebook and as text elsewhere, and write data/preview.html."""
-    facts, settings = run.facts["data"], run.settings
-    tokenizer = load_tokenizer(settings)
-    rows = [
-        as_tokens(tokenizer, side, settings.max_length)
-        for row in chosen_rows(run.path("data", "train.parquet"), settings)
-        for side in sides_of(row)
-    ]
+    facts, settings, rows = run.facts["data"], run.settings, rows_to_show(run)
     view = {"facts": facts, "settings": settings, "rows": rows, "plan": plan(facts["train_rows"], settings)}
     view["dataset"] = settings.dataset if is_hub_id(settings.dataset) else Path(settings.dataset.partition("?")[0]).name
     view |= {"axis": axis(facts["length"], settings.max_length)}
@@ -39,6 +33,16 @@ def show_preview(run: Run) -> None:
         f'<!doctype html><meta charset="utf-8"><title>{settings.run_name}</title>\n{html}',
     )
     show(as_text(view), html)
+
+
+def rows_to_show(run: Run) -> list[dict[str, Any]]:
+    """The rows of the preview as `as_tokens` gives them; kept in data/preview.json, so that to show them again takes no tokenizer."""
+    kept, settings = run.path("data", "preview.json"), run.settings
+    if not kept.is_file():
+        tokenizer = load_tokenizer(settings)
+        sides = [side for row in chosen_rows(run.path("data", "train.parquet"), settings) for side in sides_of(row)]
+        write_json(kept, {"rows": [as_tokens(tokenizer, side, settings.max_length) for side in sides]})
+    return read_json(kept)["rows"]
 
 
 def histogram(lengths: list[int], max_length: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ..output import say
 
 SERVE = "from autosloth.export.apart import serve; serve()"
 REPORT = "base: "  # how a line begins that is passed on at once
+NOT_NEEDED = ("bitsandbytes", "torchao")  # quantizers that peft and transformers load where they find them, in 2 s of 9
 
 
 @dataclass
@@ -54,6 +55,7 @@ def run_apart(module: str, request: dict[str, Any], online: bool, **environment:
 def serve() -> None:
     """The other end of `run_apart`: print what the module's `main` finds, or an AutoSlothError as `error`, and end with exit code 1."""
     module, request = sys.argv[1:]
+    sys.modules |= dict.fromkeys(NOT_NEEDED)  # not to be found, as far as imports can see
     try:
         print(json.dumps(importlib.import_module(module).main(json.loads(request))))
     except AutoSlothError as error:

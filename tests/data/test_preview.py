@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -99,10 +101,15 @@ def test_changed_steps_are_shown_without_preparing_the_rows_again(previewed, cap
     assert "<b>9</b><span>steps of 16 rows" in later.path("data", "preview.html").read_text()
 
 
-def test_a_notebook_is_given_the_page_and_the_text(previewed, tmp_path):
-    import subprocess
-    import sys
+def test_what_was_prepared_is_shown_again_without_loading_a_heavy_library(previewed):
+    run, printed, _ = previewed(ROWS)
+    again = "import sys; from autosloth.data import show_preview; from autosloth.run import Run; show_preview(Run.open(sys.argv[1]))"
+    heavy = "; sys.exit(any(name in sys.modules for name in ('unsloth', 'torch', 'transformers', 'datasets')))"
+    result = subprocess.run([sys.executable, "-c", again + heavy, run.folder], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout == printed, result.stderr
 
+
+def test_a_notebook_is_given_the_page_and_the_text(previewed, tmp_path):
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook
 

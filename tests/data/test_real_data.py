@@ -12,7 +12,7 @@ CONTRACT = {"settings.json", "facts.json", "data", "checkpoints", "adapter", "me
 @pytest.mark.parametrize(
     "name, rows, split",
     [
-        ("gsm8k_train.jsonl", 1500, "train[:1500]"),
+        ("gsm8k_train.jsonl", 400, "train[:400]"),
         pytest.param("alpaca_en_demo.json", 999, "train", marks=pytest.mark.slow),
     ],
 )
