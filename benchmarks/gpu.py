@@ -3,7 +3,7 @@
 Needs no network. Each side of a row runs in a process of its own on the same rows: (a) transformers, peft and trl alone, (b) Unsloth and trl
 as Unsloth's public notebooks call them, (c) AutoSloth with its defaults. A row takes minutes and can be run alone; what it measured goes
 into benchmarks/results/gpu.json under its name. Without a GPU every row runs at a tiny size, which shows that it works and measures nothing:
-it prints "not measured", and never takes the place of a measurement. `--smoke` does so anywhere, for the row `dpo` by default, and keeps nothing.
+it prints "not measured", and never takes the place of a measurement. `--smoke` does so anywhere, for the row `sft` by default, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -347,7 +347,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         scratch, failed = asked.scratch or Path(temporary), False
         scratch.mkdir(parents=True, exist_ok=True)
-        for row in asked.rows or (["dpo"] if asked.smoke else ROWS):
+        for row in asked.rows or (["sft"] if asked.smoke else ROWS):
             bench = Bench(scratch.resolve(), asked.smoke)
             lines = ROWS[row](bench)
             show(lines, bench.gpu is not None)

@@ -7,7 +7,7 @@ import json
 import os
 import statistics
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from sides import Case
@@ -119,15 +119,16 @@ def memory() -> Case:
 
 def held_by_driver() -> int:
     """The bytes of the GPU that this process holds, as its driver counts them; where it does not tell, all that are not free."""
-    import pynvml
     import torch
 
-    try:
-        pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
-        held = {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)}
-    except pynvml.NVMLError:
-        held = {}
+    held = {}
+    with suppress(ImportError):
+        import pynvml
+
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlInit()
+            gpu = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+            held = {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)}
     free, total = torch.cuda.mem_get_info()
     return held.get(os.getpid()) or total - free
 

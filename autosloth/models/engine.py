@@ -210,9 +210,8 @@ def load_model(settings: Settings) -> Any:
     )
     if start:
         fill_adapter(model, start, settings)
-    model.generation_config.max_length = (
-        None  # Unsloth's, on a GPU; beside max_new_tokens transformers warns of it at each call
-    )
+    # Unsloth sets it on a GPU; beside max_new_tokens transformers then warns at each call.
+    model.generation_config.max_length = None
     return model
 
 

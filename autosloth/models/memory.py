@@ -32,9 +32,7 @@ CHUNKED_AS = 16
 CHUNK_GB = 4 * 2**30 / GB  # the most that a chunk may take by that; half of what is free where that is less
 LOGIT_BYTES = 4  # what it takes compiled: logits and gradients in 16 bit; an H200 measured at most 3.3
 PAIR_CHUNK_GB = 0.27  # a tile of the fused head that scores pairs (256 MiB)
-CUDA_GB = (
-    0.9  # the driver's context, cuBLAS's workspace and the compiled kernels, which torch does not count; on an H200
-)
+CUDA_GB = 0.9  # what torch does not count, on an H200: the driver's context, cuBLAS's workspace, the compiled kernels
 MARGIN = 1.15  # what the estimate may be wrong by
 ROOM = 0.75  # share of the GPU's memory up to which more rows than `batch_size` go at once
 

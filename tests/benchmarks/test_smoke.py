@@ -17,16 +17,9 @@ SIDES = {  # what each prints a figure of
     "spin.py": ["self-play", "plain SFT"],
     "merge.py": ["cp", "autosloth", "peft"],
     "export.py": ["autosloth", "cp", "official"],
-    "gpu.py": ["(b) Unsloth's notebook", "(c) AutoSloth"],
+    "gpu.py": ["(a) plain", "(b) Unsloth's notebook", "(c) AutoSloth"],
 }
-ROWS = [
-    "profile",
-    "generation-1b",
-    "spin",
-    "overhead",
-    "memory-others",
-    "backoff",
-]  # gpu.py's other sides; the plain one is in test_gpu
+ROWS = ["profile", "dpo", "generation-1b", "spin", "overhead", "memory-others", "backoff"]  # gpu.py's other sides
 
 
 def kept():

@@ -109,6 +109,12 @@ def test_what_was_prepared_is_shown_again_without_loading_a_heavy_library(previe
     assert result.returncode == 0 and result.stdout == printed, result.stderr
 
 
+def test_other_rows_are_shown_once_the_file_holds_others(previewed):
+    previewed(ROWS)
+    _, printed, page = previewed([{"question": f"And {n}?", "answer": f"Other {n}."} for n in range(30)])
+    assert "learnt   | Other " in printed and "It is" not in printed + page
+
+
 def test_a_notebook_is_given_the_page_and_the_text(previewed, tmp_path):
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook

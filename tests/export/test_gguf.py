@@ -48,7 +48,7 @@ for field, end in zip(fields, ends):
 
 
 def metadata(path):
-    """What a GGUF file says of itself, by name, in its order; of lists, which gguf-py is slow to read, the hash."""
+    """What a GGUF file says of itself, by name; of lists, which gguf-py is slow to read, the hash."""
     command = [sys.executable, "-c", HEAD, llama.fetch_converter() / "gguf-py", path]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return sorted(map(ast.literal_eval, said.splitlines()))
