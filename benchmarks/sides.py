@@ -72,8 +72,10 @@ def in_turn(rounds: int, sides: dict[str, Callable[[], Figures]]) -> dict[str, l
     runs: dict[str, list[Figures]] = {side: [] for side in sides}
     for number in range(1, rounds + 1):
         for side, run in sides.items():
-            print(f"round {number} of {rounds}: {side}", file=sys.stderr, flush=True)
-            runs[side].append(run())
+            figures = run()
+            runs[side].append(figures)
+            told = f"{figures:.4g}" if isinstance(figures, float) else "done"
+            print(f"round {number} of {rounds}: {side}: {told}", file=sys.stderr, flush=True)
     return runs
 
 
