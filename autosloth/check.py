@@ -29,7 +29,7 @@ from .models import (
 from .notebook import DRIVE, drive_folder, place
 from .output import say, show_box
 from .publish import refuse_foreign_token
-from .run import existing_parent
+from .run import changes, existing_parent
 from .settings import Settings
 from .values import is_hub_id
 from .weights import SPARE_GB, cache_folder, same_disk
@@ -46,6 +46,7 @@ class Problems(AutoSlothError):
 def check(settings: Settings, setting_up: bool = False) -> None:
     """Look for every problem that can be known before training; setting_up: a GPU may come later. Raises Problems."""
     checks: list[Callable[[Settings], object]] = [
+        check_run,
         check_storage,
         check_dataset,
         check_model,
@@ -62,6 +63,12 @@ def check(settings: Settings, setting_up: bool = False) -> None:
     if problems:
         raise Problems(problems)
     say("check: no problem found")
+
+
+def check_run(settings: Settings) -> None:
+    """Whether the run folder is free for these settings; says what they change of the run that is there. Raises SettingsError, StorageError."""
+    if told := changes(settings):
+        say(told)
 
 
 def check_storage(settings: Settings) -> None:

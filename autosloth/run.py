@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -24,6 +25,8 @@ from .output import duration, say
 from .processes import first, of_first, part
 from .settings import ROADS, Settings
 
+TRAINED = ("adapter", "checkpoints", "rounds")  # what only a training makes
+BEFORE = "before"  # of a run folder: where what was trained there goes when it is trained anew
 HALF_WRITTEN = ".partial"  # the end of a temporary file's name, which a kill leaves behind
 LOCKS: dict[Path, FileLock] = {}  # held until the process ends
 
@@ -75,10 +78,11 @@ class Run:
 
     @classmethod
     def create(cls, settings: Settings) -> Run:
-        """Make the run folder (or take the one that is there) and write settings.json. Raises StorageError."""
+        """Make the run folder (or take the one that is there, see `changes`) and write settings.json. Raises SettingsError, StorageError."""
         run = cls(settings.folder, settings)
         if not first():
             return run
+        changes(settings)
         with storage_errors(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
             lock(run.folder)
@@ -111,6 +115,11 @@ class Run:
         return self.folder.joinpath(*parts)
 
     @property
+    def is_trained(self) -> bool:
+        """Whether there is a training here, finished or not."""
+        return any(self.path(name).is_dir() and any(self.path(name).iterdir()) for name in TRAINED)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Everything measured so far, by stage."""
         return read_json(self.path("facts.json"))
@@ -134,6 +143,20 @@ class Run:
     def mark(self, stage: str) -> dict[str, Any] | None:
         """The mark of a finished stage, or None."""
         return read_json(self.path(".done", f"{stage}.json")) or None
+
+    def lost(self, stage: str) -> list[str]:
+        """The files of a finished stage that are not there any more, by their path in the run."""
+        return [name for name in (self.mark(stage) or {}).get("files", {}) if not self.path(name).is_file()]
+
+    def command(self, stage: str) -> str:
+        """The command that makes again what a stage left."""
+        own = {"merge": "export", "gguf": "export", "verify": "verify", "card": "card"}.get(stage)
+        return f"`autosloth {own} {self.folder}`" if own else f"`autosloth {self.settings.road}` with the settings of {self.folder}"  # fmt: skip
+
+    def begun(self) -> dict[str, dict[str, Any]]:
+        """By stage, in the order in which they were first begun: `settings` that it was last begun with, and the stages that come before it (`after`)."""
+        told = {path.stem: read_json(path) for path in self.path(".done", "begun").glob("*.json")}
+        return dict(sorted(told.items(), key=lambda item: item[1]["number"]))
 
     def rows(self, name: str) -> Any:
         """The rows of data/<name>.parquet as a `datasets.Dataset`: `messages`, `input_ids`, `labels`."""
@@ -201,6 +224,67 @@ def existing_parent(path: Path) -> Path:
     return path
 
 
+def changes(settings: Settings) -> str | None:
+    """What these settings change of the run that is in their folder, and what is done again for it; None where nothing is.
+
+    Raises SettingsError when a training of another road, model or dataset is there: it is another run.
+    """
+    run, now = Run(settings.folder, settings), json.loads(json.dumps(settings.model_dump() | {"road": settings.road}))
+    begun, old = run.begun(), {"road": read_json(settings.folder / "settings.json").get("road", settings.road)}
+    for each in begun.values():
+        old |= each["settings"]
+    changed = {name: value for name, value in old.items() if now.get(name) != value}
+    if run.is_trained and (other := [name for name in ("road", "model", "dataset") if name in changed]):
+        raise SettingsError(
+            f"{run.folder} holds a training of another {other[0]}: {changed[other[0]]}, not {now[other[0]]}.",
+            f"Set `run_name` to a name that is free, for example `{free_name(run.folder)}`.",
+        )
+    again: list[str] = []
+    for name, each in begun.items():  # in the order of the road
+        if changed.keys() & each["settings"].keys() or set(again) & set(each["after"]):
+            again.append(name)
+    if not run.is_trained or not again:
+        return None
+    told = ", ".join(f"{name} {value} -> {now[name]}" for name, value in changed.items())
+    kept = f"; what is there goes to {run.path(BEFORE)}" if "train" in again else ""
+    return f"run: {told}: {', '.join(again)} again{kept}"
+
+
+def free_name(folder: Path) -> str:
+    """A run name beside this one that no folder has."""
+    return next(name for n in itertools.count(2) if not folder.with_name(name := f"{folder.name}-{n}").exists())
+
+
+def set_aside(run: Run, after: Iterable[str]) -> None:
+    """Move all that followed from these stages into a run folder of its own, before/<time>, which `clear_before` makes small."""
+    aside = run.path(BEFORE, datetime.now(timezone.utc).strftime("%Y-%m-%d-%H%M%S-%f"))
+    aside.mkdir(parents=True)
+    settings = read_json(run.path("settings.json"))
+    for each in run.begun().values():
+        settings |= each["settings"]
+    write_json(aside / "settings.json", settings)
+    write_json(aside / "facts.json", run.facts)
+    shutil.copytree(run.path(".done"), aside / ".done")
+    for path in run.folder.iterdir():
+        if path.name not in ("data", BEFORE, ".done", ".lock", "settings.json", "facts.json"):
+            path.rename(aside / path.name)
+    run.forget(*run.facts.keys() - set(after))
+    for path in run.path(".done").rglob("*.json"):
+        if path.stem not in after:
+            path.unlink()
+    say(f"run: what was here is in {aside}")
+
+
+def clear_before(run: Run) -> None:
+    """Delete what can be made again of the runs before, now that this one is whole; their adapters, facts and cards stay."""
+    for folder in run.path(BEFORE).glob("*"):
+        if (folder / "publish" / "README.md").is_file():
+            (folder / "publish" / "README.md").rename(folder / "README.md")
+        for path in folder.iterdir():
+            if path.name not in ("adapter", "reference", ".done", "settings.json", "facts.json", "README.md"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def stage(
     name: str,
     reads: Iterable[str] = (),
@@ -211,6 +295,7 @@ def stage(
     outputs: Iterable[str] = (),
     scratch: Iterable[str] = (),
     together: bool = False,
+    sets_aside: bool = False,
 ) -> Callable:
     """Decorate `f(run)` so that it is skipped when it is done already.
 
@@ -218,7 +303,7 @@ def stage(
     else it reads, as anything JSON can hold. The mark, written last, carries a fingerprint of all three.
     result: what tells one result from another; without it every new one makes later stages run again.
     facts, outputs (files or folders): what the stage leaves in the run, without which it is not done; scratch: what it works in.
-    All three are dropped when it starts anew from other inputs.
+    All three are dropped when it starts anew from other inputs; sets_aside: a training, and what followed from it, is not, but kept (`set_aside`).
     together: of several processes all take part, once the first has begun it; a stage without it is the first's alone.
     """
 
@@ -229,7 +314,7 @@ def stage(
                 return function(run) if of_first(lambda: True) else part()
             with storage_errors(run.folder):
                 wanted = stage_fingerprint(run, reads, after, inputs)
-                begin_stage(run, name, wanted, facts, [*outputs, *scratch])
+                begin_stage(run, name, wanted, reads, after, facts, [*outputs, *scratch], sets_aside)
                 if together:
                     of_first(lambda: True)
                 _waits.clear()
@@ -273,7 +358,7 @@ def waiting_for(what: str) -> Iterator[None]:
 
 
 def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inputs: Callable[[Run], Any] | None) -> str:
-    """What a stage would read now, hashed. Raises SettingsError when a stage that it needs is not done."""
+    """What a stage would read now, hashed. Raises SettingsError when a stage that it needs is not done, or its files are gone."""
     before = {}
     for earlier in after:
         mark = run.mark(earlier)
@@ -281,6 +366,11 @@ def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inpu
             raise SettingsError(
                 f"The stage `{earlier}` of {run.folder} is not finished.",
                 f"Run `autosloth {run.settings.road}` with the settings of this run first.",
+            )
+        if lost := run.lost(earlier):
+            raise SettingsError(
+                f"{run.path(lost[0])} is missing, which the stage `{earlier}` wrote.",
+                f"Run {run.command(earlier)}: it is made again.",
             )
         now_set = json.loads(json.dumps(chosen_settings(run, mark["settings"])))
         changed = [field for field, value in mark["settings"].items() if now_set[field] != value]
@@ -304,16 +394,23 @@ def file_sizes(run: Run, outputs: Iterable[str]) -> dict[str, int]:
     return {path.relative_to(run.folder).as_posix(): path.stat().st_size for path in found if path.is_file()}
 
 
-def begin_stage(run: Run, name: str, wanted: str, facts: Iterable[str], outputs: Iterable[str]) -> None:
+def begin_stage(
+    run: Run, name: str, wanted: str, reads: Iterable[str], after: Iterable[str], facts: Iterable[str], outputs: Iterable[str], sets_aside: bool
+) -> None:  # fmt: skip
     """Take back the old mark, and what the stage left when it was begun with other inputs."""
+    same = run.begun().get(name, {}).get("fingerprint") == wanted
+    if sets_aside and not same and run.is_trained:
+        set_aside(run, after)
     run.path(".done", f"{name}.json").unlink(missing_ok=True)
-    begun = run.path(".done", f"{name}.begun")
-    if begun.is_file() and begun.read_text() == wanted:
+    if same:
         return
     run.forget(*facts)
     for path in map(run.path, outputs):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    write_text(begun, wanted)
+    begun = run.begun()
+    number = begun.get(name, {}).get("number", len(begun))
+    told = {"fingerprint": wanted, "settings": chosen_settings(run, reads), "after": list(after), "number": number}
+    write_json(run.path(".done", "begun", f"{name}.json"), told)
 
 
 def end_stage(

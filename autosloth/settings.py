@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .errors import SettingsError
 from .hardware import first_gpu
-from .values import DATA_SUFFIXES, HUB_PAGE, environment_values, explain, read_settings_file, refuse_unknown, yaml_text
+from .values import (
+    DATA_SUFFIXES,
+    FILE_NAME,
+    HUB_PAGE,
+    REPOSITORY,
+    environment_values,
+    explain,
+    read_settings_file,
+    refuse_unknown,
+    refuse_unknown_variables,
+    variable,
+    yaml_text,
+)
 
 MODELS = (
     "unsloth/mistral-7b-bnb-4bit",
@@ -182,14 +195,14 @@ class Settings(BaseModel):
         "",
         "Publish",
         "Name of the run folder; made from model and dataset when empty.",
-        pattern=r"^$|^[A-Za-z0-9][A-Za-z0-9._-]{0,94}$",
+        pattern=FILE_NAME,
     )
     storage: str = setting("runs", "Publish", "Folder that holds the run folders.", min_length=1)
     repo: str = setting(
         "",
         "Publish",
         "Hub repository `name` or `owner/name`; the run name when empty.",
-        pattern=r"^$|^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]{0,94}$",
+        pattern=REPOSITORY,
         front=True,
     )
     private: bool = setting(False, "Publish", "Make the repository private.", front=True)
@@ -237,6 +250,29 @@ class Settings(BaseModel):
         """What was chosen for the user, and why, a line each."""
         return []
 
+    def warmup_steps(self, steps: int) -> int:
+        """The warm-up of a training of so many steps, as transformers counts it; half of the steps where else none had the full learning rate.
+
+        >>> [SFTSettings(warmup=warmup).warmup_steps(steps) for warmup, steps in ((5, 60), (0.1, 60), (5, 5), (0.1, 1))]
+        [5, 6, 2, 0]
+        """
+        asked = self._warmup_asked(steps)
+        return asked if asked < steps else steps // 2
+
+    def _warmup_asked(self, steps: int) -> int:
+        if self.scheduler == "constant":  # which has none
+            return 0
+        return int(self.warmup) if self.warmup >= 1 else math.ceil(steps * self.warmup)
+
+    def shorter_warmup(self, steps: int) -> str | None:
+        """What is said where the warm-up is shorter than it was asked to be; None where it is not."""
+        asked, taken = self._warmup_asked(steps), self.warmup_steps(steps)
+        if asked == taken:
+            return None
+        return (
+            f"the warm-up is {taken} instead of {asked} steps: in {steps} there would be none at the full learning rate"
+        )
+
     @property
     def folder(self) -> Path:
         """The run folder, `<storage>/<run_name>`."""
@@ -261,15 +297,19 @@ class Settings(BaseModel):
         """Defaults < `source` < environment `AUTOSLOTH_<FIELD>` < `overrides`, checked.
 
         source: a YAML or JSON file, or the values of a notebook cell; overrides: from `--set`.
-        Raises SettingsError, which names every wrong field, what was given and what is allowed.
+        Raises SettingsError, which names every wrong field, what was given, what is allowed, and where it was given.
         """
+        refuse_unknown_variables(name for road in ROADS.values() for name in road.model_fields)
         values = source if isinstance(source, Mapping) else read_settings_file(source) if source else {}
-        given = {**values, **environment_values(cls), **(overrides or {})}
-        return cls.from_values(given, str(source) if isinstance(source, (str, Path)) and source else "the settings")
+        outer, overrides = environment_values(cls), overrides or {}
+        sources = {name: f"the environment variable {variable(name)}" for name in outer}
+        sources |= {name: f"`--set {name}=...`" for name in overrides}
+        told = str(source) if isinstance(source, (str, Path)) and source else "the settings"
+        return cls.from_values({**values, **outer, **overrides}, told, sources)
 
     @classmethod
-    def from_values(cls, given: Mapping[str, Any], source: str) -> Settings:
-        """Settings from a mapping, checked; `source` is what an error tells the user to correct."""
+    def from_values(cls, given: Mapping[str, Any], source: str, sources: Mapping[str, str] | None = None) -> Settings:
+        """Settings from a mapping, checked; source: what an error tells the user to correct; sources: the same by field, where it is another."""
         road = given.get("road", cls.road)
         if road != cls.road:
             raise SettingsError(f"`road` is {road!r} in {source}, not {cls.road!r}.", f"Use `autosloth {road}` for it.")
@@ -278,7 +318,7 @@ class Settings(BaseModel):
         try:
             return cls(**given)
         except ValidationError as error:
-            raise SettingsError(*explain(error, source)) from None
+            raise SettingsError(*explain(error, source, sources)) from None
 
 
 class SFTSettings(Settings):

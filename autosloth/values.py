@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,17 @@ from .errors import SettingsError
 
 ENVIRONMENT_PREFIX = "AUTOSLOTH_"
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".gz")
+OWN_VARIABLE = ENVIRONMENT_PREFIX + "CACHE"  # the only one that is no setting
+FILE_NAME = r"^$|^[A-Za-z0-9][A-Za-z0-9._-]{0,94}$"
+REPOSITORY = r"^$|^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]{0,94}$"
+LETTERS = "letters without accents, digits, `.`, `_` and `-`, at most 95 of them, a letter or digit first"
+PATTERNS = {FILE_NAME: LETTERS, REPOSITORY: f"`name` or `owner/name`, of {LETTERS}"}
+IN_WORDS = {  # pydantic's kinds of errors whose own words speak of parsing
+    **dict.fromkeys(("float_parsing", "float_type", "finite_number"), "a number"),
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float", "int_parsing_size"), "a whole number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    **{"string_type": "text", "list_type": "a list, such as [a, b]", "dict_type": "a mapping, such as {a: b}"},
+}
 HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w-][\w.-]*/[\w-][\w.-]*)(?:/tree/main)?/?")
 
 
@@ -65,13 +76,35 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
 def environment_values(model: type[BaseModel]) -> dict[str, Any]:
     """Settings given as `AUTOSLOTH_<FIELD>`; the values are read as YAML, like those of `--set`."""
-    return {
-        name: parse_value(os.environ[variable])
-        for name in model.model_fields
-        if (variable := ENVIRONMENT_PREFIX + name.upper()) in os.environ
-    }
+    return {name: parse_value(os.environ[variable(name)]) for name in model.model_fields if variable(name) in os.environ}  # fmt: skip
+
+
+def refuse_unknown_variables(names: Iterable[str]) -> None:
+    """Raises SettingsError for environment variables `AUTOSLOTH_...` that are none of these settings, of whatever road."""
+    known = {OWN_VARIABLE, *map(variable, names)}
+    unknown = sorted(name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX) and name not in known)
+    if unknown:
+        raise SettingsError(
+            f"{misspelt(unknown, known, 'an environment variable of AutoSloth')}.",
+            f"Correct or unset {'it' if len(unknown) == 1 else 'them'}: a setting is given as `{ENVIRONMENT_PREFIX}` and its name in capitals.",
+        )
+
+
+def misspelt(unknown: Iterable[str], known: Iterable[str], kind: str) -> str:
+    """What is wrong with names that are not known, with the nearest that is.
+
+    >>> misspelt(["modle"], ["model", "seed"], "a setting")
+    '`modle` is not a setting (did you mean `model`?)'
+    """
+    nearest = {name: difflib.get_close_matches(name, list(known), n=1, cutoff=0.5) for name in unknown}
+    return "; ".join(f"`{name}` is not {kind}" + (f" (did you mean `{near[0]}`?)" if near else "") for name, near in nearest.items())  # fmt: skip
 
 
 def yaml_text(values: Mapping[str, Any]) -> str:
@@ -94,29 +127,32 @@ def parse_value(text: str) -> Any:
 
 def refuse_unknown(given: Mapping[str, Any], model: type[BaseModel]) -> None:
     """Raises SettingsError for keys that are no settings, with the nearest name that is one."""
-    known = list(model.model_fields)
-    unknown = [key for key in given if key not in model.model_fields]
-    if not unknown:
-        return
-    nearest = {key: difflib.get_close_matches(key, known, n=1, cutoff=0.5) for key in unknown}
-    what = "; ".join(
-        f"`{key}` is not a setting" + (f" (did you mean `{near[0]}`?)" if near else "") for key, near in nearest.items()
-    )
-    raise SettingsError(f"{what}.", f"The settings are: {', '.join(known)}.")
+    if unknown := [key for key in given if key not in model.model_fields]:
+        known = list(model.model_fields)
+        raise SettingsError(f"{misspelt(unknown, known, 'a setting')}.", f"The settings are: {', '.join(known)}.")
 
 
-def explain(error: ValidationError, source: str) -> tuple[str, str]:
-    """What is wrong (each field, what was given, what is allowed) and what to do, from a pydantic error."""
+def explain(error: ValidationError, source: str, sources: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """What is wrong (each field, what was given, what is allowed) and what to do, from a pydantic error.
+
+    source: where the values come from; sources: of those that come from elsewhere, where from, by field.
+    """
     wrong = []
     for problem in error.errors(include_url=False):
         field = ".".join(str(part) for part in problem["loc"])
         given = f"`{field}` is {json.dumps(problem['input'], default=str)}, but " if field else ""
         wrong.append(f"{given}{allowed(problem)}")
-    names = dict.fromkeys(f"`{problem['loc'][0]}`" for problem in error.errors() if problem["loc"])
-    return "; ".join(wrong) + ".", f"Correct {', '.join(names) or 'that'} in {source}."
+    names = dict.fromkeys(problem["loc"][0] for problem in error.errors() if problem["loc"])
+    places = ", ".join(f"`{name}` in {(sources or {}).get(name, source)}" for name in names)
+    return "; ".join(wrong) + ".", f"Correct {places or f'that in {source}'}."
 
 
 def allowed(problem: Mapping[str, Any]) -> str:
-    """What a field takes, from one of pydantic's errors: `it should be greater than 0`; of several together, what is wrong with them."""
+    """What a field takes, from one of pydantic's errors, in words: `it should be a number`; of several fields together, what is wrong with them."""
+    if words := IN_WORDS.get(problem["type"]) or PATTERNS.get(problem.get("ctx", {}).get("pattern", "")):
+        return f"it should be {words}"
     said = problem["msg"].removeprefix("Value error, ")
-    return (said[0].lower() + said[1:]).replace("input should", "it should")
+    said = said[0].lower() + said[1:]
+    for symbols, words in (("input should", "it should"), ("greater than or equal to", "at least"), ("less than or equal to", "at most")):  # fmt: skip
+        said = said.replace(symbols, words)
+    return said

@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.commands import SHORT, command_line, sets
+from support.commands import DEMO, SHORT, command_line, sets
 from support.patience import HUNG, until
 
 from autosloth.check import Problems, check
@@ -161,8 +162,6 @@ def test_one_stage_can_be_run_again(copied, stage, line):
 
 
 def test_a_run_folder_that_another_process_works_in_is_refused(copied, base):
-    from support.commands import DEMO
-
     lock(copied)
     result = command_line("sft", *sets(**DEMO, storage=copied.parent))
     assert result.returncode == 1 and "Another process is working in" in result.stderr
@@ -198,6 +197,48 @@ def test_show_prints_what_was_measured(finished):
         "publish folder",
     ):
         assert name in result.stdout, name
+
+
+def shown(folder):
+    """What `show` prints, without spaces: a path is broken where the line ends."""
+    return "".join(command_line("show", folder).stdout.split())
+
+
+def test_a_deleted_file_is_named_with_the_command_that_makes_it_again(copied):
+    (copied / "gguf" / "short-Q8_0.gguf").unlink()
+    said = shown(copied)
+    assert f"short-Q8_0.ggufismissing:`autoslothexport{copied}`makesitagain" in said
+    assert "offilesthataremissingnow:passed:" in said
+    for command in ("verify", "card"):
+        result = command_line(command, copied)
+        assert result.returncode == 1 and "short-Q8_0.gguf is missing" in result.stderr, command
+        assert f"Run `autosloth export {copied}`: it is made again." in result.stderr
+
+
+def test_a_file_of_another_size_is_not_shown_as_the_one_that_was_proven(copied):
+    with (copied / "gguf" / "short-Q8_0.gguf").open("ab") as file:
+        file.write(b"x" * 100_000)
+    assert f"MBthatwereproven:`autoslothverify{copied}`tells" in shown(copied)
+
+
+def test_without_its_adapter_a_run_says_so(copied):
+    shutil.rmtree(copied / "adapter")
+    assert "adapter_config.jsonismissing:`autoslothsft`withthesettingsof" in shown(copied)
+    for command in ("export", "verify", "card"):
+        result = command_line(command, copied)
+        assert result.returncode == 1 and "adapter_config.json is missing" in result.stderr, command
+        assert "Run `autosloth sft` with the settings of" in result.stderr
+
+
+def test_what_other_settings_change_of_a_finished_run_is_told_beforehand(copied):
+    other = command_line("check", "dpo", *sets(**DEMO, storage=copied.parent))
+    assert other.returncode == 1 and f"{copied} holds a training of another road: sft, not dpo." in other.stderr
+    assert "for example `short-2`" in other.stderr
+    changed = command_line("check", "sft", *sets(**DEMO, storage=copied.parent, learning_rate=1e-3))
+    again = "learning_rate 0.002 -> 0.001: train, merge, gguf, verify, card, publish again; what is there goes to"
+    assert changed.returncode == 0 and f"run: {again} {copied}/before" in changed.stdout
+    same = command_line("check", "sft", *sets(**DEMO, storage=copied.parent))
+    assert same.returncode == 0 and "again" not in same.stdout
 
 
 def test_help_lists_every_setting_with_its_default():

@@ -1,8 +1,11 @@
-"""The run folder: a stage tells its own time, and what it waited for besides."""
+"""The run folder: a stage tells its own time, and what it waited for besides; a training is never overwritten by another."""
+
+import pytest
 
 from autosloth import run as runs
+from autosloth.errors import Interrupted, SettingsError
 from autosloth.run import Run, read_json, stage, waiting_for
-from autosloth.settings import SFTSettings
+from autosloth.settings import DPOSettings, SFTSettings
 
 
 def test_what_a_stage_waits_for_is_not_its_own_time(tmp_path, capsys, monkeypatch):
@@ -29,3 +32,117 @@ def test_what_a_stage_waits_for_is_not_its_own_time(tmp_path, capsys, monkeypatc
     said = capsys.readouterr().out.splitlines()
     assert said == ["busy: done in 7.0 s, besides 4 min for llama.cpp to compile", "idle: done in 1.0 s"]
     assert read_json(run.path(".done", "busy.json"))["seconds"] == 7
+
+
+def content(run):
+    file = run.folder.with_name("d.json")
+    return file.read_text() if file.is_file() else "nothing"
+
+
+@stage("data", reads=("model", "dataset"), inputs=content, facts=("data",), outputs=("data/rows",), sets_aside=True)
+def data(run):
+    run.fresh("data").joinpath("rows").write_text(content(run))
+    run.record("data", rows=content(run))
+
+
+@stage("train", reads=("learning_rate",), after=("data",), facts=("train",), outputs=("adapter",), scratch=("checkpoints",), sets_aside=True)  # fmt: skip
+def train(run):
+    run.path("checkpoints").mkdir(exist_ok=True)
+    run.path("checkpoints", "step").touch()
+    if run.settings.learning_rate == NEVER_ENDS:
+        raise KeyboardInterrupt
+    run.fresh("adapter").joinpath("weights").write_text(str(run.settings.learning_rate))
+    run.record("train", rate=run.settings.learning_rate)
+
+
+@stage("gguf", reads=("quantizations",), after=("train",), facts=("export",), outputs=("gguf",))
+def gguf(run):
+    run.fresh("gguf").joinpath("file").write_text(run.path("adapter", "weights").read_text())
+    run.record("export", kinds=run.settings.quantizations)
+
+
+@stage("card", after=("train", "gguf"), outputs=("publish",))
+def card(run):
+    run.fresh("publish").joinpath("README.md").write_text("a card")
+    runs.clear_before(run)
+
+
+NEVER_ENDS = 0.05
+
+
+def settings_of(folder, road=SFTSettings, **values):
+    return road(**{"model": "m", "dataset": "d.json", "run_name": "mine", "storage": str(folder), "learning_rate": 1e-3} | values)  # fmt: skip
+
+
+def follow(settings, *stages):
+    run = Run.create(settings)
+    for each in stages or (data, train, gguf, card):
+        each(run)
+    return run
+
+
+def befores(folder):
+    return sorted((folder / "mine" / "before").glob("*"))
+
+
+@pytest.mark.parametrize("road, other, told", [(SFTSettings, {"model": "n"}, "another model: m, not n"), (SFTSettings, {"dataset": "e.json"}, "another dataset: d.json, not e.json"), (DPOSettings, {}, "another road: sft, not dpo")])  # fmt: skip
+def test_a_training_of_something_else_is_never_overwritten(tmp_path, road, other, told):
+    follow(settings_of(tmp_path))
+    (tmp_path / "mine-2").mkdir()
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SettingsError, match=f"{told}.*`mine-3`"):
+        Run.create(settings_of(tmp_path, road, **other))
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_what_is_trained_anew_is_told_and_what_was_there_is_kept(tmp_path):
+    follow(settings_of(tmp_path))
+    changed = settings_of(tmp_path, learning_rate=1e-4)
+    assert runs.changes(changed) == f"run: learning_rate 0.001 -> 0.0001: train, gguf, card again; what is there goes to {tmp_path}/mine/before"  # fmt: skip
+    run = follow(changed, data, train, gguf)
+    (aside,) = befores(tmp_path)
+    old = Run.open(aside)
+    assert (old.settings.learning_rate, old.facts["train"]["rate"], old.path("gguf", "file").read_text()) == (1e-3, 1e-3, "0.001")  # fmt: skip
+    card(run)  # now the new one is whole
+    assert {path.name for path in aside.iterdir()} == {"adapter", "settings.json", "facts.json", ".done", "README.md"}
+    assert (aside / "adapter" / "weights").read_text() == "0.001"
+    assert run.path("adapter", "weights").read_text() == run.path("gguf", "file").read_text() == "0.0001"
+    assert run.facts["train"]["rate"] == 1e-4 and runs.changes(changed) is None
+    gguf(old)  # of the adapter that was kept its file can be made again
+    assert old.path("gguf", "file").read_text() == "0.001"
+
+
+def test_a_training_that_was_begun_is_kept_too_and_goes_on_where_it_stood(tmp_path):
+    follow(settings_of(tmp_path))
+    endless = settings_of(tmp_path, learning_rate=NEVER_ENDS)
+    for _ in range(2):  # the second time it goes on: nothing is set aside again
+        with pytest.raises(Interrupted):
+            follow(endless)
+        assert len(befores(tmp_path)) == 1 and (tmp_path / "mine" / "checkpoints" / "step").is_file()
+    assert read_json(tmp_path / "mine" / "facts.json").keys() == {"data"}
+    follow(settings_of(tmp_path))
+    assert len(befores(tmp_path)) == 2
+
+
+def test_rows_that_changed_on_the_disk_set_the_training_aside(tmp_path):
+    run = follow(settings_of(tmp_path))
+    (tmp_path / "d.json").write_text("others")
+    follow(settings_of(tmp_path))
+    (aside,) = befores(tmp_path)
+    assert read_json(aside / "facts.json")["data"]["rows"] == "nothing" and run.facts["data"]["rows"] == "others"
+
+
+def test_another_file_of_the_same_training_is_made_without_moving_anything(tmp_path):
+    follow(settings_of(tmp_path))
+    changed = settings_of(tmp_path, quantizations=["f16"])
+    assert runs.changes(changed) == "run: quantizations ['q8_0'] -> ['f16']: gguf, card again"
+    follow(changed)
+    assert not befores(tmp_path)
+
+
+def test_before_a_training_anything_may_change(tmp_path):
+    follow(settings_of(tmp_path), data)
+    other = settings_of(tmp_path, model="n", dataset="e.json")
+    assert runs.changes(other) is None
+    follow(other)
+    assert not befores(tmp_path)

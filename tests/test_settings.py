@@ -62,13 +62,13 @@ def test_a_later_source_wins_over_an_earlier_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "given, wrong, allowed",
     [
-        ({"batch_size": 0}, "`batch_size` is 0", "greater than or equal to 1"),
-        ({"learning_rate": "fast"}, '`learning_rate` is "fast"', "valid number"),
+        ({"batch_size": 0}, "`batch_size` is 0", "at least 1"),
+        ({"learning_rate": "fast"}, '`learning_rate` is "fast"', "it should be a number"),
         ({"scheduler": "zigzag"}, '`scheduler` is "zigzag"', "'linear', 'cosine'"),
         ({"columns": {"a": "b"}}, '`columns.a` is "b"', "'instruction'"),
         ({"quantizations": ["q3"]}, '`quantizations.0` is "q3"', "'q8_0'"),
-        ({"run_name": "a/b"}, '`run_name` is "a/b"', "pattern"),
-        ({"eval_fraction": 0.9}, "`eval_fraction` is 0.9", "less than or equal to 0.5"),
+        ({"run_name": "a/b"}, '`run_name` is "a/b"', "letters without accents, digits"),
+        ({"eval_fraction": 0.9}, "`eval_fraction` is 0.9", "at most 0.5"),
         ({"batchsize": 4}, "`batchsize` is not a setting", "did you mean `batch_size`?"),
         ({"token": "hf_x"}, "`token` is not a setting", ""),
     ],

@@ -67,22 +67,23 @@ def axis(length: dict[str, Any], max_length: int) -> dict[str, Any]:
 
 
 def plan(rows: int, settings: Settings) -> dict[str, Any]:
-    """Optimizer steps that follow from the rows, as transformers' Trainer counts them: `steps`, `per_epoch`, `per_step`, `epochs`, and whether rows are `packed`."""
+    """Optimizer steps that follow from the rows, as transformers' Trainer counts them: `steps`, `per_epoch`, `per_step`, `epochs`, whether rows are `packed`, and what is to be said of the `warmup`."""
     rounds = settings.rounds if settings.road == "spin" else 1
     asked = min(rows, settings.prompts_per_round) if settings.road == "spin" else rows
     batches = math.ceil(math.ceil(asked / processes()) / settings.batch_size)
     per_epoch = math.ceil(batches / settings.gradient_accumulation)
-    steps = rounds * (settings.max_steps or math.ceil(settings.epochs * per_epoch))
+    steps = settings.max_steps or math.ceil(settings.epochs * per_epoch)
     per_step, packed = (
         settings.batch_size * settings.gradient_accumulation * processes(),
         settings.road == "sft" and settings.packing,
     )
     return {
-        "steps": steps,
+        "steps": rounds * steps,
         "per_epoch": per_epoch,
         "per_step": per_step,
-        "epochs": round(steps / per_epoch / rounds, 2),
+        "epochs": round(steps / per_epoch, 2),
         "packed": packed,
+        "warmup": settings.shorter_warmup(steps),
     }
 
 
@@ -133,6 +134,7 @@ def as_text(view: dict[str, Any]) -> str:
         f"data: {facts['learnt_tokens']:,} of {facts['train_tokens']:,} tokens per epoch are learnt ({share:.0f} %)"
     ]
     lines += [f"data: {steps['steps']:,} steps of {steps['per_step']} rows follow: {steps['epochs']} epochs"]
+    lines += [f"data: {steps['warmup']}"] if steps["warmup"] else []
     lines += [f"data: lengths in tokens: median {facts['length']['median']}, 95 % at most {facts['length']['p95']}, longest {facts['length']['longest']}"]  # fmt: skip
     lines += histogram_lines(view["axis"]["bars"], settings.max_length)
     for row in view["rows"][:2]:

@@ -41,6 +41,7 @@ def local_inputs(run: Run) -> list[object]:
     result=lambda run: [file_hash(run.path("data", f"{name}.parquet")) for name in ("train", "eval")],
     facts=("data",),
     outputs=("data/train.parquet", "data/eval.parquet"),
+    sets_aside=True,
 )  # fmt: skip
 def prepare_data(run: Run) -> None:
     """Write data/train.parquet, data/eval.parquet (see `write_rows`). Raises DataError."""

@@ -97,7 +97,7 @@ def preference_line(logs: dict[str, Any]) -> str:
     if "rewards/margins" not in logs:
         return ""
     margin = float(logs["rewards/margins"])  # 0 before the first step, when every pair is a tie and TRL's accuracy 0
-    return f"margin {margin:.3f}" + (f", accuracy {float(logs['rewards/accuracies']):.0%}" if margin else "")
+    return f"margin {margin:z.3f}" + (f", accuracy {float(logs['rewards/accuracies']):.0%}" if margin else "")
 
 
 def redraw(panel: Any, text: str, html: str) -> Any:
@@ -204,13 +204,36 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
             f"{facts['train']['steps']} steps in {duration(facts['train']['seconds'])}, {facts['train']['tokens_per_second']:.0f} tokens per second, {memory_facts(facts)}",
         )
     )
+    if run.lost("train"):
+        lines.append(("adapter", missing_line(run, "train", run.lost("train")[0])))
+    lost = run.lost("gguf")
     for file in facts["export"]["gguf"]:
-        lines.append(("GGUF", f"{run.path(file['path'])}, {file['bytes'] / 1e6:.1f} MB"))
+        lines.append(
+            ("GGUF", missing_line(run, "gguf", file["path"]) if file["path"] in lost else file_line(run, file))
+        )
     if (proof := facts["verify"])["passed"] is not None:
-        lines.append(("verification", proof_line(proof)))
-    lines.append(("publish folder", str(run.path("publish"))))
+        lines.append(("verification", f"{'of files that are missing now: ' if lost else ''}{proof_line(proof)}"))
+    gone = run.lost("card")
+    lines.append(("publish folder", missing_line(run, "card", gone[0]) if gone else str(run.path("publish"))))
     lines.append(("on the Hub", ", ".join(facts["publish"]["repos"]) or "no (publish_to_hub is off)"))
     return lines
+
+
+def file_line(run: Run, file: dict[str, Any]) -> str:
+    """A GGUF file as it is on the disk."""
+    path = run.path(file["path"])
+    size = path.stat().st_size
+    changed = (
+        f", not the {file['bytes'] / 1e6:.1f} MB that were proven: {run.command('verify')} tells"
+        if size != file["bytes"]
+        else ""
+    )
+    return f"{path}, {size / 1e6:.1f} MB{changed}"
+
+
+def missing_line(run: Run, stage: str, name: str) -> str:
+    """A file that a stage left and that is not there any more."""
+    return f"{run.path(name)} is missing: {run.command(stage)} makes it again"
 
 
 def proof_line(proof: dict[str, Any]) -> str:
@@ -235,7 +258,7 @@ def held_out_line(before: dict[str, Any], after: dict[str, Any], rows: int) -> t
 def round_line(played: dict[str, Any]) -> tuple[str, str]:
     """A round of self-play."""
     now = played["eval"]
-    told = f"held-out loss {now['nll']:.4f}, accuracy on pairs {now['reward_accuracy']:.1%}, margin {now['reward_margin']:.3f}"
+    told = f"held-out loss {now['nll']:.4f}, accuracy on pairs {now['reward_accuracy']:.1%}, margin {now['reward_margin']:z.3f}"
     return (
         f"round {played['round']}",
         f"{told}, {now['mean_length']:.1f} tokens an answer, {played['generated']['pairs']} pairs",
@@ -249,7 +272,7 @@ def preference_lines(before: dict[str, Any], after: dict[str, Any]) -> list[tupl
             "reward accuracy",
             f"{before['reward_accuracy']:.1%} before, {after['reward_accuracy']:.1%} after; the better answer is the likelier one in {before['prefers_chosen']:.1%}, then {after['prefers_chosen']:.1%}",
         ),
-        ("reward margin", f"{before['reward_margin']:.3f} before, {after['reward_margin']:.3f} after"),
+        ("reward margin", f"{before['reward_margin']:z.3f} before, {after['reward_margin']:z.3f} after"),
         (
             "log-probabilities",
             f"better answers {before['chosen_logp']:.1f} before, {after['chosen_logp']:.1f} after; worse ones {before['rejected_logp']:.1f}, then {after['rejected_logp']:.1f} (nats an answer)",

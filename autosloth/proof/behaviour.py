@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from itertools import islice
 from pathlib import Path
@@ -18,8 +19,11 @@ SHORT_FROM = 2e9  # bytes of a file beyond which a token takes seconds on two co
 SHORT_POSITIONS = 48  # fewer positions, and an end that is looked for without generating
 
 
-def compare_behaviour(file: Path, known: dict[str, Any], logprobs: Path, short: bool) -> dict[str, Any]:
-    """How the file's tokens, distributions and answers compare with what is known of the model. Raises VerifyError when llama.cpp cannot read it."""
+def compare_behaviour(file: Path, known: dict[str, Any], logprobs: Path, short: bool, mean_kl: float) -> dict[str, Any]:
+    """How the file's tokens, distributions and answers compare with what is known of the model; mean_kl: nats that its type allows.
+
+    Raises VerifyError when llama.cpp cannot read it.
+    """
     import numpy
 
     rows, ended = known["rows"], shortest_ended(known)[: 1 if short else None]
@@ -39,8 +43,9 @@ def compare_behaviour(file: Path, known: dict[str, Any], logprobs: Path, short: 
         if rows:
             facts |= compare_distributions(model, rows, numpy.load(logprobs, mmap_mode="r"))
         answers = [] if short else [answer_alike(model, known, i) for i in ended]
-        ends = [each["ended"] for each in answers] or [ends_next(model, known, i) for i in ended]
-        seen = [end for end in ends if end is not None]  # one alone may hang on a near tie
+        # An answer that took another turn on the way may end elsewhere, or not at all; after the trained model's own it has to.
+        ends = [*(each["ended"] for each in answers), *(ends_next(model, known, i, mean_kl) for i in ended)]
+        seen = [end for end in ends if end is not None]
         return facts | {"answers": answers, "eos": any(seen) if seen else None}
     finally:
         model.close()
@@ -130,10 +135,14 @@ def answer_alike(model: Any, known: dict[str, Any], number: int) -> dict[str, An
     }
 
 
-def ends_next(model: Any, known: dict[str, Any], number: int) -> bool | None:
-    """Whether, after the trained model's answer, the file finds an end token the likeliest; None where that answer has no end."""
+def ends_next(model: Any, known: dict[str, Any], number: int, mean_kl: float) -> bool | None:
+    """Whether, after the trained model's answer, the file finds an end token the likeliest; None where that answer has no end.
+
+    Another token may be likelier by what mean_kl nats can make of a tie: the divergence of two alike tokens whose logits
+    part by d is d^2 / 8, to second order. A file that knows no end is tens of nats away.
+    """
     prompt, answer = (known["answers"][number][part] for part in ("prompt", "answer"))
     if answer[-1:] and answer[-1] in known["ends"]:
         last = next_token_logprobs(model, prompt + answer[:-1])[-1]
-        return bool(last[known["ends"]].max() >= last.max() - NEAR_TIE)
+        return bool(last[known["ends"]].max() >= last.max() - math.sqrt(8 * mean_kl))
     return None

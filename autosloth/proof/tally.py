@@ -66,7 +66,7 @@ class Tally:
         if self.share is not None:
             error = math.sqrt(self.square_error / self.values / self.square_change)
             if abs(self.share - 1) > SHARE_WITHIN + SHARE_ERRORS * error:
-                return f"{self.name} holds {self.share:.2f} of what the adapter does, not 1"
+                return f"{self.name} holds {self.share:z.2f} of what the adapter does, not 1"
         if self.excess > 1:
             return f"{self.name} differs by {self.excess:.3g} times what {self.kind} allows"
         return None

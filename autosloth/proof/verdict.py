@@ -98,7 +98,7 @@ def proof_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     bad = f"{len(weights['failures'])} of {weights['tensors']} ({how}; worst mean error {weights['mean_error']:.2%})"
     rows = [("tensors and values that differ more than their type allows", bad, "0")]
     if weights["adapter_share"] is not None:
-        rows.append(("share of the adapter's change that is in the weights", f"{weights['adapter_share']:.3f}", "1"))
+        rows.append(("share of the adapter's change that is in the weights", f"{weights['adapter_share']:z.3f}", "1"))
     if "texts" in facts:
         rows.append(
             (

@@ -19,7 +19,7 @@ from .tensors import compare_weights
 from .verdict import coarsest, cure, find_failures, limits, show_proof, worst_of
 
 
-@stage("verify", reads=("publish_unverified",), after=("gguf",), facts=("verify",), outputs=("verify",))
+@stage("verify", reads=("publish_unverified",), after=("train", "gguf"), facts=("verify",), outputs=("verify",))
 def verify_gguf(run: Run) -> None:
     """Hold every GGUF against reference/ and the merged weights and record the figures. Raises VerifyError, unless the settings publish unverified files."""
     made = run.facts["export"]["gguf"]
@@ -75,7 +75,8 @@ def prove(file: Path, reference: Path, base: Path, adapter: Path | None, told: P
         weights = compare_weights(file, source, adapter, told)
     facts = {"file": file.name, "type": coarsest(weights["types"]), "weights": weights}
     if weights["whole_model"]:
-        facts |= compare_behaviour(file, known, reference / "logprobs.npy", short=file.stat().st_size > SHORT_FROM)
         facts["limits"] = limits(facts["type"], known["quantized"])
+        short = file.stat().st_size > SHORT_FROM
+        facts |= compare_behaviour(file, known, reference / "logprobs.npy", short, facts["limits"]["mean_kl"])
     failures = find_failures(facts)
     return {**facts, "failures": failures, "passed": not failures, "seconds": round(time.perf_counter() - started, 2)}

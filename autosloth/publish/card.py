@@ -12,7 +12,7 @@ from typing import Any
 from ..hardware import GB
 from ..output import say
 from ..proof import proof_rows
-from ..run import Run, read_json, stage, write_text
+from ..run import Run, clear_before, read_json, stage, write_text
 from ..values import is_hub_id
 from .hub import repo_id
 
@@ -40,6 +40,7 @@ def write_card(run: Run) -> None:
     write_text(folder / "README.md", text)
     run.record("card", path="publish/README.md", files=sorted(path.name for path in folder.iterdir()))
     say(f"card: {folder / 'README.md'}")
+    clear_before(run)
 
 
 def link(source: Path, target: Path) -> None:

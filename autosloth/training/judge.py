@@ -33,7 +33,7 @@ def start_check(settings: SPINSettings) -> Any:
             margin, loss = float(logs["rewards/margins"]), float(logs["loss"])
             if abs(margin) > NEAR_START or (not settings.sft_weight and abs(loss - expected) > NEAR_START):
                 raise ModelError(
-                    f"The first step of a round has the loss {loss:.4f} and the margin {margin:.4f}, not {expected:.4f} and 0: the opponent is not the model that the round began with.",
+                    f"The first step of a round has the loss {loss:.4f} and the margin {margin:z.4f}, not {expected:.4f} and 0: the opponent is not the model that the round began with.",
                     "Please report it; the rounds before are kept.",
                 )
 

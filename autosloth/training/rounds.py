@@ -52,7 +52,7 @@ def as_text(facts: dict[str, Any], start: dict[str, Any]) -> str:
     lines.append(f"{'start':>9} | {start['nll']:30.4f} | {'':17} | {'':6} | {start['mean_length']:.1f}")
     for played in facts["rounds"]:
         now = played["eval"]
-        lines.append(f"{'round ' + str(played['round']):>9} | {now['nll']:30.4f} | {now['reward_accuracy']:17.1%} | {now['reward_margin']:6.3f} | {now['mean_length']:.1f}")  # fmt: skip
+        lines.append(f"{'round ' + str(played['round']):>9} | {now['nll']:30.4f} | {now['reward_accuracy']:17.1%} | {now['reward_margin']:z6.3f} | {now['mean_length']:.1f}")  # fmt: skip
     if arm := facts.get("sft_arm"):
         lines.append(f"{'plain SFT':>9} | {arm['nll']:30.4f} | {arm['steps']} steps from the start, for comparison")
     return "\n".join(lines)
@@ -79,5 +79,5 @@ def row_of(facts: dict[str, Any], start: dict[str, Any]) -> str:
     now = facts["eval"]
     return (
         f"spin: round {facts['round']}: held-out loss {now['nll']:.4f} nats per token ({start['eval']['nll']:.4f} at the start); accuracy on pairs "
-        f"{now['reward_accuracy']:.1%}, margin {now['reward_margin']:.3f}; {now['mean_length']:.1f} tokens an answer, {now['eos_rate']:.1%} with an end"
+        f"{now['reward_accuracy']:.1%}, margin {now['reward_margin']:z.3f}; {now['mean_length']:.1f} tokens an answer, {now['eos_rate']:.1%} with an end"
     )

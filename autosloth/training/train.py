@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import Interrupted, StorageError
+from ..errors import Interrupted, ModelError, StorageError
 from ..hardware import hardware, peak_ram_gb, peak_vram_gb, versions
 from ..models import (
     choose_precision,
@@ -49,6 +49,7 @@ training_stage = functools.partial(
     outputs=("adapter", "reference"),
     scratch=("checkpoints",),
     together=True,
+    sets_aside=True,
 )
 
 
@@ -100,18 +101,20 @@ def go_on(run: Run, trainer: Any) -> None:
     """Train from the last checkpoint in the trainer's folder on, or from the start, in smaller batches where the GPU's memory is too small.
 
     The batch that fitted is kept in the facts, for the next time. Transformers' own `auto_find_batch_size` would shrink the batch and
-    leave the accumulation as it is, so that a step learns from fewer rows. Raises ModelError when one row at a time does not fit.
+    leave the accumulation as it is, so that a step learns from fewer rows. Raises ModelError when one row at a time does not fit, and
+    when the training changed nothing.
     """
     import torch
 
     take_batches(trainer, run.facts.get("train", {}).get("batch_size", trainer.args.per_device_train_batch_size))
+    leave_steps_at_full_rate(trainer, run.settings)
     start = {name: p.detach().to("cpu", copy=True) for name, p in trainable(trainer.model)}
     while True:
         checkpoint = of_first(lambda: last_checkpoint(Path(trainer.args.output_dir)))
         if checkpoint:
             say(f"train: going on from {checkpoint.name}")
         if fits(trainer, functools.partial(resume, trainer, checkpoint)):
-            return
+            return refuse_unmoved(trainer, start)
         size = trainer.args.per_device_train_batch_size
         refuse_to_shrink(size)
         take_batches(trainer, size // 2)
@@ -127,6 +130,35 @@ def go_on(run: Run, trainer: Any) -> None:
 def trainable(model: Any) -> list[tuple[str, Any]]:
     """The parameters that are trained, with their names."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def leave_steps_at_full_rate(trainer: Any, settings: Settings) -> None:
+    """Let the trainer shorten a warm-up that would take all of its steps, the first of which has a learning rate of 0; says so."""
+    create = trainer.create_scheduler
+
+    def with_warmup(num_training_steps: int, optimizer: Any = None) -> Any:
+        trainer.args.warmup_steps = settings.warmup_steps(num_training_steps)
+        if reason := settings.shorter_warmup(num_training_steps):
+            say(f"train: {reason}")
+        return create(num_training_steps, optimizer)
+
+    trainer.create_scheduler = with_warmup
+
+
+def refuse_unmoved(trainer: Any, start: dict[str, Any]) -> None:
+    """Raises ModelError when a finished training left all weights as they were: what would be measured and published is the start."""
+    import torch
+
+    def moved(name: str, weight: Any) -> bool:
+        whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight  # several processes hold a part each
+        return not torch.equal(whole.detach().cpu(), start[name])
+
+    unfinished = trainer.state.global_step < trainer.state.max_steps
+    if not unfinished and not any(moved(name, weight) for name, weight in trainable(trainer.model)):
+        raise ModelError(
+            f"The training changed no weight in {trainer.state.global_step} steps at a learning rate of {trainer.args.learning_rate:g}.",
+            "Raise `learning_rate` and run again: there is nothing to measure or to export yet.",
+        )
 
 
 def resume(trainer: Any, checkpoint: Path | None) -> None:
@@ -329,6 +361,7 @@ def about(trainer: Any, settings: Settings) -> dict[str, Any]:
         peak_ram_gb=peak_ram_gb(),
         trainable_parameters=sum(parameter.numel() for _, parameter in trainable(trainer.model)),
         **batches(trainer),
+        warmup_steps=settings.warmup_steps(trainer.state.max_steps),
         lora_r=trainer.model.peft_config["default"].r,
         lora_alpha=trainer.model.peft_config["default"].lora_alpha,
         precision=choose_precision(settings)[0],

@@ -100,7 +100,7 @@ def test_a_wrong_value_is_told_at_its_field_and_on_top_and_stops_run_all(watched
     form = open_form("sft")
     form.fields["batch_size"].widget.value = 0
     form.fields["seed"].widget.value = 7
-    assert "batch_size is 0, but it should be greater than or equal to 1." in form.fields["batch_size"].message.value
+    assert "batch_size is 0, but it should be at least 1." in form.fields["batch_size"].message.value
     assert "To correct: Batch size." in form.summary.value and not form.fields["seed"].message.value
     with pytest.raises(SettingsError, match=r"batch_size is 0.*Correct them in the form above"):
         form.settings()

@@ -30,7 +30,7 @@ def test_the_form_is_the_same_on_the_widgets_of(name):
 
 
 def test_in_the_browser_as_a_person_would(base):
-    """JupyterLab, and the classic Notebook with Colab's widgets, in Chromium; screenshots go to $AUTOSLOTH_SCREENSHOTS."""
+    """JupyterLab, and the classic Notebook with Colab's widgets, in Chromium; screenshots go to $SCREENSHOTS."""
     if not shutil.which("chromium"):
         pytest.skip("there is no chromium here")
     pythons = {"CLASSIC": str(environment("colab")), "KERNEL": sys.executable}

@@ -88,7 +88,7 @@ def test_a_switch_counts_when_it_stands_otherwise_than_last_time_in_another_sess
 @pytest.mark.parametrize(
     ("text", "kept", "note"),
     [
-        ("learning_rate: 5\nseed: 1\n", {"seed": 1}, "learning_rate is 5, but it should be less than or equal to 0.1. Its default is used."),
+        ("learning_rate: 5\nseed: 1\n", {"seed": 1}, "learning_rate is 5, but it should be at most 0.1. Its default is used."),
         ("learn_rate: 5\nseed: 1\n", {"seed": 1}, "`learn_rate` is not a setting (did you mean `learning_rate`?). It is left out."),
     ],
 )  # fmt: skip
@@ -129,7 +129,7 @@ def test_a_wrong_value_leaves_the_others_right(path):
     store.choose("batch_size", 0)
     store.choose("seed", 1)
     assert store.settings == SFTSettings(seed=1) and store.shown("batch_size") == 0
-    assert store.problems == {"batch_size": "batch_size is 0, but it should be greater than or equal to 1."}
+    assert store.problems == {"batch_size": "batch_size is 0, but it should be at least 1."}
     store.choose("batch_size", 4)
     assert store.settings == SFTSettings(seed=1, batch_size=4) and not store.problems
 

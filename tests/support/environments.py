@@ -24,8 +24,8 @@ def environment(name):
     with FileLock(f"{folder}.lock"):
         if not (folder / "complete").is_file():
             shutil.rmtree(folder, ignore_errors=True)
-            venv.create(folder, with_pip=True)
-            pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            subprocess.run([*pip, "-r", listed], check=True, timeout=HUNG)
+            venv.create(folder)
+            pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "--disable-pip-version-check"]
+            subprocess.run([*pip, "install", "--quiet", "--no-compile", "-r", listed], check=True, timeout=HUNG)
             (folder / "complete").touch()
     return folder / "bin" / "python"

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy
@@ -55,30 +53,6 @@ def made(engine, base, tmp_path):
 def test_the_trainers_arguments_are_the_settings(made):
     trainer = made(**UNUSUAL)
     assert {name: getattr(trainer.args, name) for name in IN_TRAINER} == IN_TRAINER
-
-
-GPU_CLASSES = """
-import os
-os.environ["UNSLOTH_ALLOW_CPU"] = "1"  # the class tree that a GPU gets, import only
-from autosloth.models.engine import start_engine
-start_engine()
-from unsloth.models.rl import patch_trl_rl_trainers
-patch_trl_rl_trainers()
-import inspect
-from trl import DPOConfig, DPOTrainer
-from autosloth.settings import DPOSettings
-from autosloth.training.dpo import dpo_arguments
-assert "Unsloth" in DPOTrainer.__name__ and hasattr(DPOTrainer, "_prepare_dataset"), DPOTrainer
-assert DPOConfig(output_dir="x", bf16=False).learning_rate != DPOSettings().learning_rate, "Unsloth's defaults were expected"
-wanted = dpo_arguments(DPOSettings(optimizer="adamw_torch_fused", sft_weight=0.5), "x", "float32", False)
-made = DPOConfig(**wanted)
-print({name: (value, getattr(made, name)) for name, value in wanted.items() if getattr(made, name) != value})
-"""
-
-
-def test_unsloths_gpu_classes_take_every_argument_as_given(tmp_path):
-    result = subprocess.run([sys.executable, "-c", GPU_CLASSES], capture_output=True, text=True, cwd=tmp_path)
-    assert result.stdout.splitlines()[-1:] == ["{}"], result.stdout + result.stderr
 
 
 def batch_of(trainer):

@@ -3,8 +3,6 @@
 import functools
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 from support.commands import DEMO, SHORT, killed_after, sets
@@ -85,72 +83,6 @@ def test_the_loss_is_that_of_the_answers_alone(trainer):
 def test_precision_optimizer_and_packing_suit_the_hardware(tmp_path, gpu, dtype, expected):
     arguments = train.sft_arguments(SFTSettings(packing=True), tmp_path, dtype, gpu)
     assert {name: arguments[name] for name in expected} == expected
-
-
-GPU_CLASSES = """
-import os
-os.environ["UNSLOTH_ALLOW_CPU"] = "1"  # the class tree that a GPU gets, import only
-from autosloth.models.engine import start_engine
-start_engine()
-from unsloth.models.rl import patch_trl_rl_trainers
-patch_trl_rl_trainers()
-from trl import SFTConfig
-from autosloth.settings import SFTSettings
-from autosloth.training.train import sft_arguments
-assert SFTConfig(output_dir="x", bf16=False).learning_rate != SFTSettings().learning_rate, "Unsloth's defaults were expected"
-wanted = sft_arguments(SFTSettings(optimizer="adamw_torch_fused"), "x", "float32", False)
-made = SFTConfig(**wanted)
-print({name: (value, getattr(made, name)) for name, value in wanted.items() if getattr(made, name) != value})
-"""
-
-
-def test_unsloths_gpu_classes_take_every_argument_as_given(tmp_path):
-    result = subprocess.run([sys.executable, "-c", GPU_CLASSES], capture_output=True, text=True, cwd=tmp_path)
-    assert result.stdout.splitlines()[-1:] == ["{}"], result.stdout + result.stderr
-
-
-GPU_BATCHES = """
-import json, os, sys
-os.environ["UNSLOTH_ALLOW_CPU"] = "1"
-from autosloth.models.engine import start_engine
-start_engine()
-from unsloth.models.rl import patch_trl_rl_trainers
-from unsloth.trainer import _patch_trl_trainer
-patch_trl_rl_trainers()
-_patch_trl_trainer()
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from autosloth.settings import SFTSettings
-from autosloth.training.train import sft_arguments, sft_trainer
-base, rows = sys.argv[1], Dataset.from_list(json.loads(sys.argv[2]))
-model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
-model.max_seq_length = 64
-for packing in (False, True):
-    settings = SFTSettings(max_length=64, batch_size=3, optimizer="adamw_torch_fused")
-    arguments = sft_arguments(settings, "checkpoints", "float32", False) | {"packing": packing}
-    trainer = sft_trainer(arguments, model, AutoTokenizer.from_pretrained(base), rows, rows, [])
-    batches = [{name: batch[name].tolist() for name in ("input_ids", "labels", "packed_seq_lengths")} for batch in trainer.get_train_dataloader()]
-    print(json.dumps(batches))
-"""
-
-
-def test_unsloths_gpu_classes_pack_rows_and_leave_out_the_padding_with_each_label_at_its_token(base, tmp_path):
-    rows = [list(range(10 * n + 10, 10 * n + 17 + n)) for n in range(6)]
-    given = [{"input_ids": ids, "labels": [-100] * 4 + ids[4:]} for ids in rows]
-    command = [sys.executable, "-c", GPU_BATCHES, base, json.dumps(given)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    told = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[{")]
-    assert [len(epoch) for epoch in told] == [2, 1], result.stdout + result.stderr  # three rows, all six rows
-    for epoch in told:
-        found = []
-        for batch in epoch:
-            (ids,), (labels,), lengths = batch["input_ids"], batch["labels"], batch["packed_seq_lengths"]
-            assert len(ids) == sum(lengths)
-            for length in lengths:
-                found.append({"input_ids": ids[:length], "labels": labels[:length]})
-                ids, labels = ids[length:], labels[length:]
-        assert sorted(found, key=lambda row: row["input_ids"]) == given
 
 
 def test_the_finished_run_measured_itself(finished):
@@ -264,6 +196,21 @@ def training(rows_of, tmp_path):
 
 def losses(trainer):
     return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("road", ["sft", "dpo"])
+@pytest.mark.parametrize("steps, warmup, taken", [(1, 0.1, 0), (1, 5, 0), (2, 5, 1), (3, 0.1, 1)])
+def test_a_training_of_any_length_moves_its_weights(training, capsys, road, steps, warmup, taken):
+    run, trainer = training("few", road=road, adapter=None, max_steps=steps, warmup=warmup, save_steps=10)
+    assert any(weight.abs().max() > 0 for name, weight in train.trainable(trainer.model) if ".lora_B." in name)
+    asked = f"the warm-up is {taken} instead of {max(1, int(warmup))} steps"
+    assert (asked in capsys.readouterr().out) == (steps <= max(1, warmup))
+    assert train.about(trainer, run.settings)["warmup_steps"] == taken
+
+
+def test_a_training_that_changed_nothing_is_a_named_problem(training):
+    with pytest.raises(ModelError, match=r"changed no weight in 4 steps at a learning rate of 1e-60.*Raise `learning_rate`"):  # fmt: skip
+        training("still", learning_rate=1e-60)
 
 
 def test_more_rows_at_once_teach_the_same_in_fewer_passes(training, monkeypatch, capsys):

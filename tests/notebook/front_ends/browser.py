@@ -1,7 +1,7 @@
 """A person at the form: JupyterLab, and the classic Notebook with Colab's ipywidgets, in Chromium. Run by tests/notebook/test_front_ends.py.
 
 KERNEL: the Python that JupyterLab's kernel runs in; CLASSIC: that of the classic Notebook and its kernel;
-AUTOSLOTH_SCREENSHOTS: where a screenshot of each state is left.
+SCREENSHOTS: where a screenshot of each state is left.
 """
 
 import contextlib
@@ -125,7 +125,7 @@ class FrontEnd:
         until(lambda: WIDGETS in (self.folder / self.notebook).read_text(), "the saved notebook")
 
     def shot(self, name):
-        folder = Path(os.environ.get("AUTOSLOTH_SCREENSHOTS") or self.folder)
+        folder = Path(os.environ.get("SCREENSHOTS") or self.folder)
         self.page.screenshot(path=folder / f"{type(self).__name__.lower()}-{name}.png")
 
 
@@ -308,7 +308,7 @@ def test_filling_in_the_form_as_a_person_would(opened, front_end, tmp_path):
     user.shot("used")
 
     user.type("batch-size", "0")
-    user.sees("batch_size is 0, but it should be greater than or equal to 1.")
+    user.sees("batch_size is 0, but it should be at least 1.")
     user.sees("To correct: Batch size.")
     user.run_all()  # stops at the gate
     user.sees("Correct them in the form above, then run this cell again.")
