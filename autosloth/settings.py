@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -44,6 +44,7 @@ ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
 ULTRACHAT_SPLITS = {"split": "train_sft", "eval_split": "test_sft"}
 SPIN_DATASETS = (ULTRACHAT, "yahma/alpaca-cleaned", "demo")
 DPO_DATASETS = (ULTRAFEEDBACK, "argilla/ultrafeedback-binarized-preferences-cleaned", "demo")
+COMMON_NAMES = {"question": "prompt", "answer": "completion", "output": "completion", "response": "completion"}
 A100_GB = 35.0  # of GPU memory from which the profile for an A100 (40 or 80 GB) fits
 
 
@@ -223,6 +224,23 @@ class Settings(BaseModel):
     def _take_the_id_from_a_page(cls, value: Any) -> Any:
         page = HUB_PAGE.fullmatch(value.strip()) if isinstance(value, str) else None
         return page[1] if page else value
+
+    @field_validator("columns", mode="before", check_fields=False)
+    @classmethod
+    def _either_way_round(cls, value: Any) -> Any:
+        """Column to meaning, as documented, or the other way round where only that can be meant; a meaning may have its common name."""
+        if not isinstance(value, Mapping):
+            return value
+        meanings = get_args(get_args(cls.model_fields["columns"].annotation)[1])
+        named = {name: COMMON_NAMES.get(name, name) for name in (*value, *value.values()) if isinstance(name, str)}
+        pairs = []
+        for column, meaning in value.items():
+            if named.get(column) in meanings and named.get(meaning) not in meanings:
+                column, meaning = meaning, column
+            pairs.append((column, named.get(meaning, meaning)))
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("it gives one column two meanings; give each column once")
+        return dict(pairs)
 
     @field_validator("quantizations", mode="before")
     @classmethod

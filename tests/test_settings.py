@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from autosloth.errors import SettingsError
-from autosloth.settings import SFTSettings
+from autosloth.settings import DPOSettings, SFTSettings
 from autosloth.values import is_hub_id
 
 
@@ -78,6 +78,51 @@ def test_an_error_names_the_field_what_was_given_and_what_is_allowed(given, wron
         SFTSettings.load(given)
     assert wrong in error.value.what and allowed in error.value.what
     assert error.value.todo.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "given, read",
+    [
+        ({"frage": "prompt", "antwort": "completion"}, {"frage": "prompt", "antwort": "completion"}),
+        ({"prompt": "frage", "completion": "antwort"}, {"frage": "prompt", "antwort": "completion"}),
+        ({"question": "frage", "antwort": "answer"}, {"frage": "prompt", "antwort": "completion"}),
+        (
+            {"prompt": "text", "text": "completion"},
+            {"prompt": "text", "text": "completion"},
+        ),  # both are meanings: as it stands
+    ],
+)
+def test_columns_are_taken_either_way_round(given, read):
+    assert SFTSettings.load({"columns": given}).columns == read
+
+
+def test_one_column_has_one_meaning():
+    with pytest.raises(SettingsError, match="gives one column two meanings"):
+        SFTSettings.load({"columns": {"prompt": "frage", "completion": "frage"}})
+
+
+@pytest.mark.parametrize("given, wrong", [({"lora_r": "many"}, "a whole number"), ({"merged": "perhaps"}, "true or false"), ({"quantizations": 3}, "a list"), ({"model": 3}, "text"), ({"columns": 3}, "a mapping"), ({"repo": "a/b/c"}, "`name` or `owner/name`"), ({"beta": 0}, "greater than 0")])  # fmt: skip
+def test_what_is_allowed_is_told_in_words(given, wrong):
+    road = DPOSettings if "beta" in given else SFTSettings
+    with pytest.raises(SettingsError, match=f"it should be {wrong}"):
+        road.load(given)
+
+
+def test_an_error_says_where_the_value_came_from(tmp_path, monkeypatch):
+    (tmp_path / "s.yaml").write_text("lora_r: 0\n")
+    monkeypatch.setenv("AUTOSLOTH_SEED", "-1")
+    with pytest.raises(SettingsError) as error:
+        SFTSettings.load(tmp_path / "s.yaml", overrides={"learning_rate": "abc"})
+    for place in (f"`lora_r` in {tmp_path}/s.yaml", "`seed` in the environment variable AUTOSLOTH_SEED", "`learning_rate` in `--set learning_rate=...`"):  # fmt: skip
+        assert place in error.value.todo
+
+
+def test_a_misspelt_environment_variable_is_refused(monkeypatch):
+    monkeypatch.setenv("AUTOSLOTH_BETA", "0.2")  # of another road
+    SFTSettings.load({})
+    monkeypatch.setenv("AUTOSLOTH_MODLE", "demo")
+    with pytest.raises(SettingsError, match=r"`AUTOSLOTH_MODLE` is not an environment variable of AutoSloth .did you mean `AUTOSLOTH_MODEL`"):  # fmt: skip
+        SFTSettings.load({})
 
 
 def test_all_wrong_fields_are_named_at_once():

@@ -52,8 +52,15 @@ def fetched(name: str) -> Path:
     """The folder of an adapter on the Hub. Raises ModelError."""
     from huggingface_hub import snapshot_download
 
-    with model_errors(name):
-        folder = Path(snapshot_download(name, allow_patterns=FILES))
+    try:
+        with model_errors(name):
+            folder = Path(snapshot_download(name, allow_patterns=FILES))
+    except ModelError as problem:
+        if not Path(name).parent.is_dir():
+            raise
+        raise ModelError(
+            f"There is no adapter folder {name} here, nor one on the Hub: {problem.what}", WHAT_TO_GIVE
+        ) from None
     if not all((folder / file).is_file() for file in FILES[:2]):
         raise ModelError(f"{name} is no adapter: it has no {FILES[0]} with {FILES[1]}.", WHAT_TO_GIVE)
     return folder
