@@ -12,7 +12,7 @@ from ..errors import VerifyError
 from ..export import llama_cpp
 from .tokens import compare_tokens
 
-NEAR_TIE = 0.02  # nats by which the file's most likely token may be less likely in the trained model and still agree
+NEAR_TIE = 0.02  # nats by which a token may be less likely than another and still count as alike, at the least
 ANSWERS, ANSWER_TOKENS = 4, 64  # prompts that the file answers greedily; of the shortest that the trained model ended
 SPARE_TOKENS = 8  # how much later than the trained model the file may end its answer
 SHORT_FROM = 2e9  # bytes of a file beyond which a token takes seconds on two cores:
@@ -41,7 +41,7 @@ def compare_behaviour(file: Path, known: dict[str, Any], logprobs: Path, short: 
     try:
         facts = {"form": "short" if short else "full", **compare_tokens(model, known)}
         if rows:
-            facts |= compare_distributions(model, rows, numpy.load(logprobs, mmap_mode="r"))
+            facts |= compare_distributions(model, rows, numpy.load(logprobs, mmap_mode="r"), mean_kl)
         answers = [] if short else [answer_alike(model, known, i) for i in ended]
         # An answer that took another turn on the way may end elsewhere, or not at all; after the trained model's own it has to.
         ends = [*(each["ended"] for each in answers), *(ends_next(model, known, i, mean_kl) for i in ended)]
@@ -63,11 +63,14 @@ def first_positions(rows: list[list[int]], count: int) -> list[list[int]]:
     return kept
 
 
-def compare_distributions(model: Any, rows: list[list[int]], logprobs: Any) -> dict[str, Any]:
-    """Mean and greatest KL(trained || file) in nats and the share of equal most likely tokens, over all positions of the rows."""
+def compare_distributions(model: Any, rows: list[list[int]], logprobs: Any, mean_kl: float) -> dict[str, Any]:
+    """KL(trained || file) in nats, mean and greatest, and the share of equal most likely tokens, over all positions of the rows.
+
+    A token that the trained model finds as likely as its first one, but for `near_tie`, is equal to it. mean_kl: nats that the file's type allows.
+    """
     import numpy
 
-    divergences, agreements, start = [], [], 0
+    divergences, behind, start = [], [], 0
     for ids in rows:
         trained = logprobs[start : start + len(ids)].astype(numpy.float64)
         start += len(ids)
@@ -77,15 +80,27 @@ def compare_distributions(model: Any, rows: list[list[int]], logprobs: Any) -> d
         divergences.append(
             numpy.nan_to_num(divergence, nan=1e9, posinf=1e9)
         )  # where the file gives no numbers; JSON has none
-        chosen = numpy.take_along_axis(trained, found.argmax(-1)[:, None], -1)[:, 0]
-        agreements.append(trained.max(-1) - chosen <= NEAR_TIE)
-    divergence, agreement = numpy.concatenate(divergences), numpy.concatenate(agreements)
+        behind.append(trained.max(-1) - numpy.take_along_axis(trained, found.argmax(-1)[:, None], -1)[:, 0])
+    divergence = numpy.concatenate(divergences)
+    agreement = numpy.concatenate(behind) <= near_tie(min(divergence.mean(), mean_kl))
     return {
         "positions": len(divergence),
         "mean_kl": float(divergence.mean()),
         "max_kl": float(divergence.max()),
         "top1": float(agreement.mean()),
     }
+
+
+def near_tie(mean_kl: float) -> float:
+    """Nats by which two alike tokens part where the distributions diverge by mean_kl nats.
+
+    Two tokens, one as likely as the other, whose logits are parted by d, diverge by d^2 / 8 nats, to second order.
+    A model trained for a few steps has many such ties: it must not fail for them.
+
+    >>> near_tie(0.0), near_tie(0.005)
+    (0.02, 0.2)
+    """
+    return max(NEAR_TIE, math.sqrt(8 * max(mean_kl, 0.0)))
 
 
 def next_token_logprobs(model: Any, ids: list[int]) -> Any:
@@ -138,11 +153,10 @@ def answer_alike(model: Any, known: dict[str, Any], number: int) -> dict[str, An
 def ends_next(model: Any, known: dict[str, Any], number: int, mean_kl: float) -> bool | None:
     """Whether, after the trained model's answer, the file finds an end token the likeliest; None where that answer has no end.
 
-    Another token may be likelier by what mean_kl nats can make of a tie: the divergence of two alike tokens whose logits
-    part by d is d^2 / 8, to second order. A file that knows no end is tens of nats away.
+    Another token may be likelier by `near_tie`. A file that knows no end is tens of nats away.
     """
     prompt, answer = (known["answers"][number][part] for part in ("prompt", "answer"))
     if answer[-1:] and answer[-1] in known["ends"]:
         last = next_token_logprobs(model, prompt + answer[:-1])[-1]
-        return bool(last[known["ends"]].max() >= last.max() - math.sqrt(8 * mean_kl))
+        return bool(last[known["ends"]].max() >= last.max() - near_tie(mean_kl))
     return None

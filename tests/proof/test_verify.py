@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy
 import pytest
 from support.commands import made_once
 from support.tiny_models import tiny_adapter, tiny_model
@@ -12,7 +13,7 @@ from support.tiny_models import tiny_adapter, tiny_model
 from autosloth.errors import VerifyError
 from autosloth.export import gguf, llama
 from autosloth.proof import tensors as weights
-from autosloth.proof.behaviour import compare_behaviour
+from autosloth.proof.behaviour import compare_behaviour, compare_distributions
 from autosloth.proof.tally import allowed
 from autosloth.proof.tokens import STRINGS, judge
 from autosloth.proof.verdict import cure, find_failures
@@ -32,6 +33,41 @@ def test_the_exported_file_is_proven(finished):
     assert len(file["answers"]) == 4 and all(answer["same"] for answer in file["answers"])
     told = json.loads((finished / "verify" / "short-Q8_0.weights.json").read_text())
     assert len(told) == 39 and all(0 <= tensor["excess"] <= 1 for tensor in told)
+
+
+class Scores:
+    """As much of llama.cpp's model as the distributions are read from."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def reset(self):
+        pass
+
+    def eval(self, ids):
+        pass
+
+
+def parted(nats, positions=20):
+    """Logits of two tokens at each position, the first ahead by so many nats."""
+    return numpy.tile([nats / 2, -nats / 2], (positions, 1))
+
+
+@pytest.mark.parametrize(
+    "trained, file, agreement",
+    [
+        (0.05, -0.05, 1.0),  # ties that a rounding of 0.00125 nats turns
+        (1.0, -1.0, 0.0),  # another opinion
+        (0.001, -0.001, 1.0),  # as good as equal
+        (0.25, -0.001, 1.0),
+        (0.3, -0.3, 0.0),  # more than Q8_0's limit of 0.01 nats makes of a tie
+    ],
+)
+def test_positions_disagree_beyond_what_the_divergence_makes_of_a_tie(trained, file, agreement):
+    logprobs = parted(trained) - numpy.logaddexp(trained / 2, -trained / 2)
+    found = compare_distributions(Scores(parted(file)), [[0] * 20], logprobs, 0.01)
+    assert found["positions"] == 20 and found["top1"] == agreement
+    assert found["mean_kl"] == pytest.approx((trained - file) ** 2 / 8, rel=0.2)
 
 
 # ------------------------------------------------------------------------------------------------- weights, by seeded faults
@@ -298,7 +334,12 @@ def test_what_cannot_be_compared_is_said(cli, arguments, code, what):
 
 
 def without_sentencepiece_scores(folder):
-    (folder / "tokenizer.model").unlink()
+    from sentencepiece import sentencepiece_model_pb2 as format
+
+    model = format.ModelProto.FromString((folder / "tokenizer.model").read_bytes())
+    for piece in model.pieces:
+        piece.score = 0.0
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
 
 
 def with_another_template(folder):
