@@ -13,7 +13,7 @@ import typer
 
 from .errors import AutoSlothError, Interrupted
 from .settings import DPOSettings, Settings, SFTSettings, SPINSettings
-from .values import parse_value
+from .values import in_words, parse_value, shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,11 +34,17 @@ Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for e
 
 
 def settings_help(road: type[Settings]) -> str:
-    """Every setting of a road with its default and its one-line help, from the declaration."""
+    """Every setting of a road with its default, its one-line help and what it takes, and the other sets of defaults, from the declaration."""
+    schema = road.model_json_schema()["properties"]
     lines = []
     for name, field in road.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        lines.append(f"{name} ({'from model and dataset' if name == 'run_name' else default}): {field.description}")
+        told = "from model and dataset" if name == "run_name" else shown(default)
+        takes = in_words(schema[name])
+        lines.append(f"{name} ({told}): {field.description}" + (f" Takes {takes}." if takes else ""))
+    for name, values in road.other_defaults().items():
+        told = ", ".join(f"{field} {shown(value)}" for field, value in values.items())
+        lines.append(f"With `{name}` the defaults are: {told}.")
     return "Settings, with their defaults:\n\n" + "\n\n".join(lines)
 
 
@@ -55,7 +61,7 @@ def load_settings(road: type[Settings], path: Path | None, pairs: list[str] | No
 
 @app.command(epilog=settings_help(SFTSettings))
 def sft(settings: File = None, set: Set = None) -> None:
-    """Supervised fine-tuning, the whole road: check, data, train, export, verify, card, publish. Run again, it goes on where it stood."""
+    """Supervised fine-tuning, all of it: check, data, train, export, verify, card, publish. Run again, it goes on where it stood."""
     from .roads import follow
 
     follow(load_settings(SFTSettings, settings, set))
@@ -63,7 +69,7 @@ def sft(settings: File = None, set: Set = None) -> None:
 
 @app.command(epilog=settings_help(DPOSettings))
 def dpo(settings: File = None, set: Set = None) -> None:
-    """Preference tuning, the whole road: check, data, train, export, verify, card, publish. Run again, it goes on where it stood."""
+    """Preference tuning, all of it: check, data, train, export, verify, card, publish. Run again, it goes on where it stood."""
     from .roads import follow
 
     follow(load_settings(DPOSettings, settings, set))
@@ -71,7 +77,7 @@ def dpo(settings: File = None, set: Set = None) -> None:
 
 @app.command(epilog=settings_help(SPINSettings))
 def spin(settings: File = None, set: Set = None) -> None:
-    """Self-play fine-tuning, the whole road: check, data, rounds, export, verify, card, publish. Run again, it goes on where it stood."""
+    """Self-play fine-tuning, all of it: check, data, rounds, export, verify, card, publish. Run again, it goes on where it stood."""
     from .roads import follow
 
     follow(load_settings(SPINSettings, settings, set))

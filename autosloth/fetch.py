@@ -71,14 +71,17 @@ def explain(error: Exception, kind: Kind, name: str) -> tuple[str, str]:
             "Ask for access on its page on the Hub and give a token of that account as HF_TOKEN.",
         )
     if isinstance(error, RepositoryNotFoundError):
-        todo = "Check its spelling, or give a token that may read it as HF_TOKEN."
+        todo = "Check its spelling (there is no folder of that name here either), or give a token that may read it as HF_TOKEN."
         return f"{what} does not exist on the Hub, or is private.", todo
     if isinstance(error, RevisionNotFoundError):
         return f"{what} has no such revision.", "Correct `revision` or leave it empty."
     if getattr(getattr(error, "response", None), "status_code", None) == 401:  # also for what is public
         todo = "Give a valid token as HF_TOKEN, or take it away: what is public needs none."
         return f"{what} was refused: the token is not valid.", todo
-    return f"{what} could not be fetched ({first_lines(error)}).", "Check the network and run again."
+    return (
+        f"{what} could not be fetched ({first_lines(error)}).",
+        "Check the network and run again; or, if it should be a folder on this disk, its path: there is none of that name.",
+    )
 
 
 def first_lines(error: BaseException) -> str:

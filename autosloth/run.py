@@ -105,7 +105,7 @@ class Run:
         road = ROADS.get(values.get("road", "sft"))
         if road is None:
             raise SettingsError(
-                f"{path} is of the road `{values['road']}`, which this AutoSloth does not know.",
+                f"{path} is of a run of `autosloth {values['road']}`, which this AutoSloth does not know.",
                 "Install the version that made it, or a newer one.",
             )
         return cls(folder, road.from_values(values, str(path)))

@@ -264,9 +264,23 @@ class Settings(BaseModel):
         dataset = re.sub(rf"({'|'.join(map(re.escape, DATA_SUFFIXES))})+$", "", dataset)
         return "-".join(dict.fromkeys([model[:45] or "model", dataset[:40] or "data", self.road]))
 
+    @classmethod
+    def other_defaults(cls) -> dict[str, dict[str, Any]]:
+        """What other values a setting brings along where they are not set, by that setting, such as `model: demo`."""
+        return {"model: demo": cls.DEMO_DEFAULTS}
+
     def reasons(self) -> list[str]:
         """What was chosen for the user, and why, a line each."""
         return []
+
+    def passed_means(self) -> str:
+        """What a passed proof of the GGUF says and, where the demo's base is trained on other rows, what it does not say."""
+        if self.model == "demo" and self.dataset != "demo":
+            return (
+                "the GGUF is the trained model, within its type's rounding; that model is the demo's toy, which knows nothing "
+                "but its own forest: expect nonsense of it on other rows"
+            )
+        return "the GGUF is the trained model, within its type's rounding; how good that model is, the held-out figures tell"
 
     def warmup_steps(self, steps: int) -> int:
         """The warm-up of a training of so many steps, as transformers counts it; half of the steps where else none had the full learning rate.
@@ -330,7 +344,10 @@ class Settings(BaseModel):
         """Settings from a mapping, checked; source: what an error tells the user to correct; sources: the same by field, where it is another."""
         road = given.get("road", cls.road)
         if road != cls.road:
-            raise SettingsError(f"`road` is {road!r} in {source}, not {cls.road!r}.", f"Use `autosloth {road}` for it.")
+            raise SettingsError(
+                f"The settings are of `autosloth {road}`, not of `autosloth {cls.road}` (`road` in {source}).",
+                f"Use `autosloth {road}` for them.",
+            )
         given = {name: value for name, value in given.items() if name != "road"}
         refuse_unknown(given, cls)
         try:
@@ -438,6 +455,10 @@ class DPOSettings(Settings):
             raise ValueError("label_smoothing counts for `loss: robust` only; set that, or label_smoothing to 0")
         return self
 
+    @classmethod
+    def other_defaults(cls) -> dict[str, dict[str, Any]]:
+        return {f"profile: {name}": values for name, values in cls.PROFILES.items()} | super().other_defaults()
+
     def reasons(self) -> list[str]:
         name, reason = fitting_profile() if self.profile == "auto" else (self.profile, "as set")
         taken = {field: getattr(self, field) for field in self.PROFILES[name]}
@@ -529,6 +550,10 @@ class SPINSettings(Settings):
         splits = ULTRACHAT_SPLITS if values.get("dataset", ULTRACHAT) == ULTRACHAT else {}
         demo = cls.DEMO_DEFAULTS if values.get("model") == "demo" else {}
         return {**preset, **splits, **demo, **values}
+
+    @classmethod
+    def other_defaults(cls) -> dict[str, dict[str, Any]]:
+        return {f"preset: {name}": values for name, values in cls.PRESETS.items()} | super().other_defaults()
 
     def of_round(self, number: int) -> SPINSettings:
         """The settings of a round, counted from 0, its own learning rate and beta in place."""

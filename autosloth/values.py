@@ -156,3 +156,37 @@ def allowed(problem: Mapping[str, Any]) -> str:
     for symbols, words in (("input should", "it should"), ("greater than or equal to", "at least"), ("less than or equal to", "at most")):  # fmt: skip
         said = said.replace(symbols, words)
     return said
+
+
+def shown(value: Any) -> str:
+    """A value as a file of settings has it.
+
+    >>> shown(None), shown(True), shown("auto"), shown(2e-4), shown(["q8_0"])
+    ('empty', 'true', 'auto', '0.0002', '["q8_0"]')
+    """
+    return "empty" if value in (None, "") else value if isinstance(value, str) else json.dumps(value)
+
+
+def in_words(schema: Mapping[str, Any]) -> str:
+    """What a setting takes, from its JSON schema; nothing for any text, and for true and false.
+
+    >>> in_words({"type": "integer", "minimum": 1, "maximum": 8}), in_words({"enum": ["a", "b", "c"]}), in_words({"type": "string"})
+    ('1 to 8', 'a, b or c', '')
+    >>> in_words({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 0.1}, {"type": "null"}]})
+    'above 0 to 0.1, or empty'
+    """
+    if "anyOf" in schema:
+        kinds = [in_words(kind) for kind in schema["anyOf"] if kind["type"] != "null"]
+        return f"{kinds[0]}, or empty" if kinds[0] else ""
+    if "enum" in schema:
+        *others, last = schema["enum"]
+        return f"{', '.join(others)} or {last}"
+    if schema.get("type") == "array":
+        return f"a list of {in_words(schema['items'])}"
+    if schema.get("type") == "object":
+        return f"each column to {in_words(schema['additionalProperties'])}"
+    if "pattern" in schema:
+        return PATTERNS[schema["pattern"]]
+    least = f"above {schema['exclusiveMinimum']:,}" if "exclusiveMinimum" in schema else f"{schema.get('minimum', '')}"
+    most = f"below {schema['exclusiveMaximum']:,}" if "exclusiveMaximum" in schema else f"{schema.get('maximum', 0):,}"
+    return f"{least} to {most}" if least else ""

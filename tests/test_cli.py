@@ -16,7 +16,7 @@ from support.patience import HUNG, until
 from autosloth.check import Problems, check
 from autosloth.errors import StorageError
 from autosloth.run import Run, lock, storage_errors
-from autosloth.settings import SFTSettings
+from autosloth.settings import ROADS, SFTSettings
 
 
 def rows(path, pairs):
@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_is_a_named_problem(tmp_path, base):
     if probe.returncode:
         pytest.skip("a small disk cannot be mounted here")
     code = (
-        "from autosloth.run import Run\nfrom autosloth.settings import SFTSettings\nfrom autosloth.cli import fail\n"
+        "from autosloth.run import Run\nfrom autosloth.settings import ROADS, SFTSettings\nfrom autosloth.cli import fail\n"
         "from autosloth.errors import AutoSlothError\nfrom autosloth.data.stage import prepare_data\n"
         "run = Run.create(SFTSettings(model='demo', dataset='demo', storage='/mnt'))\nopen('/mnt/filler', 'wb', buffering=0).write(b'0' * 2_000_000)\n"
         "try:\n    prepare_data(run)\nexcept AutoSlothError as error:\n    fail(error.what, error.todo)\n"
@@ -194,9 +194,31 @@ def test_show_prints_what_was_measured(finished):
         "answer after",
         "GGUF",
         "verification",
+        "which means",
         "publish folder",
+        "talk to it",
     ):
         assert name in result.stdout, name
+    assert "how good that model is, the held-out figures tell" in " ".join(result.stdout.split())
+    talk = f"ollama create short -f {finished}/gguf/Modelfile && ollama run short"
+    assert talk.replace(" ", "") in "".join(result.stdout.split())
+
+
+def test_nonsense_of_the_toy_base_on_other_rows_is_told_from_a_wrong_file(copied):
+    settings = json.loads((copied / "settings.json").read_text())
+    (copied / "settings.json").write_text(json.dumps(settings | {"dataset": "rows.jsonl"}))
+    assert "whichmeanstheGGUFisthetrainedmodel,withinitstype'srounding;thatmodelisthedemo'stoy" in shown(copied)
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_help_tells_what_each_setting_takes_and_which_defaults_go_together(road):
+    said = " ".join(command_line(road, "--help").stdout.split())
+    for name, field in ROADS[road].model_fields.items():
+        assert f" {name} (" in said and " ".join(field.description.split()) in said, name
+    assert "lora_dropout (0.0): Dropout in the adapter; 0 is fastest. Takes 0 to below 1." in said
+    assert "bad_rows (drop): " in said and "Takes drop or refuse." in said and "Takes or empty" not in said
+    demo = ROADS[road].DEMO_DEFAULTS
+    assert f"With `model: demo` the defaults are: {next(iter(demo))} {next(iter(demo.values()))}, " in said
 
 
 def shown(folder):

@@ -69,11 +69,11 @@ def test_a_run_folder_knows_its_road_and_refuses_the_other(tmp_path):
         opened = Run.open(run.folder)
         assert type(opened.settings) is road and opened.settings == run.settings
         assert road.load(run.folder / "settings.json") == run.settings
-    with pytest.raises(SettingsError, match=r"`road` is 'spin' in .*Use `autosloth spin` for it"):
+    with pytest.raises(SettingsError, match=r"settings are of `autosloth spin`.*Use `autosloth spin` for them"):
         SFTSettings.load(run.folder / "settings.json")
     content = read_json(run.folder / "settings.json") | {"road": "ppo"}
     (run.folder / "settings.json").write_text(str(content).replace("'", '"').replace("None", "null").replace("True", "true").replace("False", "false"))  # fmt: skip
-    with pytest.raises(SettingsError, match="of the road `ppo`"):
+    with pytest.raises(SettingsError, match="of a run of `autosloth ppo`"):
         Run.open(run.folder)
 
 

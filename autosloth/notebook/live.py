@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import sys
 import threading
@@ -177,7 +178,7 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
     missing = [name for name in ("data", "eval", "train", "export", "verify", "publish") if name not in facts]
     if missing or "after" not in facts["eval"]:
         raise SettingsError(
-            f"The run {run.folder} is not finished: there are no facts of {', '.join(missing) or 'eval'}.",
+            f"The run {run.folder} is not finished: nothing is measured yet of {', '.join(missing) or 'eval'}.",
             f"Run `autosloth {run.settings.road}` with its settings to the end.",
         )
     before, after = facts["eval"]["before"], facts["eval"]["after"]
@@ -213,8 +214,11 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
         )
     if (proof := facts["verify"])["passed"] is not None:
         lines.append(("verification", f"{'of files that are missing now: ' if lost else ''}{proof_line(proof)}"))
+        if proof["passed"]:
+            lines.append(("which means", run.settings.passed_means()))
     gone = run.lost("card")
     lines.append(("publish folder", missing_line(run, "card", gone[0]) if gone else str(run.path("publish"))))
+    lines += talk_lines(run, lost)
     lines.append(("on the Hub", ", ".join(facts["publish"]["repos"]) or "no (publish_to_hub is off)"))
     return lines
 
@@ -229,6 +233,16 @@ def file_line(run: Run, file: dict[str, Any]) -> str:
         else ""
     )
     return f"{path}, {size / 1e6:.1f} MB{changed}"
+
+
+def talk_lines(run: Run, lost: list[str]) -> list[tuple[str, str]]:
+    """How to talk to the first GGUF of the run, where it is a whole model and not among the lost files."""
+    models = [file["path"] for file in run.facts["export"]["gguf"] if file["type"] != "ADAPTER"]
+    if not models or lost:
+        return []
+    name = run.settings.run_name.lower()  # which Ollama wants
+    ollama = f"ollama create {name} -f {shlex.quote(str(run.path('gguf', 'Modelfile')))} && ollama run {name}"
+    return [("talk to it", ollama), ("in Python", f"llama_cpp.Llama({str(run.path(models[0]))!r}); more in the card, {run.path('publish', 'README.md')}")]  # fmt: skip
 
 
 def missing_line(run: Run, stage: str, name: str) -> str:

@@ -94,7 +94,9 @@ def allowed(kind: str, expected: Any) -> Any:
         return size * (BFLOAT16 + rounding) + 2.0**-25  # the last is half of float16's smallest number
     bits = re.match(r"I?Q([2-8])_(K|XS|NL|[01])$", kind)
     if not bits:
-        raise VerifyError(f"Nothing is known of errors of the type {kind}.", "Convert to another type, such as Q8_0.")
+        raise VerifyError(
+            f"The proof does not know how far the GGUF type {kind} rounds.", "Convert to another type, such as Q8_0."
+        )
     block = 256 if bits[2] in ("K", "XS") else 32
     whole = numpy.pad(size, ((0, 0), (0, -size.shape[1] % block))).reshape(len(size), -1, block)
     largest = numpy.repeat(whole.max(-1), block, axis=1)[:, : size.shape[1]]

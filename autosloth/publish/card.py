@@ -87,6 +87,7 @@ def render_card(run: Run) -> str:
         gguf=facts["export"]["gguf"],
         whole_models=[file for file in facts["export"]["gguf"] if file["type"] != "ADAPTER"],
         proofs=[{**proof, "rows": proof_rows(proof)} for proof in facts.get("verify", {}).get("files", [])],
+        passed_means=settings.passed_means(),
         samples=paired_samples(facts["eval"]),
         home=home_address(),
         start_of_rounds=read_json(run.path("rounds", "start.json")).get("eval"),

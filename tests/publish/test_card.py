@@ -1,5 +1,8 @@
 """The card says what was measured, and nothing that is not in settings.json and facts.json."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,6 +143,14 @@ def test_local_names_and_paths_stay_out_of_the_card(finished):
     matter = yaml.safe_load(text.split("---")[1])
     assert "base_model" not in matter and "datasets" not in matter
     assert str(Path.home()) not in text and str(finished.parent) not in text
+
+
+def test_the_lines_for_the_file_on_this_disk_answer(finished):
+    text = (finished / "publish" / "README.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if 'Llama("short-Q8_0.gguf"' in block)
+    said = subprocess.run([sys.executable, "-c", code], cwd=finished / "publish", capture_output=True, text=True)
+    assert said.returncode == 0 and said.stdout.strip(), said.stderr
+    assert "`ollama create short -f Modelfile`" in text
 
 
 def test_a_failed_proof_is_said(run):

@@ -75,13 +75,17 @@ def test_whether_there_is_something_to_gain_is_said_early():
 
 @pytest.mark.slow
 def test_the_rounds_can_begin_with_plain_sft_from_the_bare_base(base, tmp_path, cli):
-    few = {"rounds": 1, "prompts_per_round": 32, "sft_steps": 12, "sft_learning_rate": 2e-3, "stop_early": False}
+    """And a round of one step moves the model: a warm-up does not take it."""
+    few = {"rounds": 1, "prompts_per_round": 16, "warmup": 0.1, "sft_steps": 12, "sft_learning_rate": 2e-3}
     result = cli("spin", *sets(**SHORT | few, adapter="null", storage=tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
     facts = read_json(tmp_path / "short" / "facts.json")
     assert facts["sft_start"]["steps"] == 12 and facts["sft_start"]["learning_rate"] == 2e-3
     assert facts["sft_start"]["nll"] == facts["eval"]["before"]["loss"] < 3.0  # the bare base: 6 and more
-    assert facts["rounds"][0]["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    (round,) = facts["rounds"]
+    assert round["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert round["steps"] == 1 and abs(round["eval"]["chosen_change"]) > 0 and round["eval"]["reward_margin"] != 0
+    assert "the warm-up is 0 instead of 1 steps" in result.stdout
     assert "| the start, after 12 steps of plain SFT |" in (tmp_path / "short" / "publish" / "README.md").read_text()
 
 
