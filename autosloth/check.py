@@ -24,6 +24,7 @@ from .models import (
     sixteen_bit_model,
     small_files,
     starting_adapter,
+    tokens_without_embedding,
     weights_gb,
 )
 from .notebook import DRIVE, drive_folder, place
@@ -54,7 +55,13 @@ def check(settings: Settings, setting_up: bool = False) -> None:
         starting_adapter,
     ]
     problems = []
-    for look in [*checks, check_architecture, check_publishing, partial(check_gpu, setting_up=setting_up)]:
+    for look in [
+        *checks,
+        check_architecture,
+        check_vocabulary,
+        check_publishing,
+        partial(check_gpu, setting_up=setting_up),
+    ]:
         try:
             look(settings)
         except AutoSlothError as problem:
@@ -112,6 +119,18 @@ def check_architecture(settings: Settings) -> None:
         config = small_files(model_source(settings), settings.revision) / "config.json"
         if config.is_file():
             refuse_unknown_architecture(json.loads(config.read_text(encoding="utf-8")), settings.model)
+
+
+def check_vocabulary(settings: Settings) -> None:
+    """Whether the model has an embedding for each of its tokenizer's tokens; says which have none."""
+    if settings.model == "demo" or (is_offline() and is_hub_id(settings.model)):
+        return
+    with contextlib.suppress(ModelError):
+        weights_gb(settings.model, settings.revision)
+        missing = tokens_without_embedding(settings)
+        if not missing:
+            return
+        say(f"check: {settings.model} has no embedding for {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}: rows that hold one are left out")  # fmt: skip
 
 
 def check_gpu(settings: Settings, setting_up: bool) -> None:

@@ -370,7 +370,7 @@ class SFTSettings(Settings):
     }  # fmt: skip
 
     columns: dict[
-        str, Literal["instruction", "input", "prompt", "completion", "messages", "system", "tools", "text"]
+        str, Literal["instruction", "input", "prompt", "completion", "messages", "system", "tools", "text", "ignore"]
     ] = setting(
         {}, "Data", "What other columns mean, for example `{frage: prompt, antwort: completion}`.", title="Columns"
     )
@@ -404,7 +404,7 @@ class DPOSettings(Settings):
     adapter: str | None = otherwise("adapter", None, front=True)
     dataset: str = otherwise("dataset", ULTRAFEEDBACK, suggestions=DPO_DATASETS)
     columns: dict[
-        str, Literal["instruction", "input", "prompt", "messages", "system", "chosen", "rejected"]
+        str, Literal["instruction", "input", "prompt", "messages", "system", "tools", "chosen", "rejected", "ignore"]
     ] = setting(
         {}, "Data", "What other columns mean, for example `{frage: prompt, gut: chosen, schlecht: rejected}`.", title="Columns"
     )  # fmt: skip
@@ -492,10 +492,10 @@ class SPINSettings(Settings):
     model: str = otherwise("model", "unsloth/zephyr-sft-bnb-4bit", suggestions=DPO_MODELS)
     adapter: str | None = otherwise("adapter", None, front=True)
     dataset: str = otherwise("dataset", ULTRACHAT, suggestions=SPIN_DATASETS)
-    columns: dict[str, Literal["instruction", "input", "prompt", "completion", "messages", "system", "tools"]] = (
-        setting(
-            {}, "Data", "What other columns mean, for example `{frage: prompt, antwort: completion}`.", title="Columns"
-        )
+    columns: dict[
+        str, Literal["instruction", "input", "prompt", "completion", "messages", "system", "tools", "ignore"]
+    ] = setting(
+        {}, "Data", "What other columns mean, for example `{frage: prompt, antwort: completion}`.", title="Columns"
     )
     preset: Literal["t4", "paper"] = setting(
         "t4", "Training", "`t4` for a free T4, `paper` as the authors of SPIN did it; each value can be set otherwise.", front=True

@@ -129,7 +129,7 @@ def notebook_dpo(case: Case) -> Case:
 
 
 def chat_template() -> str:
-    from autosloth.models.engine import named_template
+    from autosloth.models.template import named_template
 
     return named_template("alpaca")
 

@@ -1,10 +1,14 @@
-"""Rows become chats or pairs: unusable and duplicate rows are dropped or refused, and counted; some rows are held out to measure with."""
+"""Rows become chats or pairs: unusable and duplicate rows are dropped or refused, and counted; some rows are held out to measure with.
+
+Every row ends as one of: learnt as it stands, changed and counted by name, dropped and counted by name, refused.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..demo import dpo_rows, sft_rows
@@ -12,11 +16,13 @@ from ..errors import DataError
 from ..output import say
 from ..settings import Settings
 from .load import load_raw
-from .normalise import UNUSABLE, Row, fault, fault_of_pair, repair, to_chat, to_pair
-from .recognise import recognise
+from .normalise import TURN_KEY, UNUSABLE, Row, fault, fault_of_pair, repair, to_chat, to_pair, unknown_role
+from .recognise import recognise, refuse_media, unused_columns
 
 FORMS_OF = {"sft": "sft", "dpo": "dpo", "spin": "sft"}  # the forms of rows that a road takes
 MAX_LISTED = 5  # row numbers in a message
+EXAMPLE = 300  # characters of a row that is shown
+SAID_IN = ("messages", "text", "tools", "prompt", "chosen", "rejected")  # what makes a row another one
 AS_JSON = json.JSONEncoder(sort_keys=True, default=str)
 
 
@@ -26,32 +32,66 @@ class Findings:
 
     read: int = 0
     dropped: Counter = field(default_factory=Counter)
-    repaired: Counter = field(default_factory=Counter)
+    changed: Counter = field(default_factory=Counter)  # rows that are learnt otherwise than they stand
+    noted: Counter = field(
+        default_factory=Counter
+    )  # rows, or answers, that are learnt as they stand, and a reader should know of
+    refused: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # what the chat template says against rows, and their numbers
+    examples: dict[str, str] = field(
+        default_factory=dict
+    )  # a row that was changed or dropped, by the name of what was done
+    unused: list[str] = field(default_factory=list)  # columns that nothing reads, and keys of turns
     truncated: int = 0
-    answers_not_learnt: int = 0  # of earlier turns that a template renders so that they cannot be found again
+    answers_not_learnt: int = 0  # of earlier turns that a template does not show whole once the chat goes on
     lengths: list[int] = field(default_factory=list)
     form: str = ""
     columns: dict[str, str] = field(default_factory=dict)
     revision: str | None = None
 
+    def example(self, name: str, row: object) -> None:
+        """Keep the row as the example of what was done, if it is the first."""
+        if name not in self.examples:
+            self.examples[name] = shortened(row)
 
-def load_rows(settings: Settings, found: Findings) -> tuple[list[Row], list[Row]]:
-    """Rows to train on and rows held out, as chats or, for DPO, pairs; none is in both, nor the prompt of a pair. Raises DataError."""
+
+def shortened(row: object) -> str:
+    """A row as JSON text of at most EXAMPLE characters."""
+    text = json.dumps(row, ensure_ascii=False, default=str)
+    return text if len(text) <= EXAMPLE else text[:EXAMPLE] + " ..."
+
+
+def as_they_are(rows: list[Row]) -> list[Row]:
+    """All of the rows: what is done to them before some are held out, where nothing is."""
+    return rows
+
+
+def load_rows(
+    settings: Settings, found: Findings, encode: Callable[[list[Row]], list[Row]] = as_they_are
+) -> tuple[list[Row], list[Row]]:
+    """Rows to train on and rows held out, as chats or, for DPO, pairs; none is in both, nor the prompt of a pair. Raises DataError.
+
+    encode: what makes the rows ready and leaves out those that do not fit; only of those that are left some are held out.
+    """
     if settings.dataset == "demo":
-        train, held_out = (usable(rows, "demo", settings, found) for rows in demo_rows(settings.road))
+        train, held_out = (encode(usable(rows, "demo", settings, found)) for rows in demo_rows(settings.road))
         return without_held_out(train, held_out, found), held_out
     rows, found.revision = load_raw(settings, settings.split)
     train = usable(rows, settings.dataset, settings, found)
+    if len(train) < 2 and not settings.eval_split:
+        todo = "Give at least two that differ: one is held out to measure with."
+        raise DataError(f"The dataset {settings.dataset} has only {len(train)} usable row.", todo)
+    train = encode(train)
     if settings.eval_split:
         rows, _ = load_raw(settings, settings.eval_split)
-        held_out = usable(rows, f"{settings.dataset} (eval_split)", settings, found)
+        held_out = encode(usable(rows, f"{settings.dataset} (eval_split)", settings, found))
         keep, _ = draw(len(held_out), min(settings.eval_rows, len(held_out)), settings.seed)
         found.dropped["more_than_eval_rows"] += len(held_out) - len(keep)
         held_out = [held_out[i] for i in keep]
+    elif len(train) < 2:
+        held_out = []
     else:
-        if len(train) < 2:
-            todo = "Give at least two that differ: one is held out to measure with."
-            raise DataError(f"The dataset {settings.dataset} has only {len(train)} usable row.", todo)
         size = max(1, min(settings.eval_rows, round(len(train) * settings.eval_fraction)))
         taken, left = draw(len(train), size, settings.seed)
         train, held_out = [train[i] for i in left], [train[i] for i in taken]
@@ -68,16 +108,23 @@ def usable(rows: list[Row], name: str, settings: Settings, found: Findings) -> l
     if not rows:
         raise DataError(f"The dataset {name} is empty.", "Give one with at least two rows.")
     found.form, found.columns = recognise(rows, settings.columns, name, FORMS_OF[settings.road])
+    refuse_media(rows, found.columns, settings.columns, name)
+    found.unused += [column for column in unused_columns(rows, found.columns) if column not in found.unused]
     found.read += len(rows)
     good, wrong = [], {}
     for number, row in enumerate(rows, start=1):
-        normalised, repairs, reason = normalise({role: row.get(column) for role, column in found.columns.items()}, found.form)  # fmt: skip
-        found.repaired.update(repairs)
+        notes: Counter = Counter()
+        normalised, reason = normalise({role: row.get(column) for role, column in found.columns.items()}, found.form, notes)  # fmt: skip
         if reason:
-            wrong.setdefault(reason, []).append(number)
-        else:
-            good.append(normalised)
-    found.dropped.update({reason: len(numbers) for reason, numbers in wrong.items()})
+            name_of = f" `{unknown_role(normalised)}`" if reason == "unknown_role" else ""
+            wrong.setdefault((reason, name_of), []).append(number)
+            found.example(reason, row)
+            continue
+        good.append(normalised | {"number": number})
+        if notes:
+            count_notes(notes, row, found)
+    for (reason, _), numbers in wrong.items():
+        found.dropped[reason] += len(numbers)
     if wrong and (settings.bad_rows == "refuse" or not good):
         todo = "Correct them" + (
             ", or set `bad_rows: drop`." if good else ", or say with `columns` what the columns mean."
@@ -88,13 +135,24 @@ def usable(rows: list[Row], name: str, settings: Settings, found: Findings) -> l
     return without_duplicates(good, found) if settings.duplicates == "drop" else good
 
 
-def normalise(row: Row, form: str) -> tuple[Row, list[str], str | None]:
-    """A row, its columns named by their roles, as a chat or a pair; what was repaired; and why nothing can be learnt from it, if so."""
+def normalise(row: Row, form: str, notes: Counter) -> tuple[Row, str | None]:
+    """A row, its columns named by their roles, as a chat or a pair, and why nothing can be learnt from it, if so; `notes` counts what was changed."""
     if form == "pair":
-        pair = to_pair(row)
-        return pair, [], fault_of_pair(pair)
-    chat, repairs = repair(to_chat(row, form))
-    return chat, repairs, fault(chat)
+        pair = to_pair(row, notes)
+        return pair, fault_of_pair(pair)
+    chat = repair(to_chat(row, form, notes), notes)
+    return chat, fault(chat)
+
+
+def count_notes(notes: Counter, row: Row, found: Findings) -> None:
+    """Count what was changed of a row, once for the row; keys of its turns that nothing reads are unused."""
+    for name in +notes:
+        if name.startswith(TURN_KEY):
+            if name not in found.unused:
+                found.unused.append(name)
+        else:
+            found.changed[name] += 1
+            found.example(name, row)
 
 
 def without_duplicates(chats: list[Row], found: Findings) -> list[Row]:
@@ -106,21 +164,28 @@ def without_duplicates(chats: list[Row], found: Findings) -> list[Row]:
     return list(distinct.values())
 
 
-def listed(wrong: dict[str, list[int]]) -> list[str]:
-    """How many rows are unusable and why, with the numbers of the first ones.
+def listed(wrong: dict[tuple[str, str], list[int]]) -> list[str]:
+    """How many rows are unusable and why, with what is named in them and the numbers of the first ones.
 
-    >>> listed({"empty_answer": [2, 4]})
+    >>> listed({("empty_answer", ""): [2, 4]})
     ['2 with an empty answer (rows 2, 4)']
     """
-    return [
-        f"{len(numbers)} {UNUSABLE[reason]} (rows {', '.join(map(str, numbers[:MAX_LISTED]))}{', ...' if len(numbers) > MAX_LISTED else ''})"
-        for reason, numbers in wrong.items()
-    ]
+    return [f"{len(numbers)} {UNUSABLE[reason]}{named} ({numbered(numbers)})" for (reason, named), numbers in wrong.items()]  # fmt: skip
+
+
+def numbered(numbers: list[int]) -> str:
+    """The first of these rows' numbers.
+
+    >>> numbered([2]), numbered([1, 2, 3, 4, 5, 6])
+    ('rows 2', 'rows 1, 2, 3, 4, 5, ...')
+    """
+    return f"rows {', '.join(map(str, numbers[:MAX_LISTED]))}{', ...' if len(numbers) > MAX_LISTED else ''}"
 
 
 def identity(chat: Row) -> bytes:
-    """The same for two chats that are the same, and for no others."""
-    return hashlib.blake2b(AS_JSON.encode(chat).encode(), digest_size=16).digest()
+    """The same for two chats or pairs that say the same, and for no others."""
+    said = {name: chat[name] for name in SAID_IN if name in chat}
+    return hashlib.blake2b(AS_JSON.encode(said).encode(), digest_size=16).digest()
 
 
 def draw(count: int, size: int, seed: int) -> tuple[list[int], list[int]]:
@@ -135,7 +200,7 @@ def without_held_out(train: list[Row], held_out: list[Row], found: Findings) -> 
     """The rows to train on that are not among those held out, nor pairs for the same prompt; the others are counted."""
 
     def measured_by(row: Row) -> bytes:
-        return identity(row.get("prompt", row))
+        return identity({"prompt": row["prompt"]} if "prompt" in row else row)
 
     measured = {measured_by(row) for row in held_out}
     kept = [row for row in train if measured_by(row) not in measured]

@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..errors import ModelError
-from ..models import opening, render_chat
+from ..fetch import first_lines
+from ..models import opening
 from ..settings import Settings
-from .clean import Findings
-from .normalise import Row
+from .clean import SAID_IN, Findings
+from .layout import THOUGHT_END, Layout, Template
+from .normalise import Row, Turn
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 BATCH = 1000  # rows that are tokenised at once
+OWN_THOUGHT = re.compile(r"\A\s*(<think>)?.*?</think>\s*", re.DOTALL)
 
 
-def encode_rows(tokenizer: Any, rows: list[Row], settings: Settings, found: Findings) -> list[Row]:
+def encode_rows(
+    tokenizer: Any, rows: list[Row], settings: Settings, found: Findings, embeddings: int | None = None
+) -> list[Row]:
     """Each row with its `text`, `input_ids` and `labels` (IGNORED where nothing is learnt); rows that do not fit are left out and counted.
 
-    Raises ModelError when the chat template refuses every row.
+    embeddings: for how many ids the model has some, if that is known.
     """
-    kept = []
-    batches = (render_rows(tokenizer, rows[start : start + BATCH], found) for start in range(0, len(rows), BATCH))
+    kept, template = [], Template(tokenizer)
+    batches = (
+        render_rows(template, rows[start : start + BATCH], settings, found) for start in range(0, len(rows), BATCH)
+    )
     for rendered, encodings in one_ahead(
         lambda batch: (batch, tokenize(tokenizer, [text for _, text, _ in batch])), batches
     ):
         for (row, text, spans), encoded in zip(rendered, encodings, strict=True):
-            if labelled := cut_and_label(encoded, spans, len(text), settings, found):
+            if beyond(encoded.ids, embeddings):
+                drop("token_beyond_embeddings", row, found)
+            elif labelled := cut_and_label(encoded, spans, len(text), settings, found):
                 kept.append(row | {"text": text} | labelled)
     return kept
 
@@ -51,30 +62,47 @@ def one_ahead(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]
             yield waiting.result()
 
 
-def render_rows(tokenizer: Any, rows: list[Row], found: Findings) -> list[tuple[Row, str, list[tuple[int, int]]]]:
-    """Each row with its text and the spans of it that are learnt; rows that the template does not show whole are left out and counted.
-
-    Raises ModelError when the chat template refuses all of them.
-    """
-    rendered, refusal, refused = [], None, 0
+def render_rows(
+    template: Template, rows: list[Row], settings: Settings, found: Findings
+) -> list[tuple[Row, str, list[tuple[int, int]]]]:
+    """Each row with its text and the spans of it that are learnt; rows that the template refuses or does not show whole are left out and counted."""
+    rendered = []
     for row in rows:
+        row = without_thoughts(row, template, settings, found)
         try:
-            text, spans = render_row(tokenizer, row)
+            text, spans = render_row(template, row, found)
         except ModelError as error:
-            refusal, refused = error, refused + 1
+            refuse(row, error, found)
             continue
-        if left_out(tokenizer, row, text):
-            found.dropped["turn_left_out_by_template"] += 1
-        elif not spans:
-            found.dropped["answer_not_found_in_template"] += 1
+        if isinstance(spans, str):
+            drop(spans, row, found)
         else:
-            answers = sum(turn["role"] == "assistant" for turn in row["messages"])
-            found.answers_not_learnt += max(0, answers - len(spans))
             rendered.append((row, text, spans))
-    if refusal and refused == len(rows):
-        raise refusal
-    found.dropped["refused_by_template"] += refused
     return rendered
+
+
+def drop(reason: str, row: Row, found: Findings) -> None:
+    """Count a row that is left out, and keep the first one as the example."""
+    found.dropped[reason] += 1
+    found.example(reason, {name: row[name] for name in SAID_IN if name in row})
+
+
+def refuse(row: Row, error: ModelError, found: Findings) -> None:
+    """Count a row that the chat template refuses, by what the template says."""
+    drop("refused_by_template", row, found)
+    found.refused.setdefault(first_lines(error.__context__ or error), []).append(row.get("number", 0))
+
+
+def note(names: Counter, row: Row, found: Findings) -> None:
+    """Count what was changed of a row that is learnt."""
+    for name in +names:
+        found.changed[name] += 1
+        found.example(name, {name: row[name] for name in SAID_IN if name in row})
+
+
+def beyond(ids: list[int], known: int | None) -> bool:
+    """Whether an id has no embedding."""
+    return known is not None and bool(ids) and max(ids) >= known
 
 
 def cut_and_label(
@@ -109,12 +137,31 @@ def token_from(encoded: Any, character: int, length: int) -> int:
     return len(encoded.ids)
 
 
-def render_row(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a row as the model reads it, and where in it stands what is learnt, as (start, end) characters. Raises ModelError."""
-    if row["messages"]:
-        text = render_chat(tokenizer, row["messages"], tools=row.get("tools"))
-        return text, answer_spans(tokenizer, row, text)
-    begin, text = opening(tokenizer), row["text"]
+def render_row(template: Template, row: Row, found: Findings) -> tuple[str, list[tuple[int, int]] | str]:
+    """The text of a row as the model reads it, and where in it stands what is learnt, as (start, end) characters; or why the row cannot be used. Raises ModelError."""
+    if not row["messages"]:
+        return render_text(template.tokenizer, row["text"])
+    placed = template.place(row["messages"], row.get("tools"))
+    if placed.layout.hidden:
+        return placed.text, "turn_left_out_by_template"
+    masked = {i for i, turn in enumerate(row["messages"]) if "weight" in turn}
+    spans = [(start, end) for turn, start, end in placed.answers if turn not in masked]
+    if not spans:
+        return placed.text, "answer_not_found_in_template"
+    last = len(row["messages"]) - 1
+    if last not in masked and placed.answers[-1][0] != last:
+        return placed.text, "last_answer_not_shown_whole_by_template"
+    note(changes(placed.layout), row, found)
+    found.answers_not_learnt += placed.layout.not_learnt
+    found.noted["answers_marked_not_to_learn"] += len(masked)
+    found.noted["answers_behind_another_opening"] += placed.layout.other_opening
+    found.noted["special_tokens_in_a_text"] += has_special(template, row["messages"])
+    return placed.text, spans
+
+
+def render_text(tokenizer: Any, text: str) -> tuple[str, list[tuple[int, int]]]:
+    """Plain text with one begin and one end, learnt whole."""
+    begin = opening(tokenizer)
     if not text.startswith(begin):
         text = begin + text
     if not text.rstrip().endswith(tokenizer.eos_token):
@@ -122,49 +169,44 @@ def render_row(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]]]:
     return text, [(len(begin), len(text))]
 
 
-def answer_spans(tokenizer: Any, row: Row, text: str, first: int = 0) -> list[tuple[int, int]]:
-    """Where in the rendered text the assistant's answers from the `first` message on stand, end token included, as (start, end) characters.
+def changes(layout: Layout) -> Counter:
+    """What is learnt otherwise than it stands, by how the template shows a chat of this layout."""
+    return Counter(
+        {
+            "answer_put_behind_the_prompt": layout.rebuilt and not layout.closed,
+            "opened_thought_closed_before_the_answer": layout.closed,
+            "thought_left_out_by_template": layout.thought_hidden,
+            "first_blanks_cut_by_template": layout.blanks_hidden,
+        }
+    )
 
-    An answer begins where the prompt for it ends, and ends where the chat up to it does. Some templates render an answer
-    otherwise once the chat goes on (Qwen3 shows thinking only in the last one): then it ends with what ends the last answer.
+
+def without_thoughts(row: Row, template: Template, settings: Settings, found: Findings) -> Row:
+    """The row without its thoughts where `thinking` is off and the template has that switch: its prompts say that there are none."""
+    if settings.thinking or "enable_thinking" not in template.tokenizer.chat_template:
+        return row
+    changed = {name: [thoughtless(turn) for turn in row[name]] for name in ("messages", "prompt", "chosen", "rejected") if name in row}  # fmt: skip
+    if all(row[name] == turns for name, turns in changed.items()):
+        return row
+    note(Counter(thought_left_out_as_thinking_is_off=1), row, found)
+    return row | changed
+
+
+def thoughtless(turn: Turn) -> Turn:
+    """An answer without its thought; others as they are.
+
+    >>> thoughtless({"role": "assistant", "content": "<think>2 and 2</think> Four."})
+    {'role': 'assistant', 'content': 'Four.'}
     """
-    spans, messages, tools = [], row["messages"], row.get("tools")
-    final = messages[-1]["content"]
-    ending = text[text.rfind(final) + len(final) :].rstrip() if final and final in text else None
-    for i, message in enumerate(messages):
-        if i < first or message["role"] != "assistant":
-            continue
-        before = render_chat(tokenizer, messages[:i], answer_next=True, tools=tools)
-        upto = text if i == len(messages) - 1 else render_chat(tokenizer, messages[: i + 1], tools=tools)
-        if not text.startswith(upto):
-            said, shared = message["content"] + (ending or ""), len(os.path.commonprefix([before, text]))
-            asked = len(render_chat(tokenizer, messages[:i], tools=tools).rstrip())
-            at = text.find(said, shared) if ending and shared >= asked else -1
-            if at < 0:
-                continue
-            upto = text[: at + len(said)]
-        begin = len(os.path.commonprefix([before, upto])) if not upto.startswith(before) else len(before)
-        # A prompt may end otherwise than the text goes on (with an opened thought, say), but not in what was asked.
-        if begin == len(before) or upto.startswith(render_chat(tokenizer, messages[:i], tools=tools).rstrip()):
-            spans.append((begin, len(upto.rstrip())))
-    return spans
+    if turn["role"] != "assistant":
+        return turn
+    said = OWN_THOUGHT.sub("", turn["content"], count=1) if THOUGHT_END in turn["content"] else turn["content"]
+    return {key: value for key, value in turn.items() if key != "reasoning_content"} | {"content": said}
 
 
-def left_out(tokenizer: Any, row: Row, text: str) -> bool:
-    """Whether a chat template dropped a system prompt, a tool's turn, a call or the tools, which many do without a word: without it the text is the same."""
-    messages, tools = row["messages"], row.get("tools")
-    without = [(messages, None)] if tools else []
-    for i, turn in enumerate(messages):
-        if turn["role"] in ("system", "tool"):
-            without.append((messages[:i] + messages[i + 1 :], tools))
-        if "tool_calls" in turn:
-            uncalled = {key: value for key, value in turn.items() if key != "tool_calls"}
-            without.append(([*messages[:i], uncalled, *messages[i + 1 :]], tools))
-    for others, tools in without:
-        with contextlib.suppress(ModelError):  # it is needed, so it is not dropped
-            if render_chat(tokenizer, others, tools=tools) == text:
-                return True
-    return False
+def has_special(template: Template, turns: list[Turn]) -> bool:
+    """Whether a text of a chat holds one of the tokenizer's special tokens, which the model reads as such."""
+    return any(template.special.search(turn["content"]) for turn in turns)
 
 
 def tokenize(tokenizer: Any, texts: list[str]) -> list[Any]:

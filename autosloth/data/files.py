@@ -178,14 +178,22 @@ ROW_KEYS = {"messages", "conversations", "chosen"}  # lists that belong to one r
 
 
 def read_csv(name: str, data: bytes, delimiter: str | None = None) -> Iterator[Row]:
-    """The rows of a CSV file, every cell as the text that stands there; the header tells the delimiter. Raises DataError."""
+    """The rows of a CSV file, every cell as the text that stands there; the header tells the delimiter. Raises DataError.
+
+    A quote that does not end where its cell ends would swallow rows without a word, so it is refused. With tabs
+    (`delimiter` given, as in TSV) quotes are text.
+    """
     text = text_in(name, data)
+    if "\n" not in text:  # as old Macs end their lines
+        text = text.replace("\r", "\n")
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     header = text.partition("\n")[0]
+    quoting = csv.QUOTE_MINIMAL if delimiter is None else csv.QUOTE_NONE
     delimiter = delimiter or max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    begun = 1
     try:
-        columns = next(reader)
+        columns, begun = next(reader), reader.line_num + 1
         twice = [column for column in columns if columns.count(column) > 1]
         if twice:
             raise DataError(f"{name} has two columns named {twice[0]!r}.", "Rename one of them.")
@@ -195,8 +203,13 @@ def read_csv(name: str, data: bytes, delimiter: str | None = None) -> Iterator[R
                 raise DataError(what, f"Quote texts that hold {delimiter!r}.")
             if cells:
                 yield dict(zip(columns, cells, strict=False))
+            begun = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"Line {reader.line_num} of {name} is no CSV ({error}).", "Correct that line.") from None
+        lines = f"Line {begun}" if reader.line_num <= begun else f"What begins in line {begun}"
+        raise DataError(
+            f"{lines} of {name} is no CSV: a quote is opened and not closed where its cell ends ({error}, line {reader.line_num}).",
+            'Close that quote; within a quoted cell a quote is written twice ("").',
+        ) from None
 
 
 def read_parquet(name: str, data: bytes) -> list[Row]:
@@ -204,7 +217,7 @@ def read_parquet(name: str, data: bytes) -> list[Row]:
     import pyarrow.parquet
 
     with arrow_errors(name, "Parquet"):
-        return pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
+        return rows_of(pyarrow.parquet.read_table(io.BytesIO(data)))
 
 
 def read_arrow(name: str, data: bytes) -> list[Row]:
@@ -213,7 +226,40 @@ def read_arrow(name: str, data: bytes) -> list[Row]:
 
     opened = pyarrow.ipc.open_file if data.startswith(b"ARROW1") else pyarrow.ipc.open_stream
     with arrow_errors(name, "Arrow"):
-        return opened(data).read_all().to_pylist()
+        return rows_of(opened(data).read_all())
+
+
+def rows_of(table: Any) -> list[Row]:
+    """The rows of an Arrow table from a file; what its labels are called stands in its schema, if `datasets` wrote it."""
+    from datasets import Features
+
+    told = b"huggingface" in (table.schema.metadata or {})
+    return plain(table.to_pylist(), table.schema, Features.from_arrow_schema(table.schema) if told else {})
+
+
+def plain(rows: list[Row], schema: Any, features: Any) -> list[Row]:
+    """Rows from Arrow with labels as their names, and without the keys that Arrow fills with null where other rows have them."""
+    from datasets import ClassLabel
+
+    labels = {name: kind for name, kind in features.items() if isinstance(kind, ClassLabel)}
+    nested = [field.name for field in schema if "struct<" in str(field.type)]
+    for row in rows:
+        for name, kind in labels.items():
+            row[name] = None if row[name] is None or row[name] < 0 else kind.int2str(row[name])
+        for name in nested:
+            row[name] = without_nulls(row[name])
+    return rows
+
+
+def without_nulls(value: Any) -> Any:
+    """A value without the keys of its mappings that hold None.
+
+    >>> without_nulls([{"city": "Ulm", "expr": None}])
+    [{'city': 'Ulm'}]
+    """
+    if isinstance(value, dict):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 @contextlib.contextmanager

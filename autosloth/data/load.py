@@ -11,8 +11,9 @@ from ..errors import DataError
 from ..fetch import ask_for, first_lines, is_offline, reading
 from ..settings import Settings
 from ..values import DATA_SUFFIXES, is_address, is_hub_id
-from .files import Source, read_source, sources_of
+from .files import Source, plain, read_source, sources_of
 from .normalise import Row
+from .recognise import IGNORE, media_refused
 
 
 def load_raw(settings: Settings, split: str) -> tuple[list[Row], str | None]:
@@ -23,7 +24,7 @@ def load_raw(settings: Settings, split: str) -> tuple[list[Row], str | None]:
 
 
 def load_from_hub(settings: Settings, split: str) -> tuple[list[Row], str | None]:
-    """The rows of a split of a dataset on the Hub, without its pictures and sounds, and the commit they are from. Raises DataError."""
+    """The rows of a split of a dataset on the Hub, and the commit they are from. Raises DataError."""
     from datasets import Audio, Image, Video, load_dataset_builder
 
     ask_for("dataset", settings.dataset)
@@ -34,8 +35,12 @@ def load_from_hub(settings: Settings, split: str) -> tuple[list[Row], str | None
     refuse_missing(settings.dataset, split_names(settings.dataset, split), splits)
     with dataset_errors(settings.dataset):
         found = builder.as_dataset(split=split)
-    texts = [name for name, kind in found.features.items() if not isinstance(kind, (Audio, Image, Video))]
-    return found.select_columns(texts).to_list(), builder.hash  # `datasets` keys its cache by the commit
+    media = [name for name, kind in found.features.items() if isinstance(kind, (Audio, Image, Video))]
+    if seen := [name for name in media if settings.columns.get(name) != IGNORE]:
+        raise media_refused(settings.dataset, seen[0])
+    texts = found.select_columns([name for name in found.features if name not in media])
+    rows = plain(texts.to_list(), texts.data.schema, texts.features)
+    return rows, builder.hash  # `datasets` keys its cache by the commit
 
 
 def look_up(settings: Settings) -> list[str] | None:

@@ -6,27 +6,47 @@ import os
 from typing import Any
 
 from ..errors import ModelError
-from ..models import render_chat
 from ..settings import Settings
 from .clean import Findings
-from .encode import BATCH, IGNORED, answer_spans, left_out, one_ahead, token_from, tokenize
+from .encode import (
+    BATCH,
+    IGNORED,
+    beyond,
+    changes,
+    drop,
+    has_special,
+    note,
+    one_ahead,
+    refuse,
+    token_from,
+    tokenize,
+    without_thoughts,
+)
+from .layout import Placed, Template
 from .normalise import Row
 
 SIDES = ("chosen", "rejected")
 
 
-def encode_pairs(tokenizer: Any, rows: list[Row], settings: Settings, found: Findings) -> list[Row]:
+def encode_pairs(
+    tokenizer: Any, rows: list[Row], settings: Settings, found: Findings, embeddings: int | None = None
+) -> list[Row]:
     """Each pair with `prompt_ids`, `chosen_ids`, `rejected_ids` (int32), as trl 1.15's DataCollatorForPreference joins them.
 
     Besides, as rows of chats have them, `messages`, `text`, `input_ids` and `labels` of the prompt with the chosen answer, and
-    `rejected_text`. Pairs that do not fit are left out and counted. Raises ModelError when the chat template refuses every pair.
+    `rejected_text`. Pairs that do not fit are left out and counted.
     """
-    kept = []
-    batches = (render_pairs(tokenizer, rows[start : start + BATCH], found) for start in range(0, len(rows), BATCH))
+    kept, template = [], Template(tokenizer)
+    batches = (
+        render_pairs(template, rows[start : start + BATCH], settings, found) for start in range(0, len(rows), BATCH)
+    )
     for rendered, encodings in one_ahead(
         lambda batch: (batch, tokenize(tokenizer, [text for _, sides in batch for text, *_ in sides])), batches
     ):
         for (row, sides), *encoded in zip(rendered, encodings[::2], encodings[1::2], strict=True):
+            if any(beyond(each.ids, embeddings) for each in encoded):
+                drop("token_beyond_embeddings", row, found)
+                continue
             ids = [split_ids(each, *side) for each, side in zip(encoded, sides, strict=True)]
             if fitted := fit(*ids, settings, found):
                 texts = {"messages": row["prompt"] + row["chosen"], "text": sides[0][0], "rejected_text": sides[1][0]}
@@ -34,37 +54,42 @@ def encode_pairs(tokenizer: Any, rows: list[Row], settings: Settings, found: Fin
     return kept
 
 
-def render_pairs(tokenizer: Any, rows: list[Row], found: Findings) -> list[tuple[Row, list[tuple[str, int, int]]]]:
-    """Each pair with both its sides as (text, start of the answer, its end); those that the template does not show whole are left out and counted.
-
-    Raises ModelError when the chat template refuses all of them.
-    """
-    rendered, refusal, refused = [], None, 0
+def render_pairs(
+    template: Template, rows: list[Row], settings: Settings, found: Findings
+) -> list[tuple[Row, list[tuple[str, int, int]]]]:
+    """Each pair with both its sides as (text, start of the answer, its end); those that the template refuses or does not show whole are left out and counted."""
+    rendered = []
     for row in rows:
+        row = without_thoughts(row, template, settings, found)
         try:
-            sides = [render_side(tokenizer, row["prompt"], row[side]) for side in SIDES]
+            sides = [template.place(row["prompt"] + row[side], row.get("tools")) for side in SIDES]
         except ModelError as error:
-            refusal, refused = error, refused + 1
+            refuse(row, error, found)
             continue
-        missing = next((side for side in sides if isinstance(side, str)), None)
+        where = [place_of_answer(placed, len(row["prompt"]), len(row["prompt"] + row[side])) for placed, side in zip(sides, SIDES, strict=True)]  # fmt: skip
+        missing = next((each for each in where if isinstance(each, str)), None)
         if missing:
-            found.dropped[missing] += 1
-        else:
-            rendered.append((row, sides))
-    if refusal and refused == len(rows):
-        raise refusal
-    found.dropped["refused_by_template"] += refused
+            drop(missing, row, found)
+            continue
+        note(changes(sides[0].layout) | changes(sides[1].layout), row, found)
+        found.noted["special_tokens_in_a_text"] += any(
+            has_special(template, row["prompt"] + row[side]) for side in SIDES
+        )
+        rendered.append((row, where))
     return rendered
 
 
-def render_side(tokenizer: Any, prompt: list[Row], answer: list[Row]) -> tuple[str, int, int] | str:
-    """The text of a prompt and an answer, and where in it the answer starts and ends; else why it cannot be used. Raises ModelError."""
-    chat = {"messages": prompt + answer}
-    text = render_chat(tokenizer, chat["messages"])
-    if left_out(tokenizer, chat, text):
+def place_of_answer(placed: Placed, first: int, count: int) -> tuple[str, int, int] | str:
+    """The text of a prompt and an answer, and where in it the answer starts and ends; else why it cannot be used.
+
+    first: the turn that the answer begins with; count: of turns in all.
+    """
+    if placed.layout.hidden:
         return "turn_left_out_by_template"
-    spans = answer_spans(tokenizer, chat, text, first=len(prompt))
-    return (text, spans[0][0], spans[-1][1]) if spans else "answer_not_found_in_template"
+    learnt = {turn: (start, end) for turn, start, end in placed.answers}
+    if first not in learnt or count - 1 not in learnt:
+        return "answer_not_found_in_template"
+    return placed.text, learnt[first][0], learnt[count - 1][1]
 
 
 def split_ids(encoded: Any, text: str, start: int, end: int) -> tuple[list[int], list[int]]:

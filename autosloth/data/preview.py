@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..models import load_tokenizer
+from ..models import TEMPLATE, load_tokenizer
 from ..output import render_html, show
 from ..processes import processes
 from ..run import Run, read_json, write_json, write_text
@@ -26,7 +26,7 @@ def show_preview(run: Run) -> None:
     facts, settings, rows = run.facts["data"], run.settings, rows_to_show(run)
     view = {"facts": facts, "settings": settings, "rows": rows, "plan": plan(facts["train_rows"], settings)}
     view["dataset"] = settings.dataset if is_hub_id(settings.dataset) else Path(settings.dataset.partition("?")[0]).name
-    view |= {"axis": axis(facts["length"], settings.max_length)}
+    view |= {"axis": axis(facts["length"], settings.max_length), "examples": examples(run)}
     html = render_html("data/templates/preview.html.j2", **view)
     write_text(
         run.path("data", "preview.html"),
@@ -35,11 +35,22 @@ def show_preview(run: Run) -> None:
     show(as_text(view), html)
 
 
+def examples(run: Run) -> list[tuple[str, str]]:
+    """What was changed or left out, in words, each with the first such row."""
+    kept, facts = read_json(run.path("data", "examples.json")), run.facts["data"]
+    return [
+        (f"{verb}: {name.replace('_', ' ')}", kept[name])
+        for verb in ("changed", "dropped")
+        for name in facts.get(verb, {})
+        if name in kept
+    ]
+
+
 def rows_to_show(run: Run) -> list[dict[str, Any]]:
     """The rows of the preview as `as_tokens` gives them; kept in data/preview.json, so that to show them again takes no tokenizer."""
     kept, settings = run.path("data", "preview.json"), run.settings
     if not kept.is_file():
-        tokenizer = load_tokenizer(settings)
+        tokenizer = load_tokenizer(settings, run.path(TEMPLATE))
         sides = [side for row in chosen_rows(run.path("data", "train.parquet"), settings) for side in sides_of(row)]
         write_json(kept, {"rows": [as_tokens(tokenizer, side, settings.max_length) for side in sides]})
     return read_json(kept)["rows"]
@@ -137,6 +148,7 @@ def as_text(view: dict[str, Any]) -> str:
     lines += [f"data: {steps['warmup']}"] if steps["warmup"] else []
     lines += [f"data: lengths in tokens: median {facts['length']['median']}, 95 % at most {facts['length']['p95']}, longest {facts['length']['longest']}"]  # fmt: skip
     lines += histogram_lines(view["axis"]["bars"], settings.max_length)
+    lines += [f"data: {done}, for example {row[:IN_TEXT]}{' ...' if len(row) > IN_TEXT else ''}" for done, row in view["examples"]]  # fmt: skip
     for row in view["rows"][:2]:
         lines.append(f"data: a row of {row['length']} tokens, {row['learnt']} of them {row['kind']}:")
         for kind, tokens in groupby(row["tokens"][:IN_TEXT], key=lambda token: token[1].split()[0]):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections import Counter
+from typing import Any, Literal
 
 from ..errors import DataError
-from .normalise import Row, turns_in
+from .normalise import Row, Turn, parsed, turns_in
 
 Roles = dict[str, str]  # the role of a column -> the column
 
@@ -34,13 +35,16 @@ FORMS = {
         ("text", ("text",), ()),
     ),
     "dpo": (
-        ("pair", ("instruction", "chosen", "rejected"), ("input", "system")),
-        ("pair", ("prompt", "chosen", "rejected"), ("system",)),
-        ("pair", ("messages", "chosen", "rejected"), ("system",)),
-        ("pair", ("chosen", "rejected"), ("system",)),
+        ("pair", ("instruction", "chosen", "rejected"), ("input", "system", "tools")),
+        ("pair", ("prompt", "chosen", "rejected"), ("input", "system", "tools")),
+        ("pair", ("messages", "chosen", "rejected"), ("system", "tools")),
+        ("pair", ("chosen", "rejected"), ("system", "tools")),
     ),
 }
 SAMPLE = 100  # rows that a column's content is judged by
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # columns of what a text model cannot take in
+MEDIA_FILE = re.compile(r"(https?|data):|.*\.(png|jpe?g|gif|webp|bmp|tiff?|mp4|webm|mov|avi|mkv|wav|mp3|flac|ogg|m4a)$", re.IGNORECASE)  # fmt: skip
+IGNORE = "ignore"  # what `columns` says of a column that is to be left alone
 
 
 def recognise(rows: list[Row], mapping: Roles, name: str, road: Literal["sft", "dpo"] = "sft") -> tuple[str, Roles]:
@@ -51,7 +55,7 @@ def recognise(rows: list[Row], mapping: Roles, name: str, road: Literal["sft", "
     """
     columns = list(dict.fromkeys(column for row in rows for column in row))
     roles = column_roles(columns, mapping, name)
-    if "messages" in roles and not any(turns_in(row.get(roles["messages"])) for row in rows[:SAMPLE]):
+    if "messages" in roles and not any(turns_of(row, roles) for row in rows[:SAMPLE]):
         del roles["messages"]
     if road == "sft" and not {"completion", "messages", "text"} & set(mapping.values()):
         refuse_preferences(rows, roles, name)
@@ -59,6 +63,57 @@ def recognise(rows: list[Row], mapping: Roles, name: str, road: Literal["sft", "
     if form is None:
         raise not_recognised(rows, columns, roles, name, road)
     return form
+
+
+def turns_of(row: Row, roles: Roles) -> list[Turn]:
+    """The turns in the row's column of messages."""
+    return turns_in(parsed(row.get(roles.get("messages", ""))), Counter())
+
+
+def unused_columns(rows: list[Row], roles: Roles) -> list[str]:
+    """The columns that hold something and that nothing reads, in the order of the rows.
+
+    >>> unused_columns([{"text": "a", "label": 1, "note": None}], {"text": "text"})
+    ['label']
+    """
+    read = set(roles.values())
+    holding = (column for row in rows for column, value in row.items() if column not in read and value not in (None, ""))  # fmt: skip
+    return list(dict.fromkeys(holding))
+
+
+def refuse_media(rows: list[Row], roles: Roles, mapping: Roles, name: str) -> None:
+    """Raises DataError for rows that come with pictures, sounds or videos: without them a text model would learn to guess."""
+    known = set(roles.values()) | {column for column, role in mapping.items() if role == IGNORE}
+    for row in rows:
+        for column, value in row.items():
+            if column not in known and plain_name(column) in MEDIA and is_media(value):
+                raise media_refused(name, column)
+
+
+def is_media(value: Any) -> bool:
+    """Whether a value of such a column is a picture, sound or video, or the file or address of one.
+
+    >>> is_media("7.png"), is_media(["a.jpg"]), is_media({"bytes": b"", "path": None}), is_media("a sloth"), is_media([])
+    (True, True, True, False, False)
+    """
+    if isinstance(value, list):
+        return any(is_media(each) for each in value)
+    return (isinstance(value, (dict, bytes)) and bool(value)) or (
+        isinstance(value, str) and bool(MEDIA_FILE.match(value))
+    )
+
+
+def media_refused(name: str, column: str) -> DataError:
+    """The error of rows with pictures, sounds or videos."""
+    return DataError(
+        f"The rows of {name} come with `{column}`, which a text model cannot take in: it would learn to answer without having seen it.",
+        f"Choose a dataset of texts, or, where the texts make sense alone, set `columns: {{{column}: {IGNORE}}}`.",
+    )
+
+
+def plain_name(column: str) -> str:
+    """A column's name without capitals, blanks and dashes."""
+    return re.sub(r"[\s-]+", "_", column.strip().lower())
 
 
 def fitting(roles: Roles, mapping: Roles, road: str) -> tuple[str, Roles] | None:
@@ -87,10 +142,11 @@ def column_roles(columns: list[str], mapping: Roles, name: str) -> Roles:
         raise DataError(
             f"`columns` names {', '.join(unknown)}, which {name} does not have.", f"It has: {', '.join(columns)}."
         )
-    roles = {role: column for column, role in mapping.items()}
-    if len(roles) < len(mapping):
+    meant = {column: role for column, role in mapping.items() if role != IGNORE}
+    roles = {role: column for column, role in meant.items()}
+    if len(roles) < len(meant):
         raise DataError(f"`columns` gives two columns of {name} the same meaning.", "Keep one of them.")
-    plain = {re.sub(r"[\s-]+", "_", column.strip().lower()): column for column in columns if column not in mapping}
+    plain = {plain_name(column): column for column in columns if column not in mapping}
     for role, names in COLUMN_NAMES.items():
         present = [plain[each] for each in names if each in plain]
         if present:
@@ -108,9 +164,7 @@ def refuse_preferences(rows: list[Row], roles: Roles, name: str) -> None:
             f"The rows of {name} mark each answer as good or bad (`{roles['label']}`, as KTO takes them): learnt as they are, the bad answers would be learnt too.",
             f"Keep only the good ones, or say with `columns: {{{roles[answers]}: {answers}}}` that all are to be learnt.",
         )
-    answered = any(
-        turns[-1]["role"] == "assistant" for row in some if (turns := turns_in(row.get(roles.get("messages", ""))))
-    )
+    answered = any(turns[-1]["role"] == "assistant" for row in some if (turns := turns_of(row, roles)))
     if {"chosen", "rejected"} <= roles.keys() and not answered and "completion" not in roles:
         raise DataError(
             f"The rows of {name} are pairs of a better and a worse answer (`{roles['chosen']}`, `{roles['rejected']}`).",

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, ModelError
-from ..models import chosen_template, end_ids, load_tokenizer
+from ..models import TEMPLATE, chosen_template, embedding_rows, end_ids, load_tokenizer
 from ..output import say
-from ..run import Run, file_hash, fingerprint, stage
+from ..run import Run, file_hash, fingerprint, stage, write_json, write_text
 from ..settings import Settings
-from .clean import Findings, load_rows
+from .clean import Findings, load_rows, numbered
 from .encode import IGNORED, encode_rows
-from .normalise import Row
+from .normalise import TURN_KEY, Row
 from .pairs import encode_pairs
 from .preview import histogram
+
+MADE = ("data/train.parquet", "data/eval.parquet", TEMPLATE)
 
 
 def local_inputs(run: Run) -> list[object]:
@@ -38,32 +40,41 @@ def local_inputs(run: Run) -> list[object]:
         "duplicates", "long_rows", "eval_split", "eval_fraction", "eval_rows", "seed",
     ),
     inputs=local_inputs,
-    result=lambda run: [file_hash(run.path("data", f"{name}.parquet")) for name in ("train", "eval")],
+    result=lambda run: [file_hash(run.folder / name) for name in MADE if (run.folder / name).is_file()],
     facts=("data",),
-    outputs=("data/train.parquet", "data/eval.parquet"),
+    outputs=MADE,
     sets_aside=True,
 )  # fmt: skip
 def prepare_data(run: Run) -> None:
     """Write data/train.parquet, data/eval.parquet (see `write_rows`). Raises DataError."""
-    settings, found = run.settings, Findings()
-    rows = load_rows(settings, found)
-    tokenizer, encode = load_tokenizer(settings), encode_pairs if settings.road == "dpo" else encode_rows
-    train, held_out = (encode(tokenizer, part, settings, found) for part in rows)
+    settings, found, kept = run.settings, Findings(), run.folder / TEMPLATE
+    encoder = Encoder(settings, found)
+    train, held_out = load_rows(settings, found, encoder)
     refuse_too_few(train, held_out, settings, found)
-    refuse_endless(tokenizer, train, settings)
-    if not settings.thinking and "enable_thinking" in tokenizer.chat_template and thoughts(held_out):
-        say("data: some answers contain thoughts, and `thinking` is off; set `thinking: true` to learn them")
+    refuse_endless(encoder.tokenizer, train, settings)
     folder = run.fresh("data")
+    write_text(kept, encoder.tokenizer.chat_template)
     write_rows(train, folder / "train.parquet")
     write_rows(held_out, folder / "eval.parquet")
+    write_json(folder / "examples.json", found.examples)
     facts = describe(train, held_out, found, settings)
     run.record("data", **facts, fingerprint=fingerprint([file_hash(path) for path in sorted(folder.glob("*.parquet"))]))
     report(facts, settings)
+    report_refusals(found)
 
 
-def thoughts(rows: list[Row]) -> bool:
-    """Whether an answer in these rows holds a thought, as reasoning models mark it."""
-    return any("</think>" in (turn.get("content") or "") for row in rows for turn in row["messages"] or [])
+class Encoder:
+    """Makes rows ready for the trainer; the tokenizer is loaded with the first of them, as its template may depend on whether they have tools."""
+
+    def __init__(self, settings: Settings, found: Findings):
+        self.settings, self.found, self.tokenizer = settings, found, None
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        """Rows as `encode_rows` or `encode_pairs` gives them. Raises ModelError."""
+        if self.tokenizer is None:
+            self.tokenizer = load_tokenizer(self.settings, tools=any("tools" in row for row in rows))
+        encode = encode_pairs if self.settings.road == "dpo" else encode_rows
+        return encode(self.tokenizer, rows, self.settings, self.found, embedding_rows(self.settings))
 
 
 def refuse_too_few(train: list[Row], held_out: list[Row], settings: Settings, found: Findings) -> None:
@@ -71,6 +82,8 @@ def refuse_too_few(train: list[Row], held_out: list[Row], settings: Settings, fo
     if train and held_out:
         return
     reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in found.dropped.items() if count)
+    if refusals := "; ".join(refusals_of(found)):
+        reasons += f"; {refusals}"
     template = sum(count for reason, count in found.dropped.items() if reason.endswith("_template"))
     raise DataError(
         f"Too few rows of {settings.dataset} are left: {len(train)} to learn from, {len(held_out)} to measure with ({reasons or 'none dropped'}; max_length {settings.max_length}).",
@@ -78,6 +91,17 @@ def refuse_too_few(train: list[Row], held_out: list[Row], settings: Settings, fo
         if template > len(found.lengths) / 2
         else "Raise `max_length` or shorten the questions where answers lie beyond it; give more rows that differ.",
     )
+
+
+def refusals_of(found: Findings) -> list[str]:
+    """What the chat template said against rows, in its own words, with how many and which."""
+    return [f"{len(numbers)} refused: {reason} ({numbered(numbers)})" for reason, numbers in found.refused.items()]
+
+
+def report_refusals(found: Findings) -> None:
+    """Say what the chat template said against rows that were left out."""
+    for line in refusals_of(found):
+        say(f"data: by the chat template, {line}")
 
 
 def refuse_endless(tokenizer: Any, rows: list[Row], settings: Settings) -> None:
@@ -116,7 +140,9 @@ def describe(train: list[Row], held_out: list[Row], found: Findings, settings: S
         "read": found.read,
         "kept": len(train) + len(held_out),
         "dropped": {reason: count for reason, count in found.dropped.items() if count},
-        "repaired": dict(found.repaired),
+        "changed": {reason: count for reason, count in found.changed.items() if count},
+        "noted": {reason: count for reason, count in found.noted.items() if count},
+        "unused": [name.removeprefix(TURN_KEY) if name.startswith(TURN_KEY) else name for name in found.unused],
         "truncated": found.truncated,
         "answers_not_learnt": found.answers_not_learnt,
         "train_rows": len(train),
@@ -144,13 +170,15 @@ def report(facts: dict[str, Any], settings: Settings) -> None:
     )
     say(f"data: {facts['read']} rows read as {facts['form']} ({columns})")
     say(f"data: {facts['train_rows']} to train on, {facts['eval_rows']} held out")
-    for verb in ("dropped", "repaired"):
+    if facts["unused"]:
+        say(f"data: not used: {', '.join(facts['unused'])}")
+    for verb in ("dropped", "changed", "noted"):
         counts = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in facts[verb].items())
         if counts or verb == "dropped":
             say(f"data: {verb} {counts or 'none'}")
     if facts["answers_not_learnt"]:
         say(
-            f"data: {facts['answers_not_learnt']} answers of earlier turns are not learnt: the chat template shows them differently once the chat goes on"
+            f"data: {facts['answers_not_learnt']} answers of earlier turns are not learnt: the chat template does not show them whole once the chat goes on"
         )
     if facts["truncated"]:
         say(f"data: {facts['truncated']} cut at {settings.max_length} tokens")

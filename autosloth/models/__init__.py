@@ -17,24 +17,23 @@ from .base import (
 )
 from .decoding import Decoding, end_tokens
 from .engine import (
-    CHAT_TEMPLATES,
     answering,
     choose_precision,
-    chosen_template,
-    encode_prompt,
+    embedding_rows,
     end_ids,
     load_model,
     load_tokenizer,
-    opening,
-    render_chat,
     save_tokenizer,
+    tokens_without_embedding,
 )
 from .generate import answer, checked
 from .memory import check_memory, rows_at_once
+from .template import CHAT_TEMPLATES, TEMPLATE, chosen_template, encode_prompt, opening, render_chat
 from .vllm import refuse_without_vllm
 
 __all__ = [
     "CHAT_TEMPLATES",
+    "TEMPLATE",
     "TOKENIZER_FILES",
     "Decoding",
     "adapter_folder",
@@ -44,6 +43,7 @@ __all__ = [
     "checked",
     "choose_precision",
     "chosen_template",
+    "embedding_rows",
     "encode_prompt",
     "end_ids",
     "end_tokens",
@@ -62,5 +62,6 @@ __all__ = [
     "sixteen_bit_model",
     "small_files",
     "starting_adapter",
+    "tokens_without_embedding",
     "weights_gb",
 ]

@@ -1,9 +1,8 @@
-"""The model itself: loading, precision, the LoRA adapter, the one way to a prompt. The only file that imports unsloth."""
+"""The model itself: its tokenizer, loading, precision, the LoRA adapter. The only file that imports unsloth."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import os
@@ -21,10 +20,9 @@ from ..settings import Settings
 from .adapter import adapter_config, starting_adapter
 from .base import TOKENIZER_FILES, model_source, small_files
 from .repair import repair_tokenizer
+from .template import template_for
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-CHAT_TEMPLATES = Path(__file__).parent / "templates" / "chat"  # ours; beside each the same in Ollama's language
-OPTIONAL_BOS = "{{ bos_token or '' }}"  # how our own chat templates begin
 
 
 def start_engine() -> Any:
@@ -70,97 +68,66 @@ def choose_precision(settings: Settings) -> tuple[str, str]:
     return ("bfloat16", f"{name} has bf16") if has_bf16 else ("float16", f"{name} has no bf16")
 
 
-def load_tokenizer(settings: Settings) -> Any:
-    """The base model's tokenizer with the chat template that the settings ask for. Raises ModelError."""
+def load_tokenizer(settings: Settings, kept: Path | None = None, tools: bool = False) -> Any:
+    """The base model's tokenizer with the chat template of the run. Raises ModelError.
+
+    kept: the file that the template of the run stands in, if it is settled already; tools: whether rows have tools, for which some
+    models bring a template of its own.
+    """
     start_engine()
     from transformers import AutoTokenizer
 
     source = model_source(settings)
     with model_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(small_files(source, settings.revision), trust_remote_code=False)
+    if tokenizer.eos_token_id is None:
+        ends = tokenizer.convert_ids_to_tokens(configured_ends(settings)[:1])
+        tokenizer.eos_token = next((token for token in ends if token), None)
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ModelError(
             f"The tokenizer of {source} has no fast form or no end token.",
             "Choose a model whose repository has a tokenizer.json.",
         )
-    template = chosen_template(settings) or tokenizer.chat_template or named_template("alpaca")
-    if tokenizer.bos_token is None:  # llama.cpp takes one for granted: with Qwen's vocabulary it would be a comma
-        template = template.replace(OPTIONAL_BOS, "")
-    tokenizer.chat_template = template if settings.thinking else without_thinking(template)
+    settled = kept is not None and kept.is_file()
+    tokenizer.chat_template = kept.read_text(encoding="utf-8") if settled else template_for(tokenizer, settings, tools)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
 
 
-def chosen_template(settings: Settings) -> str | None:
-    """The chat template that the settings name, or the one that the adapter to start from was trained with."""
-    if settings.chat_template != "auto":
-        return named_template(settings.chat_template)
-    folder = starting_adapter(settings)
-    path = folder / "chat_template.jinja" if folder else None
-    return path.read_text(encoding="utf-8") if path and path.is_file() else None
-
-
-def without_thinking(template: str) -> str:
-    """A chat template with its thinking mode switched off, if it has one (Qwen3 and kin call the switch `enable_thinking`).
-
-    The switch stands in the template itself, so that training, generation, the published tokenizer and the GGUF agree about it.
-
-    >>> without_thinking("{{ messages[0].content }}")
-    '{{ messages[0].content }}'
-    """
-    off = "{% set enable_thinking = false %}"
-    return off + template if "enable_thinking" in template and not template.startswith(off) else template
-
-
-def named_template(name: str) -> str:
-    """One of our chat templates; none needs tokens that the tokenizer may lack."""
-    return (CHAT_TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n")
-
-
-def render_chat(
-    tokenizer: Any, messages: list[dict[str, Any]], answer_next: bool = False, tools: list[dict] | None = None
-) -> str:
-    """The text of a chat, in one way for training, generation, verification and the card. Raises ModelError.
-
-    answer_next: end with the opening of the assistant's turn; tools: what the assistant may call, as JSON schemas.
-    The text carries the BOS token where the tokenizer would add one, so it is always encoded with
-    `add_special_tokens=False`.
-    """
-    import jinja2
-
-    try:
-        text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=answer_next)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:  # a template meets types that it was not made for
-        roles = " > ".join(message["role"] for message in messages)
-        raise ModelError(
-            f"The model's chat template refuses a chat of {roles} ({first_lines(error)}).",
-            "Set `chat_template: alpaca`, or leave such rows out of the dataset.",
-        ) from None
-    begin = opening(tokenizer)
-    return text if text.startswith(begin) else begin + text
-
-
-@functools.lru_cache(maxsize=8)
-def opening(tokenizer: Any) -> str:
-    """The BOS token where this tokenizer would begin a text with one, else the empty text."""
-    adds = tokenizer.bos_token is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    return tokenizer.bos_token if adds else ""
-
-
 def end_ids(tokenizer: Any, settings: Settings) -> set[int]:
-    """The ids that end an answer: the tokenizer's end token and those of the model's generation_config.json."""
-    path = small_files(model_source(settings), settings.revision) / "generation_config.json"
-    configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    return {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+    """The ids that end an answer: the tokenizer's end token and those that the model's files tell."""
+    return {tokenizer.eos_token_id, *configured_ends(settings)}
 
 
-def encode_prompt(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict] | None = None) -> list[int]:
-    """The token ids that the assistant's answer to these messages goes on from."""
-    return tokenizer(
-        render_chat(tokenizer, messages, answer_next=True, tools=tools), add_special_tokens=False
-    ).input_ids
+def configured_ends(settings: Settings) -> list[int]:
+    """The ids of end tokens in the model's generation_config.json and config.json."""
+    configs = [model_config(settings, name) for name in ("generation_config.json", "config.json")]
+    told = [config.get("eos_token_id") for config in (*configs, configs[1].get("text_config") or {})]
+    every = [end for ends in told for end in (ends if isinstance(ends, list) else [ends])]
+    return list(dict.fromkeys(end for end in every if isinstance(end, int)))
+
+
+def embedding_rows(settings: Settings) -> int | None:
+    """For how many token ids the model has embeddings, by its config.json."""
+    config = model_config(settings, "config.json")
+    return config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+
+
+def tokens_without_embedding(settings: Settings) -> list[str]:
+    """The tokens of the model's tokenizer whose ids lie beyond its embeddings, by tokenizer.json and config.json."""
+    rows, told = embedding_rows(settings), model_config(settings, "tokenizer.json")
+    vocabulary = (told.get("model") or {}).get("vocab") or {}
+    ids = dict(vocabulary) if isinstance(vocabulary, dict) else {piece[0]: i for i, piece in enumerate(vocabulary)}
+    ids |= {token["content"]: token["id"] for token in told.get("added_tokens") or []}
+    return [token for token, i in sorted(ids.items(), key=lambda pair: pair[1]) if rows is not None and i >= rows]
+
+
+def model_config(settings: Settings, name: str) -> dict[str, Any]:
+    """A JSON file of the model; empty where there is none."""
+    path = small_files(model_source(settings), settings.revision) / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def save_tokenizer(tokenizer: Any, settings: Settings, folder: Path) -> None:

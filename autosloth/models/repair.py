@@ -15,11 +15,13 @@ def repair_tokenizer(folder: Path, tokenizer: Any) -> list[str]:
 
     added_tokens_decoder: without it added special tokens fall apart. tokenizer.model: without it every piece of a
     SentencePiece vocabulary gets the same score, and texts are cut elsewhere. add_prefix_space: without it llama.cpp
-    puts a space before each text. pad_token: or padding is guessed.
+    puts a space before each text. eos_token, where config.json alone tells it. pad_token: or padding is guessed.
     """
     path, repaired = folder / "tokenizer_config.json", []
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("chat_template", None)  # it stands in chat_template.jinja
+    if config.get("eos_token") is None:  # told by config.json alone
+        config["eos_token"] = tokenizer.eos_token
     if "pad_token" not in config:
         config["pad_token"] = tokenizer.pad_token
     if not config.get("added_tokens_decoder"):

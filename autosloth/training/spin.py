@@ -14,7 +14,15 @@ from typing import Any
 
 from ..errors import DataError, ModelError
 from ..hardware import hardware, versions
-from ..models import Decoding, choose_precision, end_tokens, load_model, load_tokenizer, refuse_without_gpu
+from ..models import (
+    TEMPLATE,
+    Decoding,
+    choose_precision,
+    end_tokens,
+    load_model,
+    load_tokenizer,
+    refuse_without_gpu,
+)
 from ..notebook import Interruption, progress_callback
 from ..output import say
 from ..processes import first, of_first, part
@@ -67,7 +75,7 @@ class Game:
 
     def __init__(self, run: Run):
         self.run, self.settings = run, run.settings
-        self.tokenizer, self.model = load_tokenizer(run.settings), load_model(run.settings)
+        self.tokenizer, self.model = load_tokenizer(run.settings, run.path(TEMPLATE)), load_model(run.settings)
         self.ends = end_tokens(self.model, self.tokenizer)
         self.held_out = run.rows("eval")
         self.rows, self.measured = (questions(run.rows(name), self.ends) for name in ("train", "eval"))

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import Interrupted, ModelError, StorageError
 from ..hardware import hardware, peak_ram_gb, peak_vram_gb, versions
 from ..models import (
+    TEMPLATE,
     choose_precision,
     load_model,
     load_tokenizer,
@@ -68,7 +69,7 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
     """
     refuse_without_gpu(run.settings)
     settings, held_out, interruption = run.settings, run.rows("eval"), Interruption()
-    tokenizer, model = load_tokenizer(settings), load_model(settings)
+    tokenizer, model = load_tokenizer(settings, run.path(TEMPLATE)), load_model(settings)
     trainer = make_trainer(run, model, tokenizer, run.rows("train"), held_out, [progress_callback(interruption)])
     run.record("hardware", **hardware())
     run.record("versions", **versions())

@@ -419,7 +419,7 @@ def test_repairs_are_counted(tmp_path):
     rows = [{"messages": turns("a:Hi", "u:1", "a:2", "u:3")}, {"messages": turns("u:5", "a:6")}]
     chats, found = chats_of(put(tmp_path, {"rows.json": json.dumps(rows)}))
     assert chats == {("user: 1", "assistant: 2"), ("user: 5", "assistant: 6")}
-    assert found.repaired == {"unasked_start_cut": 1, "unanswered_end_cut": 1}
+    assert found.changed == {"unasked_start_cut": 1, "unanswered_end_cut": 1}
 
 
 def test_duplicates_are_kept_when_told_and_never_stand_in_both_parts(tmp_path):

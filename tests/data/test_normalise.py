@@ -1,6 +1,7 @@
 """Preference pairs of every common form become one form; each row transform is shown by its own example."""
 
 import json
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -55,7 +56,7 @@ PAIRS = {
 def pair_of(row):
     mapping = {"frage": "prompt", "gut": "chosen", "schlecht": "rejected"} if "frage" in row else {}
     _, roles = recognise([row], mapping, "x", road="dpo")
-    return to_pair({role: row[column] for role, column in roles.items()})
+    return to_pair({role: row[column] for role, column in roles.items()}, Counter())
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -110,14 +111,14 @@ def test_any_rows_become_pairs_or_have_a_named_fault(rows):
         assert error.what.endswith(".") and error.todo.endswith(".")
         return
     for row in rows:
-        pair = to_pair({role: row.get(column) for role, column in roles.items()})
+        pair = to_pair({role: row.get(column) for role, column in roles.items()}, Counter())
         assert fault_of_pair(pair) in (None, *UNUSABLE)
 
 
 def test_pairs_of_a_real_file_are_recognised(real_data):
     rows = json.loads(real_data("dpo_en_demo.json").read_text())
     _, roles = recognise(rows, {}, "x", road="dpo")
-    pairs = [to_pair({role: row[column] for role, column in roles.items()}) for row in rows]
+    pairs = [to_pair({role: row[column] for role, column in roles.items()}, Counter()) for row in rows]
     assert len(pairs) == 300 and sum(fault_of_pair(pair) is None for pair in pairs) >= 295
     with pytest.raises(DataError, match="AutoSloth-DPO takes them"):
         recognise(rows, {}, "x")

@@ -9,8 +9,8 @@ from autosloth.data.clean import Findings, load_rows
 from autosloth.data.pairs import encode_pairs
 from autosloth.data.preview import show_preview
 from autosloth.data.stage import prepare_data
-from autosloth.errors import DataError, ModelError
-from autosloth.models.engine import encode_prompt, named_template
+from autosloth.errors import DataError
+from autosloth.models.template import encode_prompt
 from autosloth.run import Run
 from autosloth.settings import DPOSettings
 
@@ -74,11 +74,10 @@ def test_long_answers_are_cut_to_what_the_trainer_takes(engine, base):
     assert found.truncated == 1 and len(row["prompt_ids"]) + len(row["chosen_ids"]) == 40 > len(row["rejected_ids"]) + len(row["prompt_ids"])  # fmt: skip
 
 
-def test_a_template_that_refuses_every_pair_is_a_named_problem(tokenizer):
+def test_what_a_template_says_against_pairs_is_kept(tokenizer):
     tokenizer.chat_template, found = "{{ raise_exception('never') }}", Findings()
-    with pytest.raises(ModelError, match="refuses a chat of user > assistant"):
-        encode_pairs(tokenizer, [PAIRS["one turn"]], DPO, found)
-    tokenizer.chat_template = named_template("alpaca")
+    assert encode_pairs(tokenizer, [PAIRS["one turn"] | {"number": 3}], DPO, found) == []
+    assert found.refused == {"never": [3]} and found.dropped["refused_by_template"] == 1
 
 
 def loaded(tmp_path, rows, **values):

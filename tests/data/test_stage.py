@@ -9,7 +9,8 @@ from autosloth.data import stage as data
 from autosloth.data.clean import Findings
 from autosloth.data.encode import IGNORED, encode_rows
 from autosloth.errors import DataError, ModelError
-from autosloth.models.engine import encode_prompt, load_tokenizer, named_template, render_chat
+from autosloth.models.engine import load_tokenizer
+from autosloth.models.template import encode_prompt, named_template, render_chat
 from autosloth.run import Run
 from autosloth.settings import SFTSettings
 
@@ -49,7 +50,8 @@ def test_an_answer_that_cannot_be_found_again_is_counted(tokenizer):
     (row,) = encode_rows(tokenizer, [CHATS["several turns"]], SETTINGS, found)
     assert learnt_texts(tokenizer, row) == ["Doce 😀 (十二).<|over|>"] and found.answers_not_learnt == 2
     tokenizer.chat_template = shouting.replace(
-        "if loop.last or m.role == 'user' else m.content | upper", "if loop.last else 'so'"
+        "m.content if loop.last or m.role == 'user' else m.content | upper",
+        "m.content if m.role == 'user' else m.content | upper",
     )
     assert encode_rows(tokenizer, [CHATS["several turns"]], SETTINGS, found) == []
     assert found.dropped["answer_not_found_in_template"] == 1
@@ -62,9 +64,10 @@ def test_rows_that_a_template_refuses_or_does_not_show_whole_are_dropped_and_cou
     assert len(encode_rows(tokenizer, rows, SETTINGS, found)) == 2 and found.dropped["refused_by_template"] == 1
     tokenizer.chat_template = named_template("alpaca")
     assert len(encode_rows(tokenizer, rows, SETTINGS, found)) == 2 and found.dropped["turn_left_out_by_template"] == 1
+    assert found.refused == {"no system turn, please": [0]}
     tokenizer.chat_template = "{{ raise_exception('never') }}"
-    with pytest.raises(ModelError, match=r"refuses a chat of user > assistant > tool > assistant \(never"):
-        encode_rows(tokenizer, rows[2:], SETTINGS, found)
+    assert encode_rows(tokenizer, [row | {"number": 7} for row in rows[1:]], SETTINGS, found) == []
+    assert found.refused["never"] == [7, 7] and found.dropped["refused_by_template"] == 3
 
 
 def test_tools_and_calls_are_kept_where_the_template_shows_them(tokenizer):
@@ -89,7 +92,7 @@ def test_long_rows_are_cut_or_dropped_and_those_whose_answer_lies_beyond_are_alw
     rows = [chat("u:" + "word " * n, "a:" + "word " * m) for n, m in ((100, 1), (1, 100), (1, 1))]
     found = Findings()
     kept = encode_rows(tokenizer, rows, SFTSettings(model="demo", max_length=40), found)
-    assert (found.dropped, found.truncated) == ({"answer_beyond_max_length": 1, "refused_by_template": 0}, 1)
+    assert (found.dropped, found.truncated) == ({"answer_beyond_max_length": 1}, 1)
     assert [len(row["input_ids"]) <= 40 for row in kept] == [True, True] and max(found.lengths) > 100
     found = Findings()
     assert len(encode_rows(tokenizer, rows, SFTSettings(model="demo", max_length=40, long_rows="drop"), found)) == 1

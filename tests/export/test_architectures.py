@@ -7,7 +7,7 @@ import pytest
 from support.tiny_models import ARCHITECTURES, fast_sentencepiece, tiny_adapter, tiny_model
 
 from autosloth.export.gguf import write_gguf
-from autosloth.models.engine import named_template
+from autosloth.models.template import named_template
 from autosloth.proof.reference import reference_of
 from autosloth.proof.verify import verify_gguf
 from autosloth.run import Run

@@ -17,7 +17,7 @@ from support.tiny_models import tiny_adapter, tiny_model
 from autosloth.errors import ExportError
 from autosloth.export import gguf, llama
 from autosloth.export.quantize import Weight
-from autosloth.models.engine import CHAT_TEMPLATES
+from autosloth.models import CHAT_TEMPLATES
 from autosloth.proof import tensors as weights
 from autosloth.run import Run, read_json
 from autosloth.weights.lora import Adapter

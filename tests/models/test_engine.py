@@ -7,6 +7,7 @@ import pytest
 from autosloth.errors import ModelError
 from autosloth.models import base as base_files
 from autosloth.models import engine as model
+from autosloth.models import template as chats
 from autosloth.settings import SFTSettings
 
 
@@ -40,7 +41,7 @@ def test_the_tokenizer_is_saved_with_what_transformers_leaves_out(engine, base, 
     assert (tmp_path / "tokenizer.model").read_bytes() == (base / "tokenizer.model").read_bytes()
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert {token["content"] for token in config["added_tokens_decoder"].values()} >= {"<s>", "</s>"}
-    assert (tmp_path / "chat_template.jinja").read_text() == model.named_template("alpaca")
+    assert (tmp_path / "chat_template.jinja").read_text() == chats.named_template("alpaca")
 
 
 def test_the_saved_tokenizer_makes_the_same_ids(engine, base, tmp_path):
@@ -49,7 +50,7 @@ def test_the_saved_tokenizer_makes_the_same_ids(engine, base, tmp_path):
     settings = SFTSettings(model="demo")
     tokenizer = model.load_tokenizer(settings)
     model.save_tokenizer(tokenizer, settings, tmp_path)
-    text = model.render_chat(tokenizer, [{"role": "user", "content": " Où?  two\n\n½ 🦥 "}], answer_next=True)
+    text = chats.render_chat(tokenizer, [{"role": "user", "content": " Où?  two\n\n½ 🦥 "}], answer_next=True)
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again(text, add_special_tokens=False).input_ids == tokenizer(text, add_special_tokens=False).input_ids
     assert again.chat_template == tokenizer.chat_template
@@ -57,9 +58,9 @@ def test_the_saved_tokenizer_makes_the_same_ids(engine, base, tmp_path):
 
 def test_a_prompt_has_one_bos_with_templates_that_write_it_and_those_that_do_not(engine, base):
     tokenizer = model.load_tokenizer(SFTSettings(model="demo"))
-    for template in (model.named_template("alpaca"), "{% for m in messages %}{{ m.content }}{% endfor %}"):
+    for template in (chats.named_template("alpaca"), "{% for m in messages %}{{ m.content }}{% endfor %}"):
         tokenizer.chat_template = template
-        ids = model.encode_prompt(tokenizer, [{"role": "user", "content": "hello"}])
+        ids = chats.encode_prompt(tokenizer, [{"role": "user", "content": "hello"}])
         assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
 
 
@@ -67,10 +68,10 @@ def test_the_tokenizers_own_chat_template_is_kept_unless_another_is_named(engine
     settings = SFTSettings(model="demo", chat_template="zephyr")
     model.save_tokenizer(model.load_tokenizer(settings), settings, tmp_path)
     (tmp_path / "config.json").write_text((base / "config.json").read_text())
-    assert model.load_tokenizer(SFTSettings(model=str(tmp_path))).chat_template == model.named_template("zephyr")
+    assert model.load_tokenizer(SFTSettings(model=str(tmp_path))).chat_template == chats.named_template("zephyr")
     assert model.load_tokenizer(
         SFTSettings(model=str(tmp_path), chat_template="mistral")
-    ).chat_template == model.named_template("mistral")
+    ).chat_template == chats.named_template("mistral")
 
 
 def test_thinking_is_off_in_the_published_template_too_unless_it_is_asked_for(engine, base, tmp_path):
@@ -80,12 +81,12 @@ def test_thinking_is_off_in_the_published_template_too_unless_it_is_asked_for(en
     (tmp_path / "chat_template.jinja").write_text(own)
     settings, ask = SFTSettings(model=str(tmp_path)), [{"role": "user", "content": "hello"}]
     quiet = model.load_tokenizer(settings)
-    assert not model.render_chat(quiet, ask, answer_next=True).endswith("<think>")
+    assert not chats.render_chat(quiet, ask, answer_next=True).endswith("<think>")
     model.save_tokenizer(quiet, settings, tmp_path / "saved")
     published = (tmp_path / "saved" / "chat_template.jinja").read_text()
-    assert published == quiet.chat_template == model.without_thinking(own) == model.without_thinking(published)
+    assert published == quiet.chat_template == chats.without_thinking(own) == chats.without_thinking(published)
     thinking = model.load_tokenizer(SFTSettings(model=str(tmp_path), thinking=True))
-    assert thinking.chat_template == own and model.render_chat(thinking, ask, answer_next=True).endswith("<think>")
+    assert thinking.chat_template == own and chats.render_chat(thinking, ask, answer_next=True).endswith("<think>")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ FACTS = {
         "read": 1000,
         "kept": 990,
         "dropped": {"empty_answer": 10},
-        "repaired": {"unanswered_end_cut": 2},
+        "changed": {"unanswered_end_cut": 2},
         "revision": "58647b0413913f451837831e1807a6cfa8ada804",
         "train_rows": 940,
         "eval_rows": 50,

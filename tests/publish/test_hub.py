@@ -31,7 +31,7 @@ EVALUATION = {
 }
 FACTS = {
     "data": {
-        **{"read": 40, "kept": 40, "dropped": {}, "repaired": {}, "revision": None, "train_rows": 38, "eval_rows": 2},
+        **{"read": 40, "kept": 40, "dropped": {}, "changed": {}, "revision": None, "train_rows": 38, "eval_rows": 2},
         **{"truncated": 0, "train_tokens": 1600, "learnt_tokens": 300},
     },
     "train": {

@@ -1,6 +1,6 @@
 """Chats, and chat templates with the structure of well-known models."""
 
-from autosloth.models.engine import named_template, without_thinking
+from autosloth.models.template import named_template, without_thinking
 from autosloth.settings import SFTSettings
 
 USER, ASSISTANT, SYSTEM, TOOL = "user", "assistant", "system", "tool"
