@@ -408,6 +408,11 @@ class DPOSettings(Settings):
     ] = setting(
         {}, "Data", "What other columns mean, for example `{frage: prompt, gut: chosen, schlecht: rejected}`.", title="Columns"
     )  # fmt: skip
+    pairs: Literal["best", "all"] = setting(
+        "best",
+        "Data",
+        "Of several answers with ranks, scores or thumbs: the best with the worst, or each with each that is worse.",
+    )
     profile: Literal["auto", "a100", "t4"] = setting(
         "auto",
         "Training",

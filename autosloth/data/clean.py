@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..demo import dpo_rows, sft_rows
@@ -17,7 +17,8 @@ from ..output import say
 from ..settings import Settings
 from .load import load_raw
 from .normalise import TURN_KEY, UNUSABLE, Row, fault, fault_of_pair, repair, to_chat, to_pair, unknown_role
-from .recognise import recognise, refuse_media, unused_columns
+from .recognise import Reading, recognise, refuse_media, unused_columns
+from .transforms import TRANSFORMS, WHOLE
 
 FORMS_OF = {"sft": "sft", "dpo": "dpo", "spin": "sft"}  # the forms of rows that a road takes
 MAX_LISTED = 5  # row numbers in a message
@@ -47,6 +48,8 @@ class Findings:
     answers_not_learnt: int = 0  # of earlier turns that a template does not show whole once the chat goes on
     lengths: list[int] = field(default_factory=list)
     form: str = ""
+    schema: str | None = None  # the entry of the table in schemas.py that the columns were known by
+    others: tuple[str, ...] = ()  # columns that could have been read instead
     columns: dict[str, str] = field(default_factory=dict)
     revision: str | None = None
 
@@ -107,22 +110,26 @@ def usable(rows: list[Row], name: str, settings: Settings, found: Findings) -> l
     """The rows as chats or pairs, without those that nothing can be learnt from and those that stand there already; all counted. Raises DataError."""
     if not rows:
         raise DataError(f"The dataset {name} is empty.", "Give one with at least two rows.")
-    found.form, found.columns = recognise(rows, settings.columns, name, FORMS_OF[settings.road])
+    reading = recognise(rows, settings.columns, name, FORMS_OF[settings.road])
+    found.form, found.columns = reading.form, reading.columns
+    found.schema, found.others = reading.schema and reading.schema.name, reading.others
     refuse_media(rows, found.columns, settings.columns, name)
     found.unused += [column for column in unused_columns(rows, found.columns) if column not in found.unused]
-    found.read += len(rows)
-    good, wrong = [], {}
-    for number, row in enumerate(rows, start=1):
-        notes: Counter = Counter()
-        normalised, reason = normalise({role: row.get(column) for role, column in found.columns.items()}, found.form, notes)  # fmt: skip
+    good, wrong, count = [], {}, 0
+    for number, row, notes in made_of(rows, reading, settings):
+        count += 1
+        normalised, reason = (row, row) if isinstance(row, str) else normalise(row, reading.form, notes)
         if reason:
             name_of = f" `{unknown_role(normalised)}`" if reason == "unknown_role" else ""
             wrong.setdefault((reason, name_of), []).append(number)
-            found.example(reason, row)
+            found.example(reason, rows[number - 1])
             continue
         good.append(normalised | {"number": number})
         if notes:
-            count_notes(notes, row, found)
+            count_notes(notes, rows[number - 1], found)
+    found.read += count
+    if count != len(rows):
+        say(f"data: {len(rows)} rows of {name} make {count}")
     for (reason, _), numbers in wrong.items():
         found.dropped[reason] += len(numbers)
     if wrong and (settings.bad_rows == "refuse" or not good):
@@ -133,6 +140,21 @@ def usable(rows: list[Row], name: str, settings: Settings, found: Findings) -> l
     for line in listed(wrong):
         say(f"data: of {len(rows)} rows, {line}: dropped")
     return without_duplicates(good, found) if settings.duplicates == "drop" else good
+
+
+def made_of(rows: list[Row], reading: Reading, settings: Settings) -> Iterator[tuple[int, Row | str, Counter]]:
+    """What the rows make, their columns named by their roles: the number of the row, what it makes or why it makes nothing, and what was changed."""
+    transform, pairs = reading.schema and reading.schema.transform, getattr(settings, "pairs", "best")
+    if transform in WHOLE:
+        made, left = WHOLE[transform]([reading.named(row) for row in rows], pairs)
+        yield from ((number, row, Counter()) for number, row in made)
+        yield from ((number, reason, Counter()) for reason, numbers in left.items() for number in numbers)
+        return
+    for number, row in enumerate(rows, start=1):
+        notes: Counter = Counter()
+        made = TRANSFORMS[transform](reading.named(row), notes, pairs) if transform else [reading.named(row)]
+        for each in [made or "other_form"] if isinstance(made or "", str) else made:
+            yield number, each, notes
 
 
 def normalise(row: Row, form: str, notes: Counter) -> tuple[Row, str | None]:

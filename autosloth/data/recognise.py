@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..errors import DataError
 from .normalise import Row, Turn, parsed, turns_in
+from .schemas import SCHEMAS, Schema, plain_name
+from .transforms import WHOLE, makes_rows
 
 Roles = dict[str, str]  # the role of a column -> the column
 
@@ -47,22 +52,68 @@ MEDIA_FILE = re.compile(r"(https?|data):|.*\.(png|jpe?g|gif|webp|bmp|tiff?|mp4|w
 IGNORE = "ignore"  # what `columns` says of a column that is to be left alone
 
 
-def recognise(rows: list[Row], mapping: Roles, name: str, road: Literal["sft", "dpo"] = "sft") -> tuple[str, Roles]:
-    """The form of rows and which column plays which role. `mapping` (column -> role) wins over the common names. Raises DataError.
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read: their form, the column of each role, what transforms them (a name in transforms.py) and what they could be read as too."""
 
-    >>> recognise([{"Question": "1 + 1?", "answer": "2"}], {}, "x")
-    ('prompt', {'prompt': 'Question', 'completion': 'answer'})
+    form: str
+    columns: Roles
+    schema: Schema | None = None
+    others: tuple[str, ...] = ()
+
+    def named(self, row: Row) -> Row:
+        """A row, its columns named by their roles."""
+        return {role: row.get(column) for role, column in self.columns.items()}
+
+
+def recognise(rows: list[Row], mapping: Roles, name: str, road: Literal["sft", "dpo"] = "sft") -> Reading:
+    """How these rows are to be read. `mapping` (column -> role) wins over known names. Raises DataError.
+
+    >>> recognise([{"Question": "1 + 1?", "answer": "2"}], {}, "x").columns
+    {'prompt': 'Question', 'completion': 'answer'}
     """
     columns = list(dict.fromkeys(column for row in rows for column in row))
     roles = column_roles(columns, mapping, name)
     if "messages" in roles and not any(turns_of(row, roles) for row in rows[:SAMPLE]):
         del roles["messages"]
-    if road == "sft" and not {"completion", "messages", "text"} & set(mapping.values()):
+    common, schema = fitting(roles, mapping, road), None
+    if not {role for role in mapping.values() if role != IGNORE}:
+        schema = known_schema(rows, columns, common, road)
+        if road == "sft" and schema is None and common is None and (pairs := known_schema(rows, columns, None, "dpo")):
+            raise preferences(name, pairs.columns.values())
+    if road == "sft" and schema is None and not {"completion", "messages", "text"} & set(mapping.values()):
         refuse_preferences(rows, roles, name)
-    form = fitting(roles, mapping, road)
-    if form is None:
+    found = schema or common
+    if found is None:
         raise not_recognised(rows, columns, roles, name, road)
-    return form
+    return replace(found, others=tuple(could_be(found, roles, common, road)))
+
+
+def known_schema(rows: list[Row], columns: list[str], common: Reading | None, road: str) -> Reading | None:
+    """The first schema of the table that these rows are of; None where common names tell more of their columns, or turns or pairs."""
+    if common and common.form in ("messages", "pair"):
+        return None
+    for schema in SCHEMAS:
+        found = schema.found_in(columns) if schema.road == road else None
+        if found is None or (common and len(schema.columns) < len(common.columns)):
+            continue
+        reading = Reading(schema.form, found, schema)
+        some = rows if schema.transform in WHOLE else rows[:SAMPLE]
+        if not rows or makes_rows(schema.transform, [reading.named(row) for row in some]):
+            return reading
+    return None
+
+
+def could_be(found: Reading, roles: Roles, common: Reading | None, road: str) -> Iterator[str]:
+    """What these columns could be read as besides, in columns that are not read so already."""
+    read, fits = (
+        set(found.columns.values()),
+        [needed for _, needed, _ in FORMS[road] if all(role in roles for role in needed)],
+    )
+    for needed in fits:
+        columns = [roles[role] for role in needed]
+        if not set(columns) <= read:
+            yield "/".join(columns)
 
 
 def turns_of(row: Row, roles: Roles) -> list[Turn]:
@@ -111,12 +162,7 @@ def media_refused(name: str, column: str) -> DataError:
     )
 
 
-def plain_name(column: str) -> str:
-    """A column's name without capitals, blanks and dashes."""
-    return re.sub(r"[\s-]+", "_", column.strip().lower())
-
-
-def fitting(roles: Roles, mapping: Roles, road: str) -> tuple[str, Roles] | None:
+def fitting(roles: Roles, mapping: Roles, road: str) -> Reading | None:
     """The first form whose needed roles are there, one with a mapped role before others, and the columns that it takes."""
     mapped = set(mapping.values())
     for form, needed, optional in sorted(FORMS[road], key=lambda entry: not mapped & set(entry[1])):
@@ -124,14 +170,14 @@ def fitting(roles: Roles, mapping: Roles, road: str) -> tuple[str, Roles] | None
             found = {role: roles[role] for role in (*needed, *optional) if role in roles}
             if found.get("input") == found.get("prompt"):
                 found.pop("input", None)
-            return form, found
+            return Reading(form, found)
     return None
 
 
 def recognise_columns(columns: list[str], mapping: Roles, name: str, road: str = "sft") -> None:
     """Raises DataError when no rows of these columns can be of a form that is known: `recognise`, before there are rows."""
     roles = column_roles(columns, mapping, name)
-    if fitting(roles, mapping, road) is None:
+    if fitting(roles, mapping, road) is None and known_schema([], columns, None, road) is None:
         raise not_recognised([], columns, roles, name, road)
 
 
@@ -166,30 +212,89 @@ def refuse_preferences(rows: list[Row], roles: Roles, name: str) -> None:
         )
     answered = any(turns[-1]["role"] == "assistant" for row in some if (turns := turns_of(row, roles)))
     if {"chosen", "rejected"} <= roles.keys() and not answered and "completion" not in roles:
-        raise DataError(
-            f"The rows of {name} are pairs of a better and a worse answer (`{roles['chosen']}`, `{roles['rejected']}`).",
-            f"AutoSloth-DPO takes them; to learn the better answers only, set `columns: {{{roles['chosen']}: completion}}`.",
-        )
+        raise preferences(name, (roles["chosen"], roles["rejected"]), f"; to learn the better answers only, set `columns: {{{roles['chosen']}: completion}}`")  # fmt: skip
+
+
+def preferences(name: str, columns: Iterable[str], besides: str = "") -> DataError:
+    """The error of rows that prefer one answer to another, given to a road that learns all answers."""
+    return DataError(
+        f"The rows of {name} are pairs of a better and a worse answer (`{'`, `'.join(columns)}`).",
+        f"AutoSloth-DPO takes them{besides}.",
+    )
 
 
 def not_recognised(rows: list[Row], columns: list[str], roles: Roles, name: str, road: str) -> DataError:
-    """The error of columns that make no form of this road."""
+    """The error of columns that make no form of this road, with what to set for these very columns."""
     what = f"The columns of {name} are not recognised: {', '.join(columns) or 'there are none'}."
     if "messages" in columns and "messages" not in roles and rows:
         example = str(rows[0].get("messages"))[:60]
         return DataError(
             f"`messages` of {name} holds no list of turns: {example}.", "Give turns such as {role: user, content: ...}."
         )
-    if road == "sft":
-        return DataError(
-            what,
-            "Use instruction/input/output, question/answer, prompt/completion, messages or text, or say what they mean, for example `columns: {frage: prompt, antwort: completion}`.",
-        )
-    todo = "Use prompt/chosen/rejected, or say what they mean, for example `columns: {frage: prompt, gut: chosen, schlecht: rejected}`."
-    if "label" in roles and {"completion", "messages"} & roles.keys():
-        return DataError(
-            f"The rows of {name} label single answers (as KTO takes them), and DPO learns from pairs.", todo
-        )
-    if "completion" in roles or "messages" in roles:
-        return DataError(f"The rows of {name} hold one answer each, and no pairs.", "AutoSloth-SFT takes them. " + todo)
+    guess = guessed(rows, columns, road)
+    todo = (
+        f"If it is so, set `columns: {guess}`; otherwise say so what they mean." if guess else f"Give {NEEDED[road]}."
+    )
+    if road == "dpo" and "label" in roles and {"completion", "messages"} & roles.keys():
+        what = f"The rows of {name} label single answers (as KTO takes them), and none of their prompts has a good and a bad one: DPO learns from pairs."
+        todo = f"Give {NEEDED[road]}, or prompts with answers of both labels."
+    elif road == "dpo" and not guess and {"completion", "messages"} & roles.keys():
+        what, todo = f"The rows of {name} hold one answer each, and no pairs.", f"AutoSloth-SFT takes them. {todo}"
     return DataError(what, todo)
+
+
+NEEDED = {
+    "sft": "a question and an answer in each row (question/answer, prompt/completion, messages), or a text",
+    "dpo": "a prompt, a better and a worse answer in each row (prompt/chosen/rejected)",
+}
+# Words in the names of columns that tell what they mean, in some languages.
+WORDS = {
+    "prompt": ("prompt", "quest", "ask", "quer", "custom", "user", "human", "input", "instruct", "problem", "request", "source", "title", "frage", "kunde", "pregunta", "client", "domanda", "before"),
+    "completion": ("complet", "answer", "repl", "respon", "agent", "assist", "output", "solut", "target", "bot", "antwort", "respuesta", "réponse", "reponse", "risposta", "result", "after"),
+    "chosen": ("chosen", "good", "better", "best", "win", "prefer", "accept", "positive", "gut", "besser", "up", "pos"),
+    "rejected": ("reject", "bad", "worse", "worst", "los", "dispref", "negative", "schlecht", "down", "neg"),
+}  # fmt: skip
+
+
+def guessed(rows: list[Row], columns: list[str], road: str) -> str | None:
+    """A line for `columns`, guessed from the names of the columns that hold texts and from how long these are; None where there are too few.
+
+    >>> guessed([{"id": 1, "customer": "Where is it?", "agent": "On its way to you."}], ["id", "customer", "agent"], "sft")
+    '{customer: prompt, agent: completion}'
+    """
+    lengths = {column: texts_of(rows, column) for column in columns}
+    free = [column for column in columns if lengths[column]] if rows else list(columns)
+    wanted = ["chosen", "rejected", "prompt"] if road == "dpo" else ["completion", "prompt"]
+    found: dict[str, str] = {}
+    for role in wanted:
+        named = [column for column in free if any(word in plain_name(column) for word in WORDS[role])]
+        if named:
+            found[role] = named[0]
+            free.remove(named[0])
+    free.sort(key=lambda column: lengths[column])
+    for role in wanted:  # of two texts the longer one is the answer more often
+        if role not in found and free:
+            found[role] = free.pop()
+    if road == "sft" and "prompt" not in found and "completion" in found:
+        found = {"text": found["completion"]}
+    if len(found) < len(wanted) and "text" not in found:
+        return None
+    order = [role for role in ("prompt", "completion", "chosen", "rejected", "text") if role in found]
+    return "{" + ", ".join(f"{written(found[role])}: {role}" for role in order) + "}"
+
+
+def texts_of(rows: list[Row], column: str) -> float:
+    """The mean length of a column's texts in characters; 0 where it holds none, or the same few over and over."""
+    texts = [text for row in rows[:SAMPLE] if isinstance(text := row.get(column), str) and text.strip()]
+    varied = len(set(texts)) > max(1, len(texts) / 10) or len(texts) < 3
+    return sum(map(len, texts)) / len(texts) if texts and varied and not numbers(texts) else 0.0
+
+
+def numbers(texts: list[str]) -> bool:
+    """Whether all of these texts are numbers."""
+    return all(re.fullmatch(r"[-+.,\d\s]+", text) for text in texts)
+
+
+def written(column: str) -> str:
+    """A column's name as YAML takes it."""
+    return column if re.fullmatch(r"[^\W\d]\w*", column) else json.dumps(column, ensure_ascii=False)

@@ -37,7 +37,7 @@ def local_inputs(run: Run) -> list[object]:
     "data",
     reads=(
         "model", "revision", "adapter", "chat_template", "thinking", "max_length", "dataset", "dataset_config", "split", "columns", "bad_rows",
-        "duplicates", "long_rows", "eval_split", "eval_fraction", "eval_rows", "seed",
+        "pairs", "duplicates", "long_rows", "eval_split", "eval_fraction", "eval_rows", "seed",
     ),
     inputs=local_inputs,
     result=lambda run: [file_hash(run.folder / name) for name in MADE if (run.folder / name).is_file()],
@@ -59,7 +59,7 @@ def prepare_data(run: Run) -> None:
     write_json(folder / "examples.json", found.examples)
     facts = describe(train, held_out, found, settings)
     run.record("data", **facts, fingerprint=fingerprint([file_hash(path) for path in sorted(folder.glob("*.parquet"))]))
-    report(facts, settings)
+    report(facts, settings, found)
     report_refusals(found)
 
 
@@ -158,17 +158,20 @@ def describe(train: list[Row], held_out: list[Row], found: Findings, settings: S
             "histogram": histogram(lengths, settings.max_length),
         },
         "form": found.form,
+        "schema": found.schema,
         "columns": found.columns,
         "revision": found.revision,
     }
 
 
-def report(facts: dict[str, Any], settings: Settings) -> None:
+def report(facts: dict[str, Any], settings: Settings, found: Findings) -> None:
     """Say what was recognised, kept, dropped and cut."""
     columns = ", ".join(
         f"{column} as {role}" if column != role else column for role, column in facts["columns"].items()
     )
-    say(f"data: {facts['read']} rows read as {facts['form']} ({columns})")
+    say(f"data: {facts['read']} rows read as {facts['schema'] or facts['form']} ({columns})")
+    for others in found.others:
+        say(f"data: {others} could be read too; if that is meant, say so with `columns`")
     say(f"data: {facts['train_rows']} to train on, {facts['eval_rows']} held out")
     if facts["unused"]:
         say(f"data: not used: {', '.join(facts['unused'])}")

@@ -161,7 +161,7 @@ def test_labels_have_their_names(tmp_path, tokenizer):
     "row, unused",
     [
         ({"text": "good", "label": 1, "note": None}, ["label"]),
-        ({"Question": "a", "Complex_CoT": "x", "Response": "b"}, ["Complex_CoT"]),
+        ({"Question": "a", "Remark": "x", "Response": "b"}, ["Remark"]),
         ({"messages": [{"role": "user", "content": "a", "mood": "glad"}, {"role": "assistant", "content": "b"}], "id": 3}, ["id", "turn key mood"]),
     ],
 )  # fmt: skip

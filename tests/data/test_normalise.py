@@ -55,7 +55,7 @@ PAIRS = {
 
 def pair_of(row):
     mapping = {"frage": "prompt", "gut": "chosen", "schlecht": "rejected"} if "frage" in row else {}
-    _, roles = recognise([row], mapping, "x", road="dpo")
+    roles = recognise([row], mapping, "x", road="dpo").columns
     return to_pair({role: row[column] for role, column in roles.items()}, Counter())
 
 
@@ -90,7 +90,7 @@ def test_a_pair_that_teaches_nothing_has_a_reason(row, reason):
         ({"prompt": "a", "completion": "b", "label": True}, "KTO", "prompt/chosen/rejected"),
         ({"instruction": "a", "output": "b"}, "one answer each", "AutoSloth-SFT takes them"),
         ({"messages": [USER, A]}, "one answer each", "AutoSloth-SFT takes them"),
-        ({"x": "a"}, "not recognised: x", "columns: {frage: prompt, gut: chosen"),
+        ({"x": "a"}, "not recognised: x", "prompt/chosen/rejected"),
     ],
 )
 def test_rows_that_are_no_pairs_are_refused_for_preference_training(row, what, todo):
@@ -106,7 +106,7 @@ pair_columns = st.sampled_from(["prompt", "instruction", "input", "messages", "c
 @hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_rows_become_pairs_or_have_a_named_fault(rows):
     try:
-        _, roles = recognise(rows, {}, "x", road="dpo")
+        roles = recognise(rows, {}, "x", road="dpo").columns
     except DataError as error:
         assert error.what.endswith(".") and error.todo.endswith(".")
         return
@@ -117,7 +117,7 @@ def test_any_rows_become_pairs_or_have_a_named_fault(rows):
 
 def test_pairs_of_a_real_file_are_recognised(real_data):
     rows = json.loads(real_data("dpo_en_demo.json").read_text())
-    _, roles = recognise(rows, {}, "x", road="dpo")
+    roles = recognise(rows, {}, "x", road="dpo").columns
     pairs = [to_pair({role: row[column] for role, column in roles.items()}, Counter()) for row in rows]
     assert len(pairs) == 300 and sum(fault_of_pair(pair) is None for pair in pairs) >= 295
     with pytest.raises(DataError, match="AutoSloth-DPO takes them"):

@@ -1,0 +1,323 @@
+"""What turns a row of a form from schemas.py into one of a common form.
+
+Each function takes a row, its columns named by what they mean, and gives the rows that it makes (mostly one), the name of
+the reason why it makes none, or None where it is no row of this form. Those of WHOLE take all rows at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from .normalise import Notes, Row, first_of, parsed, text_of
+
+Made = list[Row] | str | None
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ANSWER, SCORE, RANK = ("answer", "response", "text", "content", "completion"), ("overall_score", "score", "pm_score", "rating"), ("rank",)  # fmt: skip
+SPEAKERS = {"human": "user", "user": "user", "instruction": "user", "input": "user", "q": "user", "question": "user",
+            "assistant": "assistant", "response": "assistant", "output": "assistant", "gpt": "assistant", "bot": "assistant", "ai": "assistant", "a": "assistant", "answer": "assistant",
+            "system": "system", "function response": "tool"}  # fmt: skip
+NAMES = "|".join(sorted(SPEAKERS, key=len, reverse=True))
+# How a text tells who speaks: after hashes, in capitals, or at the beginning of a line.
+TRANSCRIPTS = (
+    re.compile(rf"###\s*({NAMES})\s*:", re.IGNORECASE),
+    re.compile(r"(?:^|(?<=[\s>]))(SYSTEM|USER|HUMAN|ASSISTANT|GPT|FUNCTION RESPONSE)\s*:"),
+    re.compile(r"^(System|User|Human|Assistant|Bot|AI|Question|Answer|Q|A)\s*:", re.MULTILINE),
+)
+ENDS = re.compile(r"\s*(<\|endoftext\|>|</s>|<\|im_end\|>)\s*\Z")
+
+
+def renamed(row: Row, notes: Notes, pairs: str) -> Made:
+    """The row as it is: only its columns have other names."""
+    return [row]
+
+
+def transcript(row: Row, notes: Notes, pairs: str) -> Made:
+    """A chat told in one text.
+
+    >>> made = transcript({"text": "### Human: Hi### Assistant: Hello</s>"}, Counter(), "best")
+    >>> [turn["content"] for turn in made[0]["messages"]]
+    ['Hi', 'Hello']
+    """
+    text = row.get("text")
+    for speakers in TRANSCRIPTS if isinstance(text, str) else ():
+        before, *parts = speakers.split(text)
+        said = [
+            (SPEAKERS[who.lower()], ENDS.sub("", what).strip())
+            for who, what in zip(parts[::2], parts[1::2], strict=True)
+        ]
+        roles = [role for role, _ in said]
+        if roles[:1] in (["user"], ["system"]) and "assistant" in roles and (not before.strip() or "###" in text):
+            turns = [{"role": "system", "content": before.strip()}] if before.strip() else []
+            for role, what in said:
+                if turns and turns[-1]["role"] == role == "user":
+                    turns[-1]["content"] += f"\n\n{what}"
+                elif what or role != "system":
+                    turns.append({"role": role, "content": what})
+            system = row.get("system")
+            system = re.sub(r"\A\s*SYSTEM:\s*", "", system) if isinstance(system, str) else system
+            return [{"messages": turns, "system": system}]
+    return None
+
+
+def alternating(row: Row, notes: Notes, pairs: str) -> Made:
+    """A chat as a list of texts, of which the user says the first."""
+    texts = parsed(row["texts"])
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        return None
+    return [{"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]}]
+
+
+def choices(row: Row, notes: Notes, pairs: str) -> Made:
+    """A question with what can be chosen, and the choice, by its number, its letter or its text.
+
+    >>> choices({"question": "1+1?", "choices": ["1", "2"], "answer": 1}, Counter(), "best")
+    [{'prompt': '1+1?\\n\\nA. 1\\nB. 2', 'completion': 'B. 2'}]
+    """
+    offered = parsed(row["choices"])
+    if isinstance(offered, list) and offered and all(isinstance(each, dict) for each in offered):
+        offered = {key: [each.get(key) for each in offered] for key in ("text", "label")}
+    texts = offered.get("text") if isinstance(offered, dict) else offered
+    labels = offered.get("label") if isinstance(offered, dict) else None
+    if (
+        not isinstance(texts, list)
+        or not 2 <= len(texts) <= len(LETTERS)
+        or not all(isinstance(text, (str, int, float)) for text in texts)
+    ):
+        return None
+    texts = [str(text) for text in texts]
+    labels = (
+        [str(label) for label in labels]
+        if isinstance(labels, list) and len(labels) == len(texts) and all(labels)
+        else list(LETTERS[: len(texts)])
+    )
+    given, right = row["answer"], None
+    if given in (None, "", -1):
+        return "no_answer"
+    if str(given).strip() in labels:
+        right = labels.index(str(given).strip())
+    elif isinstance(given, int) or str(given).strip().isdigit():
+        right = int(given)
+    elif str(given) in texts:
+        right = texts.index(str(given))
+    if right is None or not 0 <= right < len(texts):
+        return "answer_not_among_choices"
+    listed = "\n".join(f"{label}. {text}" for label, text in zip(labels, texts, strict=True))
+    return [{"prompt": f"{text_of(row['question'])}\n\n{listed}", "completion": f"{labels[right]}. {texts[right]}"}]
+
+
+def first_answer(row: Row, notes: Notes, pairs: str) -> Made:
+    """A question with several right answers, of which the first is learnt."""
+    answers = row["answers"]  # text is an answer itself
+    if isinstance(answers, dict):
+        answers = first_of(answers, ("text", "value", "answer_text"))
+        answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(answers, list) or not all(isinstance(each, str) for each in answers):
+        return None
+    notes["other_answers_not_used"] += len(set(answers)) > 1
+    return [
+        {name: value for name, value in row.items() if name != "answers"}
+        | {"completion": answers[0] if answers else ""}
+    ]
+
+
+def calls(row: Row, notes: Notes, pairs: str) -> Made:
+    """A question, the tools there are, and the calls that answer it, as JSON."""
+    made, tools = parsed(row["calls"]), parsed(row["tools"])
+    if isinstance(made, dict):
+        made = [made]
+    named = (
+        isinstance(made, list)
+        and made
+        and all(isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in made)
+    )
+    if not named or not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        return None
+    called = [
+        {"type": "function", "function": {"name": call["name"], "arguments": parsed(call["arguments"])}}
+        for call in made
+    ]
+    turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": "", "tool_calls": called}]
+    return [{"messages": turns, "tools": [as_function(tool) for tool in tools]}]
+
+
+def as_function(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as templates take it: a function with a JSON schema of its parameters."""
+    if "function" in tool:
+        return tool
+    parameters = tool.get("parameters") or {}
+    if isinstance(parameters, dict) and parameters.get("type") != "object":
+        tool = {**tool, "parameters": {"type": "object", "properties": parameters}}
+    return {"type": "function", "function": tool}
+
+
+def with_thought(row: Row, notes: Notes, pairs: str) -> Made:
+    """A question, what was thought about it, and the answer."""
+    thought = row["thought"]
+    if isinstance(thought, list):
+        thought = thought[0] if len(thought) == 1 else None
+    if thought is not None and not isinstance(thought, str):
+        return None
+    answer = {"role": "assistant", "content": row["completion"], "reasoning_content": thought}
+    return [{"messages": [{"role": "user", "content": row["prompt"]}, answer]}]
+
+
+def translation(row: Row, notes: Notes, pairs: str) -> Made:
+    """A text in two languages, by their codes: from the first into the second."""
+    said = parsed(row["translation"])
+    texts = [(code, text) for code, text in said.items() if isinstance(text, str)] if isinstance(said, dict) else []
+    if len(texts) < 2:
+        return None
+    notes["other_languages_not_used"] += len(texts) > 2
+    (source, text), (target, right) = texts[:2]
+    return [{"prompt": f"Translate from {source} to {target}:\n\n{text}", "completion": right}]
+
+
+def number_of(value: Any) -> float | None:
+    """A verdict as a number; None where it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return None if math.isnan(number) else number
+
+
+def pair(row: Row, first: bool | None) -> Made:
+    """The pair of two answers of which the first is better, or the second, or neither."""
+    if first is None:
+        return "no_preference"
+    chosen, rejected = (row["a"], row["b"]) if first else (row["b"], row["a"])
+    prompt = row.get("prompt")
+    if isinstance(prompt, dict):  # WebGPT's question has its text in a key
+        prompt = first_of(prompt, ("full_text", "text", "post", "article"))
+    return [({"prompt": prompt} if "prompt" in row else {}) | {"chosen": parsed(chosen), "rejected": parsed(rejected)} | ({"system": row["system"]} if "system" in row else {})]  # fmt: skip
+
+
+def by_number(row: Row, notes: Notes, pairs: str) -> Made:
+    """The better answer is the one of this number, from 0."""
+    number = number_of(row["verdict"])
+    return pair(row, {0: True, 1: False}.get(number))
+
+
+def first_if_true(row: Row, notes: Notes, pairs: str) -> Made:
+    """1 where the first answer is better, 0 where the second is."""
+    return pair(row, {1: True, 0: False}.get(number_of(row["verdict"])))
+
+
+def by_winner(row: Row, notes: Notes, pairs: str) -> Made:
+    """The winner by name (`model_a`, `a`) or by number from 1; ties have none."""
+    told = re.sub(r"^(model|response|answer|output|assistant|player)[_ ]?", "", str(row["verdict"]).strip().lower())
+    return pair(row, {"a": True, "1": True, "b": False, "2": False}.get(told))
+
+
+def by_sign(row: Row, notes: Notes, pairs: str) -> Made:
+    """Below 0 the first answer is better, above 0 the second."""
+    number = number_of(row["verdict"])
+    return pair(row, None if not number else number < 0)
+
+
+def by_scores(row: Row, notes: Notes, pairs: str) -> Made:
+    """The higher score is the better one's."""
+    one, other = number_of(row["a_wins"]), number_of(row["b_wins"])
+    return pair(row, None if one is None or other is None or one == other else one > other)
+
+
+def by_choice(row: Row, notes: Notes, pairs: str) -> Made:
+    """Two texts in a list, and the number of the better one."""
+    answers = parsed(row["answers"])
+    if not isinstance(answers, list) or len(answers) != 2:
+        return None
+    texts = [first_of(each, ANSWER) if isinstance(each, dict) else each for each in answers]
+    return by_number({**row, "a": texts[0], "b": texts[1]}, notes, pairs)
+
+
+def ranked(row: Row, notes: Notes, pairs: str) -> Made:
+    """Several answers with their ranks (1 is best) or scores: the best with the worst, or, with `pairs: all`, each with each that is worse."""
+    answers = parsed(row["answers"])
+    if not isinstance(answers, list) or not answers:
+        return None
+    if all(isinstance(each, dict) for each in answers):
+        marks = [(number_of(first_of(each, SCORE)), number_of(first_of(each, RANK))) for each in answers]
+        worth = [score if score is not None else -rank if rank is not None else None for score, rank in marks]
+        texts = [first_of(each, ANSWER) for each in answers]
+    else:
+        told, sign = (row["scores"], 1) if row.get("scores") is not None else (row.get("ranks"), -1)
+        told = parsed(told)
+        if not isinstance(told, list) or len(told) != len(answers):
+            return None
+        worth = [None if number_of(each) is None else sign * number_of(each) for each in told]
+        texts = answers
+    if any(each is None for each in worth):
+        return None
+    order = sorted(range(len(texts)), key=lambda i: -worth[i])
+    two = list(itertools.combinations(order, 2)) if pairs == "all" else [(order[0], order[-1])]
+    made = [each for a, b in two if worth[a] > worth[b] for each in pair({**row, "a": texts[a], "b": texts[b]}, True)]
+    return made or "no_preference"
+
+
+def tree(rows: list[Row], pairs: str) -> tuple[list[tuple[int, Row]], dict[str, list[int]]]:
+    """Chats from messages that name the one they reply to: from each beginning on, the best-ranked reply at each step; other branches are left out."""
+    replies: dict[Any, list[int]] = {}
+    known = {row["id"] for row in rows}
+    for i, row in enumerate(rows):
+        if not row.get("deleted"):
+            replies.setdefault(row["parent"] if row["parent"] in known else None, []).append(i)
+    chats, used = [], set()
+    for start in replies.get(None, []):
+        thread = [start]
+        while following := replies.get(rows[thread[-1]]["id"]):
+            thread.append(min(following, key=lambda i: (number_of(rows[i].get("rank")) is None, number_of(rows[i].get("rank")) or 0)))  # fmt: skip
+        used.update(thread)
+        chats.append((start + 1, {"messages": [{"role": rows[i]["role"], "content": rows[i]["text"]} for i in thread]}))
+    return chats, {"other_branch": [i + 1 for i in range(len(rows)) if i not in used]}
+
+
+def thumbs(rows: list[Row], pairs: str) -> tuple[list[tuple[int, Row]], dict[str, list[int]]]:
+    """Pairs from single answers that are marked good or bad, where a prompt has both; the others are left out."""
+    by_prompt: dict[str, dict[bool, list[int]]] = {}
+    for i, row in enumerate(rows):
+        key = json.dumps([row["prompt"], row.get("system")], sort_keys=True, default=str)
+        by_prompt.setdefault(key, {True: [], False: []})[is_good(row["label"])].append(i)
+    made, used = [], set()
+    for marked in by_prompt.values():
+        two = list(itertools.product(marked[True], marked[False]))
+        for good, bad in two if pairs == "all" else two[:1]:
+            used |= {good, bad}
+            made += [
+                (good + 1, each)
+                for each in pair({**rows[good], "a": rows[good]["completion"], "b": rows[bad]["completion"]}, True)
+            ]
+    return made, {"no_counterpart": [i + 1 for i in range(len(rows)) if i not in used]}
+
+
+def is_good(label: Any) -> bool:
+    """Whether a label marks an answer as good.
+
+    >>> [is_good(label) for label in (True, 1, "desirable", "good", False, "0", "undesirable")]
+    [True, True, True, True, False, False, False]
+    """
+    return str(label).strip().lower() in ("true", "1", "1.0", "good", "desirable", "yes", "up", "chosen")
+
+
+TRANSFORMS: dict[str, Callable[[Row, Notes, str], Made]] = {
+    each.__name__: each
+    for each in (renamed, transcript, alternating, choices, first_answer, calls, with_thought, translation,
+                 by_number, first_if_true, by_winner, by_sign, by_scores, by_choice, ranked)
+}  # fmt: skip
+WHOLE: dict[str, Callable[[list[Row], str], Any]] = {each.__name__: each for each in (tree, thumbs)}
+
+
+def makes_rows(transform: str, sample: list[Row]) -> bool:
+    """Whether rows of these columns are of the form: most of those that can be read make some."""
+    if transform == "tree":
+        return bool(tree(sample, "best")[0])
+    if transform == "thumbs":
+        labels = {str(row["label"]).strip().lower() for row in sample}
+        return labels <= {"true", "false", "0", "1", "0.0", "1.0", "desirable", "undesirable", "good", "bad"} and bool(thumbs(sample, "best")[0])
+    made = [TRANSFORMS[transform](row, Counter(), "best") for row in sample]
+    return sum(each is not None for each in made) > len(made) / 2 and any(isinstance(each, list) for each in made)
