@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from .data import FORMS_OF, Findings, load_rows, look_up, recognise_columns
+from .data import FORMS_OF, Findings, look_through, look_up, recognise_columns, refuse_full_disk
 from .errors import AutoSlothError, ModelError, StorageError
 from .export import refuse_unknown_architecture, size_in_bases
 from .fetch import is_offline
@@ -96,9 +96,10 @@ def check_storage(settings: Settings) -> None:
 
 
 def check_dataset(settings: Settings) -> None:
-    """Whether the dataset is there, recognised and enough to be split; of a Hub dataset no row is fetched. Raises DataError."""
+    """Whether the dataset is there, recognised and enough to be split; of a Hub dataset no row is fetched. Raises DataError, StorageError."""
     if not is_hub_id(settings.dataset):
-        load_rows(settings, Findings())
+        refuse_full_disk(settings)
+        look_through(settings, Findings())
     elif columns := look_up(settings):
         recognise_columns(columns, settings.columns, settings.dataset, FORMS_OF[settings.road])
 

@@ -384,8 +384,8 @@ def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inpu
 
 
 def chosen_settings(run: Run, names: Iterable[str]) -> dict[str, Any]:
-    """The settings of these names."""
-    return {name: getattr(run.settings, name) for name in names}
+    """The settings of these names, as far as this road has them."""
+    return {name: getattr(run.settings, name) for name in names if name in type(run.settings).model_fields}
 
 
 def file_sizes(run: Run, outputs: Iterable[str]) -> dict[str, int]:

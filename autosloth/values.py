@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from .errors import SettingsError
 
 ENVIRONMENT_PREFIX = "AUTOSLOTH_"
-DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".gz")
+DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md", ".zip", ".gz")
 OWN_VARIABLE = ENVIRONMENT_PREFIX + "CACHE"  # the only one that is no setting
 FILE_NAME = r"^$|^[A-Za-z0-9][A-Za-z0-9._-]{0,94}$"
 REPOSITORY = r"^$|^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]{0,94}$"

@@ -3,20 +3,21 @@
 What is left is tokenised, labelled, shown and written as the trainer takes it.
 """
 
-from .clean import FORMS_OF, Findings, load_rows
+from .clean import FORMS_OF, Findings, look_through
 from .encode import IGNORED
 from .load import look_up
 from .preview import show_preview
 from .recognise import recognise_columns
-from .stage import prepare_data
+from .stage import prepare_data, refuse_full_disk
 
 __all__ = [
     "FORMS_OF",
     "IGNORED",
     "Findings",
-    "load_rows",
+    "look_through",
     "look_up",
     "prepare_data",
     "recognise_columns",
+    "refuse_full_disk",
     "show_preview",
 ]

@@ -6,9 +6,10 @@ Every row ends as one of: learnt as it stands, changed and counted by name, drop
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ..demo import dpo_rows, sft_rows
@@ -17,10 +18,11 @@ from ..output import say
 from ..settings import Settings
 from .load import load_raw
 from .normalise import TURN_KEY, UNUSABLE, Row, fault, fault_of_pair, repair, to_chat, to_pair, unknown_role
-from .recognise import Reading, recognise, refuse_media, unused_columns
+from .recognise import Reading, recognise, refuse_media
 from .transforms import TRANSFORMS, WHOLE
 
 FORMS_OF = {"sft": "sft", "dpo": "dpo", "spin": "sft"}  # the forms of rows that a road takes
+LOOKED_AT = 1000  # rows that tell the form
 MAX_LISTED = 5  # row numbers in a message
 EXAMPLE = 300  # characters of a row that is shown
 SAID_IN = ("messages", "text", "tools", "prompt", "chosen", "rejected")  # what makes a row another one
@@ -37,9 +39,8 @@ class Findings:
     noted: Counter = field(
         default_factory=Counter
     )  # rows, or answers, that are learnt as they stand, and a reader should know of
-    refused: dict[str, list[int]] = field(
-        default_factory=dict
-    )  # what the chat template says against rows, and their numbers
+    refused: Counter = field(default_factory=Counter)  # rows by what the chat template says against them
+    refused_rows: dict[str, list[int]] = field(default_factory=dict)  # and the numbers of the first ones
     examples: dict[str, str] = field(
         default_factory=dict
     )  # a row that was changed or dropped, by the name of what was done
@@ -52,6 +53,7 @@ class Findings:
     others: tuple[str, ...] = ()  # columns that could have been read instead
     columns: dict[str, str] = field(default_factory=dict)
     revision: str | None = None
+    usable: int = 0  # rows that could be learnt from, were they shown whole and short enough
 
     def example(self, name: str, row: object) -> None:
         """Keep the row as the example of what was done, if it is the first."""
@@ -65,40 +67,53 @@ def shortened(row: object) -> str:
     return text if len(text) <= EXAMPLE else text[:EXAMPLE] + " ..."
 
 
-def as_they_are(rows: list[Row]) -> list[Row]:
-    """All of the rows: what is done to them before some are held out, where nothing is."""
-    return rows
-
-
-def load_rows(
-    settings: Settings, found: Findings, encode: Callable[[list[Row]], list[Row]] = as_they_are
-) -> tuple[list[Row], list[Row]]:
-    """Rows to train on and rows held out, as chats or, for DPO, pairs; none is in both, nor the prompt of a pair. Raises DataError.
-
-    encode: what makes the rows ready and leaves out those that do not fit; only of those that are left some are held out.
-    """
+def streams(settings: Settings, found: Findings) -> tuple[Iterator[Row], Iterator[Row] | None]:
+    """The usable rows, one at a time: those of `split`, and those to measure with where they are given apart. Raises DataError as they are read."""
     if settings.dataset == "demo":
-        train, held_out = (encode(usable(rows, "demo", settings, found)) for rows in demo_rows(settings.road))
-        return without_held_out(train, held_out, found), held_out
+        train, held_out = demo_rows(settings.road)
+        return usable(train, "demo", settings, found), usable(held_out, "demo", settings, found)
     rows, found.revision = load_raw(settings, settings.split)
     train = usable(rows, settings.dataset, settings, found)
-    if len(train) < 2 and not settings.eval_split:
+    if not settings.eval_split:
+        return train, None
+    rows, _ = load_raw(settings, settings.eval_split)
+    return train, usable(rows, f"{settings.dataset} (eval_split)", settings, found)
+
+
+def refuse_single(found: Findings, settings: Settings) -> None:
+    """Raises DataError where so few rows are usable that none could be held out of them."""
+    if found.usable < 2 and settings.dataset != "demo" and not settings.eval_split:
         todo = "Give at least two that differ: one is held out to measure with."
-        raise DataError(f"The dataset {settings.dataset} has only {len(train)} usable row.", todo)
-    train = encode(train)
-    if settings.eval_split:
-        rows, _ = load_raw(settings, settings.eval_split)
-        held_out = encode(usable(rows, f"{settings.dataset} (eval_split)", settings, found))
-        keep, _ = draw(len(held_out), min(settings.eval_rows, len(held_out)), settings.seed)
-        found.dropped["more_than_eval_rows"] += len(held_out) - len(keep)
-        held_out = [held_out[i] for i in keep]
-    elif len(train) < 2:
-        held_out = []
-    else:
+        raise DataError(f"The dataset {settings.dataset} has only {found.usable} usable row.", todo)
+
+
+def draw_parts(
+    train: list[bytes], held_out: list[bytes] | None, settings: Settings, found: Findings
+) -> tuple[list[int], list[int]]:
+    """Which rows are trained on and which are held out, by their keys (`measured_by`): none is in both. held_out: rows given apart, if there are some."""
+    if held_out is None:
+        if len(train) < 2:
+            return list(range(len(train))), []
         size = max(1, min(settings.eval_rows, round(len(train) * settings.eval_fraction)))
         taken, left = draw(len(train), size, settings.seed)
-        train, held_out = [train[i] for i in left], [train[i] for i in taken]
-    return without_held_out(train, held_out, found), held_out
+        keys = [train[i] for i in taken]
+    else:
+        most = len(held_out) if settings.dataset == "demo" else settings.eval_rows
+        taken, _ = draw(len(held_out), min(most, len(held_out)), settings.seed)
+        found.dropped["more_than_eval_rows"] += len(held_out) - len(taken)
+        keys, left = [held_out[i] for i in taken], range(len(train))
+    measured = set(keys)
+    kept = [i for i in left if train[i] not in measured]
+    found.dropped["also_held_out"] += len(left) - len(kept)
+    return kept, taken
+
+
+def look_through(settings: Settings, found: Findings) -> None:
+    """Read all rows as `streams` gives them, keeping none. Raises DataError."""
+    for rows in streams(settings, found):
+        for _ in rows or ():
+            pass
+    refuse_single(found, settings)
 
 
 def demo_rows(road: str) -> tuple[list[Row], list[Row]]:
@@ -106,55 +121,109 @@ def demo_rows(road: str) -> tuple[list[Row], list[Row]]:
     return dpo_rows() if road == "dpo" else sft_rows()
 
 
-def usable(rows: list[Row], name: str, settings: Settings, found: Findings) -> list[Row]:
+def usable(rows: Iterable[Row], name: str, settings: Settings, found: Findings) -> Iterator[Row]:
     """The rows as chats or pairs, without those that nothing can be learnt from and those that stand there already; all counted. Raises DataError."""
-    if not rows:
+    rows = iter(rows)
+    first = list(itertools.islice(rows, LOOKED_AT))
+    if not first:
         raise DataError(f"The dataset {name} is empty.", "Give one with at least two rows.")
-    reading = recognise(rows, settings.columns, name, FORMS_OF[settings.road])
+    reading = recognise(first, settings.columns, name, FORMS_OF[settings.road])
     found.form, found.columns = reading.form, reading.columns
     found.schema, found.others = reading.schema and reading.schema.name, reading.others
-    refuse_media(rows, found.columns, settings.columns, name)
-    found.unused += [column for column in unused_columns(rows, found.columns) if column not in found.unused]
-    good, wrong, count = [], {}, 0
-    for number, row, notes in made_of(rows, reading, settings):
-        count += 1
+    wrong, columns, seen = Wrong(), Columns(reading.columns, settings.columns, name), set()
+    good = made = 0
+    for number, raw, row, notes in made_of(columns.watched(itertools.chain(first, rows)), reading, settings):
+        made += 1
         normalised, reason = (row, row) if isinstance(row, str) else normalise(row, reading.form, notes)
         if reason:
-            name_of = f" `{unknown_role(normalised)}`" if reason == "unknown_role" else ""
-            wrong.setdefault((reason, name_of), []).append(number)
-            found.example(reason, rows[number - 1])
+            wrong.add(reason, number, unknown_role(normalised) if reason == "unknown_role" else None)
+            found.example(reason, raw)
             continue
-        good.append(normalised | {"number": number})
+        good += 1
         if notes:
-            count_notes(notes, rows[number - 1], found)
-    found.read += count
-    if count != len(rows):
-        say(f"data: {len(rows)} rows of {name} make {count}")
-    for (reason, _), numbers in wrong.items():
-        found.dropped[reason] += len(numbers)
-    if wrong and (settings.bad_rows == "refuse" or not good):
+            count_notes(notes, raw, found)
+        if settings.duplicates == "drop" and is_again(normalised, seen):
+            found.dropped["duplicate"] += 1
+            continue
+        found.usable += 1
+        yield normalised | {"number": number}
+    found.read += made
+    found.unused = [*dict.fromkeys([*columns.unused, *found.unused])]
+    if made != columns.rows:
+        say(f"data: {columns.rows} rows of {name} make {made}")
+    found.dropped.update(wrong.counts())
+    if wrong.numbers and (settings.bad_rows == "refuse" or not good):
         todo = "Correct them" + (
             ", or set `bad_rows: drop`." if good else ", or say with `columns` what the columns mean."
         )
-        raise DataError(f"Of the {len(rows)} rows of {name}, {', '.join(listed(wrong))}.", todo)
-    for line in listed(wrong):
-        say(f"data: of {len(rows)} rows, {line}: dropped")
-    return without_duplicates(good, found) if settings.duplicates == "drop" else good
+        raise DataError(f"Of the {columns.rows} rows of {name}, {', '.join(wrong.listed())}.", todo)
+    for line in wrong.listed():
+        say(f"data: of {columns.rows} rows, {line}: dropped")
 
 
-def made_of(rows: list[Row], reading: Reading, settings: Settings) -> Iterator[tuple[int, Row | str, Counter]]:
-    """What the rows make, their columns named by their roles: the number of the row, what it makes or why it makes nothing, and what was changed."""
+def made_of(rows: Iterable[Row], reading: Reading, settings: Settings) -> Iterator[tuple[int, Row, Row | str, Counter]]:
+    """What the rows make: the number of the row, the row, what it makes, its columns named by their roles, or why it makes nothing, and what was changed."""
     transform, pairs = reading.schema and reading.schema.transform, getattr(settings, "pairs", "best")
     if transform in WHOLE:
-        made, left = WHOLE[transform]([reading.named(row) for row in rows], pairs)
-        yield from ((number, row, Counter()) for number, row in made)
-        yield from ((number, reason, Counter()) for reason, numbers in left.items() for number in numbers)
+        every = list(rows)
+        made, left = WHOLE[transform]([reading.named(row) for row in every], pairs)
+        yield from ((number, every[number - 1], row, Counter()) for number, row in made)
+        yield from ((i, every[i - 1], reason, Counter()) for reason, numbers in left.items() for i in numbers)
         return
     for number, row in enumerate(rows, start=1):
         notes: Counter = Counter()
         made = TRANSFORMS[transform](reading.named(row), notes, pairs) if transform else [reading.named(row)]
         for each in [made or "other_form"] if isinstance(made or "", str) else made:
-            yield number, each, notes
+            yield number, row, each, notes
+
+
+class Wrong:
+    """The rows that nothing can be learnt from: how many by reason, and the numbers of the first ones."""
+
+    def __init__(self):
+        self.numbers: dict[tuple[str, str], list[int]] = {}
+        self.count: Counter = Counter()
+
+    def add(self, reason: str, number: int, named: str | None = None) -> None:
+        """One more row; named: what is to be named of it."""
+        key = (reason, "" if named is None else f" `{named}`")
+        self.count[key] += 1
+        if self.count[key] <= MAX_LISTED + 1:
+            self.numbers.setdefault(key, []).append(number)
+
+    def counts(self) -> Counter:
+        """How many by reason."""
+        counts: Counter = Counter()
+        for (reason, _), count in self.count.items():
+            counts[reason] += count
+        return counts
+
+    def listed(self) -> list[str]:
+        """How many and why, with the first rows.
+
+        >>> wrong = Wrong()
+        >>> wrong.add("empty_answer", 2)
+        >>> wrong.listed()
+        ['1 with an empty answer (rows 2)']
+        """
+        return [f"{self.count[key]} {UNUSABLE[key[0]]}{key[1]} ({numbered(numbers)})" for key, numbers in self.numbers.items()]  # fmt: skip
+
+
+class Columns:
+    """Watches the rows go by: how many they are, and which columns that nothing reads hold something."""
+
+    def __init__(self, roles: dict[str, str], mapping: dict[str, str], name: str):
+        self.read, self.mapping, self.name = set(roles.values()), mapping, name
+        self.rows, self.unused = 0, {}
+
+    def watched(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The same rows. Raises DataError for one that comes with a picture, a sound or a video."""
+        for self.rows, row in enumerate(rows, start=1):
+            for column in [column for column in row if column not in self.read]:
+                refuse_media(column, row[column], self.mapping, self.name)
+                if column not in self.unused and row[column] not in (None, ""):
+                    self.unused[column] = None
+            yield row
 
 
 def normalise(row: Row, form: str, notes: Counter) -> tuple[Row, str | None]:
@@ -177,22 +246,12 @@ def count_notes(notes: Counter, row: Row, found: Findings) -> None:
             found.example(name, row)
 
 
-def without_duplicates(chats: list[Row], found: Findings) -> list[Row]:
-    """Each chat once, where it stands first; the others are counted."""
-    distinct: dict[bytes, Row] = {}
-    for chat in chats:
-        distinct.setdefault(identity(chat), chat)
-    found.dropped["duplicate"] += len(chats) - len(distinct)
-    return list(distinct.values())
-
-
-def listed(wrong: dict[tuple[str, str], list[int]]) -> list[str]:
-    """How many rows are unusable and why, with what is named in them and the numbers of the first ones.
-
-    >>> listed({("empty_answer", ""): [2, 4]})
-    ['2 with an empty answer (rows 2, 4)']
-    """
-    return [f"{len(numbers)} {UNUSABLE[reason]}{named} ({numbered(numbers)})" for (reason, named), numbers in wrong.items()]  # fmt: skip
+def is_again(chat: Row, seen: set[bytes]) -> bool:
+    """Whether a chat or a pair has been seen before; it is remembered."""
+    key = identity(chat)
+    again = key in seen
+    seen.add(key)
+    return again
 
 
 def numbered(numbers: list[int]) -> str:
@@ -218,13 +277,6 @@ def draw(count: int, size: int, seed: int) -> tuple[list[int], list[int]]:
     return sorted(shuffled[:size]), sorted(shuffled[size:])
 
 
-def without_held_out(train: list[Row], held_out: list[Row], found: Findings) -> list[Row]:
-    """The rows to train on that are not among those held out, nor pairs for the same prompt; the others are counted."""
-
-    def measured_by(row: Row) -> bytes:
-        return identity({"prompt": row["prompt"]} if "prompt" in row else row)
-
-    measured = {measured_by(row) for row in held_out}
-    kept = [row for row in train if measured_by(row) not in measured]
-    found.dropped["also_held_out"] += len(train) - len(kept)
-    return kept
+def measured_by(row: Row) -> bytes:
+    """What must not be in both parts: a chat, or the prompt of a pair."""
+    return identity({"prompt": row["prompt"]} if "prompt" in row else row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from collections import Counter
@@ -14,7 +15,7 @@ from ..errors import ModelError
 from ..fetch import first_lines
 from ..models import opening
 from ..settings import Settings
-from .clean import SAID_IN, Findings
+from .clean import MAX_LISTED, SAID_IN, Findings
 from .layout import THOUGHT_END, Layout, Template
 from .normalise import Row, Turn
 
@@ -24,16 +25,14 @@ OWN_THOUGHT = re.compile(r"\A\s*(<think>)?.*?</think>\s*", re.DOTALL)
 
 
 def encode_rows(
-    tokenizer: Any, rows: list[Row], settings: Settings, found: Findings, embeddings: int | None = None
-) -> list[Row]:
+    tokenizer: Any, rows: Iterable[Row], settings: Settings, found: Findings, embeddings: int | None = None
+) -> Iterator[Row]:
     """Each row with its `text`, `input_ids` and `labels` (IGNORED where nothing is learnt); rows that do not fit are left out and counted.
 
     embeddings: for how many ids the model has some, if that is known.
     """
-    kept, template = [], Template(tokenizer)
-    batches = (
-        render_rows(template, rows[start : start + BATCH], settings, found) for start in range(0, len(rows), BATCH)
-    )
+    template = Template(tokenizer)
+    batches = (render_rows(template, batch, settings, found) for batch in batches_of(rows))
     for rendered, encodings in one_ahead(
         lambda batch: (batch, tokenize(tokenizer, [text for _, text, _ in batch])), batches
     ):
@@ -41,8 +40,14 @@ def encode_rows(
             if beyond(encoded.ids, embeddings):
                 drop("token_beyond_embeddings", row, found)
             elif labelled := cut_and_label(encoded, spans, len(text), settings, found):
-                kept.append(row | {"text": text} | labelled)
-    return kept
+                yield row | {"text": text} | labelled
+
+
+def batches_of(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """The rows, BATCH at a time."""
+    rows = iter(rows)
+    while batch := list(itertools.islice(rows, BATCH)):
+        yield batch
 
 
 def one_ahead(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
@@ -90,7 +95,10 @@ def drop(reason: str, row: Row, found: Findings) -> None:
 def refuse(row: Row, error: ModelError, found: Findings) -> None:
     """Count a row that the chat template refuses, by what the template says."""
     drop("refused_by_template", row, found)
-    found.refused.setdefault(first_lines(error.__context__ or error), []).append(row.get("number", 0))
+    reason = first_lines(error.__context__ or error)
+    found.refused[reason] += 1
+    if found.refused[reason] <= MAX_LISTED + 1:
+        found.refused_rows.setdefault(reason, []).append(row.get("number", 0))
 
 
 def note(names: Counter, row: Row, found: Findings) -> None:

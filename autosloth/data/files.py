@@ -1,15 +1,18 @@
-"""Data files: which files a path means (a file, a folder, an archive), and the rows in each."""
+"""Data files: which files a path means (a file, a folder, an archive), and the rows in each, one at a time."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -17,18 +20,28 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import DataError
 from ..fetch import first_lines
+from ..hardware import GB
 from ..values import DATA_SUFFIXES
 from .normalise import Row
 
 # What `datasets` writes beside its Arrow files, and what macOS puts into archives.
 NO_DATA = re.compile(r"(^|/)(\..*|__MACOSX/.*|dataset_infos?\.json|dataset_dict\.json|state\.json)$")
+# How a JSON document begins that holds splits: {"train": [...], "test": [...]}.
+WITH_SPLITS = re.compile(rb'\A(\xef\xbb\xbf)?\s*\{\s*"(train|test|validation|valid|dev|val|eval)"\s*:\s*\[')
+BATCH = 1000  # rows of a table that are in memory at once
+JSON_GROWS = 8  # times its size that a JSON document takes in memory, at most
+PROSE = (".txt", ".md")
+PASSAGE = 4000  # characters: about 1000 tokens
+PACKED = 8  # times its size that a gzipped file may unpack to, as texts do
 
 
 class Source(NamedTuple):
-    """One data file: its name as the user knows it, and how to open it."""
+    """One data file: its name as the user knows it, how to open it, its form (`.csv`), and its size in bytes, unpacked."""
 
     name: str
     open: Callable[[], BinaryIO]
+    form: str
+    size: int = 0
 
 
 def sources_of(path: Path, name: str) -> list[Source]:
@@ -44,26 +57,46 @@ def sources_of(path: Path, name: str) -> list[Source]:
         raise DataError(f"The dataset file {name} does not exist.", "Check the path, or upload the file first.")
     if not found:
         raise DataError(what, f"Give files that end in {', '.join(DATA_SUFFIXES)}.")
-    return found
+    return [source for source in found if source.form not in PROSE] or found  # a README lies beside many a dataset
 
 
 def sources_in(path: Path, name: str) -> list[Source]:
-    """The data files in one file: itself, or the members of a zip archive; none when its name tells no form."""
-    if NO_DATA.search(name):
+    """The data files in one file: itself, the members of a zip archive, or the splits of a JSON document; none when its name tells no form."""
+    form = suffix_of(name)
+    if NO_DATA.search(name) or not (form or name.lower().endswith(".zip")):
         return []
-    if name.lower().endswith(".zip"):
+    if form is None:
         with archive_errors(name), zipfile.ZipFile(path) as archive:
-            members = sorted(
-                member for member in archive.namelist() if suffix_of(member) and not NO_DATA.search(member)
-            )
-        return [Source(member, partial(open_member, path, member)) for member in members]
-    return [Source(name, partial(open, path, "rb"))] if suffix_of(name) else []
+            members = {member.filename: member.file_size for member in archive.infolist()}
+        data = sorted(member for member in members if suffix_of(member) and not NO_DATA.search(member))
+        return [Source(each, partial(open_member, path, each), suffix_of(each), members[each]) for each in data]
+    size = path.stat().st_size
+    if name.lower().endswith(".gz"):
+        return [Source(name, partial(gzip.open, path, "rb"), form, size * PACKED)]
+    whole = Source(name, partial(open, path, "rb"), form, size)
+    return splits_in(whole) if form == ".json" else [whole]
+
+
+def splits_in(source: Source) -> list[Source]:
+    """The splits of a JSON document that holds some, each as a file of its own; else the document."""
+    with source.open() as file:
+        if not WITH_SPLITS.match(file.read(200)):
+            return [source]
+    try:
+        content = json.loads(whole_text(source))
+    except (ValueError, RecursionError):
+        return [source]  # reading it tells what is wrong
+    if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in content.values()):
+        return [source]
+    return [
+        Source(f"{source.name} ({split})", partial(io.BytesIO, json.dumps(rows).encode()), ".json", source.size)
+        for split, rows in content.items()
+    ]
 
 
 def open_member(archive: Path, member: str) -> BinaryIO:
-    """A member of a zip archive, unpacked in memory."""
-    with zipfile.ZipFile(archive) as opened:
-        return io.BytesIO(opened.read(member))
+    """A member of a zip archive, unpacked as it is read."""
+    return zipfile.ZipFile(archive).open(member)
 
 
 def suffix_of(name: str) -> str | None:
@@ -78,15 +111,17 @@ def suffix_of(name: str) -> str | None:
 
 def read_source(source: Source) -> Iterator[Row]:
     """The rows of one data file. Raises DataError."""
-    with archive_errors(source.name), source.open() as file:
-        data = gzip.decompress(file.read()) if source.name.lower().endswith(".gz") else file.read()
-    if not data.strip():
-        raise DataError(f"The dataset file {source.name} is empty.", "Give one with at least two rows.")
-    for number, row in enumerate(READERS[suffix_of(source.name)](source.name, data), start=1):
-        if not isinstance(row, dict):
-            what = f"Row {number} of {source.name} is {json.dumps(row)[:60]}, and no record with named columns."
-            raise DataError(what, 'Write each row as {"question": "...", "answer": "..."}.')
-        yield row
+    with archive_errors(source.name):
+        for number, row in enumerate(READERS[source.form](source), start=1):
+            if not isinstance(row, dict):
+                what = f"Row {number} of {source.name} is {json.dumps(row)[:60]}, and no record with named columns."
+                raise DataError(what, 'Write each row as {"question": "...", "answer": "..."}.')
+            yield row
+
+
+def empty(name: str) -> DataError:
+    """The error of a file in which nothing stands."""
+    return DataError(f"The dataset file {name} is empty.", "Give one with at least two rows.")
 
 
 @contextlib.contextmanager
@@ -94,51 +129,103 @@ def archive_errors(name: str) -> Iterator[None]:
     """Turn what zipfile and gzip say of a bad archive into a DataError."""
     try:
         yield
-    except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         what = f"The archive {name} cannot be unpacked ({first_lines(error)})."
         raise DataError(what, "Pack the files again without a password, or give them unpacked.") from None
 
 
-def text_in(name: str, data: bytes) -> str:
-    """Text in UTF-8, or in what its byte-order mark says. Raises DataError with the line of the first byte that is none."""
-    marks = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-    encoding = next((marks[mark] for mark in marks if data.startswith(mark)), "utf-8-sig")
+def lines_of(source: Source) -> Iterator[str]:
+    """The lines of a text in UTF-8, or in what its byte-order mark says, with their ends. Raises DataError with the line of the first byte that is none."""
+    with source.open() as file:
+        start = file.read(4)
+        wide = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
+        if wide:
+            yield from io.StringIO(decoded(source.name, start + file.read(), wide, 1))
+            return
+        first = (start if start.endswith(b"\n") else start + file.readline()).removeprefix(codecs.BOM_UTF8)
+        if first.rstrip(b"\r\n").find(b"\r") >= 0:  # as old Macs end their lines
+            first = first + file.read()
+            first = first.replace(b"\r", b"\n") if b"\n" not in first else first
+            yield from io.StringIO(decoded(source.name, first, "utf-8", 1))
+            return
+        if first[:200].lstrip().lower().startswith((b"<!doctype", b"<html")):
+            raise DataError(f"{source.name} is a web page, not a data file.", "Give the address of the file itself.")
+        for number, line in enumerate(itertools.chain(io.BytesIO(first), file), start=1):
+            yield decoded(source.name, line, "utf-8", number)
+
+
+# Longer marks first: that of UTF-32 begins with that of UTF-16.
+MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+
+
+def decoded(name: str, data: bytes, encoding: str, line: int) -> str:
+    """Bytes as text, which begins at this line of the file. Raises DataError."""
     try:
-        text = data.decode(encoding)
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        at = line + data.count(b"\n", 0, error.start)
         raise DataError(
-            f"{name} is no text in {encoding.removesuffix('-sig').upper()}: line {line} holds the byte 0x{data[error.start]:02X}.",
+            f"{name} is no text in {encoding.upper()}: line {at} holds the byte 0x{data[error.start]:02X}.",
             "Save it as UTF-8 (in Excel: CSV UTF-8).",
         ) from None
-    if text[:200].lstrip().lower().startswith(("<!doctype", "<html")):
-        raise DataError(f"{name} is a web page, not a data file.", "Give the address of the file itself.")
-    return text
 
 
-def read_lines(name: str, data: bytes) -> Iterator[Any]:
+def whole_text(source: Source) -> str:
+    """All of a text at once. Raises DataError when that would not fit into the memory."""
+    import psutil
+
+    free, needed = psutil.virtual_memory().available, source.size * JSON_GROWS
+    if needed > free:
+        raise DataError(
+            f"{source.name} is one JSON document of {source.size / GB:.1f} GB, which is read as a whole and takes up to {needed / GB:.0f} GB of memory; {free / GB:.1f} GB are free.",
+            "Write its rows as JSON Lines or Parquet, which are read row by row.",
+        )
+    return "".join(lines_of(source))
+
+
+def read_lines(source: Source) -> Iterator[Any]:
     """The values of a JSON Lines file. Raises DataError with the number of a broken line."""
-    for number, line in enumerate(io.StringIO(text_in(name, data)), start=1):
+    blank = True
+    for number, line in enumerate(lines_of(source), start=1):
         if line.strip():
+            blank = False
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise broken(name, number, error) from None
+                raise broken(source.name, number, error) from None
+    if blank:
+        raise empty(source.name)
 
 
-def read_json(name: str, data: bytes) -> list[Any]:
+def read_json(source: Source) -> Iterator[Any]:
     """The values of a JSON file: a list of rows, JSON Lines after all, or one of the wrappings that tools write. Raises DataError."""
-    text = text_in(name, data)
+    text = whole_text(source)
+    if not text.strip():
+        raise empty(source.name)
     try:
-        return unwrapped(name, json.loads(text))
+        yield from unwrapped(source.name, json.loads(text))
     except RecursionError as error:
-        raise broken(name, 1, error) from None
+        raise broken(source.name, 1, error) from None
     except json.JSONDecodeError as error:
         first = text.lstrip().partition("\n")[0].strip()
         with contextlib.suppress(ValueError):
             if isinstance(json.loads(first), dict):
-                return list(read_lines(name, data))
-        raise broken(name, error.lineno, error) from None
+                yield from read_lines(source)
+                return
+        raise broken(source.name, error.lineno, error) from None
+
+
+def read_text(source: Source) -> Iterator[Row]:
+    """A plain text as passages of whole paragraphs, of at most PASSAGE characters where the paragraphs allow it."""
+    passage = ""
+    for paragraph in re.split(r"(?<=\n)[ \t\r]*\n(?=\s*\S)", whole_text(source)):
+        if passage and len(passage) + len(paragraph) > PASSAGE:
+            yield {"text": passage.strip("\r\n")}
+            passage = ""
+        passage += ("\n" if passage else "") + paragraph
+    if not passage.strip():
+        raise empty(source.name)
+    yield {"text": passage.strip("\r\n")}
 
 
 def broken(name: str, line: int, error: Exception) -> DataError:
@@ -177,20 +264,21 @@ def unwrapped(name: str, content: Any) -> list[Any]:
 ROW_KEYS = {"messages", "conversations", "chosen"}  # lists that belong to one row
 
 
-def read_csv(name: str, data: bytes, delimiter: str | None = None) -> Iterator[Row]:
-    """The rows of a CSV file, every cell as the text that stands there; the header tells the delimiter. Raises DataError.
+def read_csv(source: Source) -> Iterator[Row]:
+    """The rows of a table in text, every cell as the text that stands there; the header tells the delimiter. Raises DataError.
 
-    A quote that does not end where its cell ends would swallow rows without a word, so it is refused. With tabs
-    (`delimiter` given, as in TSV) quotes are text.
+    A quote that does not end where its cell ends would swallow rows without a word, so it is refused. With tabs, as in TSV,
+    quotes are text.
     """
-    text = text_in(name, data)
-    if "\n" not in text:  # as old Macs end their lines
-        text = text.replace("\r", "\n")
+    name, lines = source.name, lines_of(source)
+    header, quoting, delimiter = next(lines, ""), csv.QUOTE_NONE, "\t"
+    if not header.strip():
+        raise empty(name)
+    if source.form == ".csv":
+        quoting = csv.QUOTE_MINIMAL
+        delimiter = max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    header = text.partition("\n")[0]
-    quoting = csv.QUOTE_MINIMAL if delimiter is None else csv.QUOTE_NONE
-    delimiter = delimiter or max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(itertools.chain([header], lines), delimiter=delimiter, quoting=quoting, strict=True)
     begun = 1
     try:
         columns, begun = next(reader), reader.line_num + 1
@@ -212,25 +300,33 @@ def read_csv(name: str, data: bytes, delimiter: str | None = None) -> Iterator[R
         ) from None
 
 
-def read_parquet(name: str, data: bytes) -> list[Row]:
+def read_parquet(source: Source) -> Iterator[Row]:
     """The rows of a Parquet file. Raises DataError."""
     import pyarrow.parquet
 
-    with arrow_errors(name, "Parquet"):
-        return rows_of(pyarrow.parquet.read_table(io.BytesIO(data)))
+    with arrow_errors(source.name, "Parquet"), source.open() as file:
+        opened = file if file.seekable() else io.BytesIO(file.read())
+        for batch in pyarrow.parquet.ParquetFile(opened).iter_batches(BATCH):
+            yield from rows_of(batch)
 
 
-def read_arrow(name: str, data: bytes) -> list[Row]:
+def read_arrow(source: Source) -> Iterator[Row]:
     """The rows of an Arrow file, in the stream format that `datasets` writes or the file format. Raises DataError."""
     import pyarrow
 
-    opened = pyarrow.ipc.open_file if data.startswith(b"ARROW1") else pyarrow.ipc.open_stream
-    with arrow_errors(name, "Arrow"):
-        return rows_of(opened(data).read_all())
+    with arrow_errors(source.name, "Arrow"), source.open() as file:
+        opened = file if file.seekable() else io.BytesIO(file.read())
+        whole = opened.read(6) == b"ARROW1"
+        opened.seek(0)
+        reader = (pyarrow.ipc.open_file if whole else pyarrow.ipc.open_stream)(opened)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if whole else reader
+        for batch in batches:
+            for start in range(0, batch.num_rows, BATCH):
+                yield from rows_of(batch.slice(start, BATCH))
 
 
 def rows_of(table: Any) -> list[Row]:
-    """The rows of an Arrow table from a file; what its labels are called stands in its schema, if `datasets` wrote it."""
+    """The rows of an Arrow table or batch from a file; what its labels are called stands in its schema, if `datasets` wrote it."""
     from datasets import Features
 
     told = b"huggingface" in (table.schema.metadata or {})
@@ -275,12 +371,14 @@ def arrow_errors(name: str, form: str) -> Iterator[None]:
         ) from None
 
 
-READERS: dict[str, Callable[[str, bytes], Any]] = {
+READERS: dict[str, Callable[[Source], Iterator[Any]]] = {
     ".json": read_json,
     ".jsonl": read_lines,
     ".ndjson": read_lines,
     ".csv": read_csv,
-    ".tsv": partial(read_csv, delimiter="\t"),
+    ".tsv": read_csv,
     ".parquet": read_parquet,
     ".arrow": read_arrow,
+    ".txt": read_text,
+    ".md": read_text,
 }

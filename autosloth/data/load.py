@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +12,19 @@ from ..errors import DataError
 from ..fetch import ask_for, first_lines, is_offline, reading
 from ..settings import Settings
 from ..values import DATA_SUFFIXES, is_address, is_hub_id
-from .files import Source, plain, read_source, sources_of
+from .files import BATCH, Source, plain, read_source, sources_of
 from .normalise import Row
 from .recognise import IGNORE, media_refused
 
 
-def load_raw(settings: Settings, split: str) -> tuple[list[Row], str | None]:
-    """The rows of a split, and the commit they come from when they come from the Hub. Raises DataError."""
+def load_raw(settings: Settings, split: str) -> tuple[Iterator[Row], str | None]:
+    """The rows of a split, one at a time, and the commit they come from when they come from the Hub. Raises DataError."""
     if is_hub_id(settings.dataset):
         return load_from_hub(settings, split)
     return load_from_files(settings.dataset, split), None
 
 
-def load_from_hub(settings: Settings, split: str) -> tuple[list[Row], str | None]:
+def load_from_hub(settings: Settings, split: str) -> tuple[Iterator[Row], str | None]:
     """The rows of a split of a dataset on the Hub, and the commit they are from. Raises DataError."""
     from datasets import Audio, Image, Video, load_dataset_builder
 
@@ -39,8 +40,14 @@ def load_from_hub(settings: Settings, split: str) -> tuple[list[Row], str | None
     if seen := [name for name in media if settings.columns.get(name) != IGNORE]:
         raise media_refused(settings.dataset, seen[0])
     texts = found.select_columns([name for name in found.features if name not in media])
-    rows = plain(texts.to_list(), texts.data.schema, texts.features)
+    parts = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
+    rows = (row for part in parts for row in plain(rows_in(part), texts.data.schema, texts.features))
     return rows, builder.hash  # `datasets` keys its cache by the commit
+
+
+def rows_in(part: dict[str, list]) -> list[Row]:
+    """The rows of a part of a dataset, which comes by column."""
+    return [dict(zip(part, values, strict=True)) for values in zip(*part.values(), strict=True)]
 
 
 def look_up(settings: Settings) -> list[str] | None:
@@ -84,24 +91,38 @@ def dataset_errors(name: str) -> Iterator[None]:
         raise DataError(f"The dataset {name} could not be loaded ({first_lines(error)}).", todo) from None
 
 
-def load_from_files(name: str, split: str) -> list[Row]:
+def load_from_files(name: str, split: str) -> Iterator[Row]:
     """The rows of a split of a local file, folder or archive, or of one at an address. Raises DataError.
 
     Files belong to the split that their name or folder tells, by the convention of `datasets`
     (huggingface.co/docs/datasets/repository_structure); where none tells, all are `train`.
     """
+    splits = by_split(files_of(name))
+    wanted = split_names(name, split)
+    refuse_missing(name.partition("?")[0], wanted, list(splits))
+    if "+".join(wanted) == split.replace(" ", ""):  # whole splits
+        return (row for part in wanted for source in splits[part] for row in read_source(source))
+    return parts_of_splits(name, split, {part: splits[part] for part in wanted})
+
+
+def files_of(name: str) -> list[Source]:
+    """The data files that a path or an address stands for. Raises DataError."""
+    path, name = (fetch_address(name), name.partition("?")[0]) if is_address(name) else (Path(name).expanduser(), name)
+    return sources_of(path, name)
+
+
+def parts_of_splits(name: str, split: str, splits: dict[str, list[Source]]) -> Iterator[Row]:
+    """The rows of `train[:10%]+test[5:]`; for that the rows of each split are counted first. Raises DataError."""
     from datasets import ReadInstruction
 
-    path, name = (fetch_address(name), name.partition("?")[0]) if is_address(name) else (Path(name).expanduser(), name)
-    splits = by_split(sources_of(path, name))
-    wanted = split_names(name, split)
-    refuse_missing(name, wanted, list(splits))
-    rows = {part: [row for source in splits[part] for row in read_source(source)] for part in dict.fromkeys(wanted)}
+    counts = {part: sum(1 for source in sources for _ in read_source(source)) for part, sources in splits.items()}
     try:
-        parts = ReadInstruction.from_spec(split).to_absolute({part: len(found) for part, found in rows.items()})
+        parts = ReadInstruction.from_spec(split).to_absolute(counts)
     except (ValueError, AssertionError) as error:
         raise wrong_split(name, split, error) from None
-    return [row for part in parts for row in rows[part.splitname][part.from_ : part.to]]
+    for part in parts:
+        rows = (row for source in splits[part.splitname] for row in read_source(source))
+        yield from itertools.islice(rows, part.from_, part.to)
 
 
 def split_names(name: str, split: str) -> list[str]:

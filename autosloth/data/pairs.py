@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import ModelError
 from ..settings import Settings
 from .clean import Findings
 from .encode import (
-    BATCH,
     IGNORED,
+    batches_of,
     beyond,
     changes,
     drop,
@@ -29,17 +30,15 @@ SIDES = ("chosen", "rejected")
 
 
 def encode_pairs(
-    tokenizer: Any, rows: list[Row], settings: Settings, found: Findings, embeddings: int | None = None
-) -> list[Row]:
+    tokenizer: Any, rows: Iterable[Row], settings: Settings, found: Findings, embeddings: int | None = None
+) -> Iterator[Row]:
     """Each pair with `prompt_ids`, `chosen_ids`, `rejected_ids` (int32), as trl 1.15's DataCollatorForPreference joins them.
 
     Besides, as rows of chats have them, `messages`, `text`, `input_ids` and `labels` of the prompt with the chosen answer, and
     `rejected_text`. Pairs that do not fit are left out and counted.
     """
-    kept, template = [], Template(tokenizer)
-    batches = (
-        render_pairs(template, rows[start : start + BATCH], settings, found) for start in range(0, len(rows), BATCH)
-    )
+    template = Template(tokenizer)
+    batches = (render_pairs(template, batch, settings, found) for batch in batches_of(rows))
     for rendered, encodings in one_ahead(
         lambda batch: (batch, tokenize(tokenizer, [text for _, sides in batch for text, *_ in sides])), batches
     ):
@@ -50,8 +49,7 @@ def encode_pairs(
             ids = [split_ids(each, *side) for each, side in zip(encoded, sides, strict=True)]
             if fitted := fit(*ids, settings, found):
                 texts = {"messages": row["prompt"] + row["chosen"], "text": sides[0][0], "rejected_text": sides[1][0]}
-                kept.append(row | texts | fitted)
-    return kept
+                yield row | texts | fitted
 
 
 def render_pairs(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..errors import DataError
 from .normalise import Row, Turn, parsed, turns_in
 from .schemas import SCHEMAS, Schema, plain_name
-from .transforms import WHOLE, makes_rows
+from .transforms import makes_rows
 
 Roles = dict[str, str]  # the role of a column -> the column
 
@@ -98,8 +98,7 @@ def known_schema(rows: list[Row], columns: list[str], common: Reading | None, ro
         if found is None or (common and len(schema.columns) < len(common.columns)):
             continue
         reading = Reading(schema.form, found, schema)
-        some = rows if schema.transform in WHOLE else rows[:SAMPLE]
-        if not rows or makes_rows(schema.transform, [reading.named(row) for row in some]):
+        if not rows or makes_rows(schema.transform, [reading.named(row) for row in rows[:SAMPLE]]):
             return reading
     return None
 
@@ -121,24 +120,10 @@ def turns_of(row: Row, roles: Roles) -> list[Turn]:
     return turns_in(parsed(row.get(roles.get("messages", ""))), Counter())
 
 
-def unused_columns(rows: list[Row], roles: Roles) -> list[str]:
-    """The columns that hold something and that nothing reads, in the order of the rows.
-
-    >>> unused_columns([{"text": "a", "label": 1, "note": None}], {"text": "text"})
-    ['label']
-    """
-    read = set(roles.values())
-    holding = (column for row in rows for column, value in row.items() if column not in read and value not in (None, ""))  # fmt: skip
-    return list(dict.fromkeys(holding))
-
-
-def refuse_media(rows: list[Row], roles: Roles, mapping: Roles, name: str) -> None:
-    """Raises DataError for rows that come with pictures, sounds or videos: without them a text model would learn to guess."""
-    known = set(roles.values()) | {column for column, role in mapping.items() if role == IGNORE}
-    for row in rows:
-        for column, value in row.items():
-            if column not in known and plain_name(column) in MEDIA and is_media(value):
-                raise media_refused(name, column)
+def refuse_media(column: str, value: Any, mapping: Roles, name: str) -> None:
+    """Raises DataError for a row that comes with a picture, a sound or a video: without it a text model would learn to guess."""
+    if plain_name(column) in MEDIA and mapping.get(column) != IGNORE and is_media(value):
+        raise media_refused(name, column)
 
 
 def is_media(value: Any) -> bool:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
+import shutil
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, ModelError
+from ..errors import DataError, ModelError, StorageError
+from ..hardware import GB
 from ..models import TEMPLATE, chosen_template, embedding_rows, end_ids, load_tokenizer
 from ..output import say
-from ..run import Run, file_hash, fingerprint, stage, write_json, write_text
+from ..run import Run, existing_parent, file_hash, fingerprint, stage, write_json, write_text
 from ..settings import Settings
-from .clean import Findings, load_rows, numbered
-from .encode import IGNORED, encode_rows
+from ..values import is_address, is_hub_id
+from .clean import Findings, draw_parts, numbered, refuse_single, streams
+from .encode import BATCH, IGNORED, encode_rows
+from .load import files_of
 from .normalise import TURN_KEY, Row
 from .pairs import encode_pairs
+from .parts import Prepared, first_whole
 from .preview import histogram
 
+GROWS = 6  # times the size of the data that is written on the way, at most
 MADE = ("data/train.parquet", "data/eval.parquet", TEMPLATE)
 
 
@@ -46,18 +53,24 @@ def local_inputs(run: Run) -> list[object]:
     sets_aside=True,
 )  # fmt: skip
 def prepare_data(run: Run) -> None:
-    """Write data/train.parquet, data/eval.parquet (see `write_rows`). Raises DataError."""
-    settings, found, kept = run.settings, Findings(), run.folder / TEMPLATE
-    encoder = Encoder(settings, found)
-    train, held_out = load_rows(settings, found, encoder)
-    refuse_too_few(train, held_out, settings, found)
-    refuse_endless(encoder.tokenizer, train, settings)
-    folder = run.fresh("data")
-    write_text(kept, encoder.tokenizer.chat_template)
-    write_rows(train, folder / "train.parquet")
-    write_rows(held_out, folder / "eval.parquet")
+    """Write data/train.parquet, data/eval.parquet (see parts.py) and the chat template of the run. Raises DataError, ModelError."""
+    settings, found, folder = run.settings, Findings(), run.fresh("data")
+    refuse_full_disk(settings)
+    encoder, (rows, others) = Encoder(settings, found), streams(settings, found)
+    train, given = Prepared(encoder(rows), folder / "rows.tmp"), None
+    if others is not None:
+        given = Prepared(encoder(others), folder / "others.tmp")
+    refuse_single(found, settings)
+    parts = draw_parts(train.keys, given and given.keys, settings, found)
+    refuse_too_few(*map(len, parts), settings, found)
+    train.take(parts[0], folder / "train.parquet")
+    (given or train).take(parts[1], folder / "eval.parquet")
+    refuse_endless(encoder.tokenizer, first_whole(folder / "train.parquet", settings.max_length), settings)
+    write_text(run.folder / TEMPLATE, encoder.tokenizer.chat_template)
     write_json(folder / "examples.json", found.examples)
-    facts = describe(train, held_out, found, settings)
+    for rest in folder.glob("*.tmp"):
+        rest.unlink()
+    facts = describe(train, *parts, found, settings)
     run.record("data", **facts, fingerprint=fingerprint([file_hash(path) for path in sorted(folder.glob("*.parquet"))]))
     report(facts, settings, found)
     report_refusals(found)
@@ -69,15 +82,30 @@ class Encoder:
     def __init__(self, settings: Settings, found: Findings):
         self.settings, self.found, self.tokenizer = settings, found, None
 
-    def __call__(self, rows: list[Row]) -> list[Row]:
+    def __call__(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Rows as `encode_rows` or `encode_pairs` gives them. Raises ModelError."""
+        first = list(itertools.islice(rows, BATCH))
         if self.tokenizer is None:
-            self.tokenizer = load_tokenizer(self.settings, tools=any("tools" in row for row in rows))
+            self.tokenizer = load_tokenizer(self.settings, tools=any("tools" in row for row in first))
         encode = encode_pairs if self.settings.road == "dpo" else encode_rows
-        return encode(self.tokenizer, rows, self.settings, self.found, embedding_rows(self.settings))
+        every = itertools.chain(first, rows)
+        return encode(self.tokenizer, every, self.settings, self.found, embedding_rows(self.settings))
 
 
-def refuse_too_few(train: list[Row], held_out: list[Row], settings: Settings, found: Findings) -> None:
+def refuse_full_disk(settings: Settings) -> None:
+    """Raises StorageError where local data, made ready, would not fit into the run folder's disk."""
+    if settings.dataset == "demo" or is_hub_id(settings.dataset) or is_address(settings.dataset):
+        return
+    needed = sum(source.size for source in files_of(settings.dataset)) * GROWS
+    free = shutil.disk_usage(existing_parent(settings.folder)).free
+    if needed > free:
+        raise StorageError(
+            f"Preparing {settings.dataset} needs about {needed / GB:.1f} GB of disk, and {free / GB:.1f} GB are free at {settings.storage}.",
+            "Free some space, set `storage` to another disk, or take a part of the rows with `split`, such as `train[:100000]`.",
+        )
+
+
+def refuse_too_few(train: int, held_out: int, settings: Settings, found: Findings) -> None:
     """Raises DataError when no row is left to learn from or to measure with."""
     if train and held_out:
         return
@@ -86,7 +114,7 @@ def refuse_too_few(train: list[Row], held_out: list[Row], settings: Settings, fo
         reasons += f"; {refusals}"
     template = sum(count for reason, count in found.dropped.items() if reason.endswith("_template"))
     raise DataError(
-        f"Too few rows of {settings.dataset} are left: {len(train)} to learn from, {len(held_out)} to measure with ({reasons or 'none dropped'}; max_length {settings.max_length}).",
+        f"Too few rows of {settings.dataset} are left: {train} to learn from, {held_out} to measure with ({reasons or 'none dropped'}; max_length {settings.max_length}).",
         "Choose another `chat_template`, or take the system and tool turns out of the rows."
         if template > len(found.lengths) / 2
         else "Raise `max_length` or shorten the questions where answers lie beyond it; give more rows that differ.",
@@ -95,7 +123,9 @@ def refuse_too_few(train: list[Row], held_out: list[Row], settings: Settings, fo
 
 def refusals_of(found: Findings) -> list[str]:
     """What the chat template said against rows, in its own words, with how many and which."""
-    return [f"{len(numbers)} refused: {reason} ({numbered(numbers)})" for reason, numbers in found.refused.items()]
+    return [
+        f"{count} refused: {reason} ({numbered(found.refused_rows[reason])})" for reason, count in found.refused.items()
+    ]
 
 
 def report_refusals(found: Findings) -> None:
@@ -104,9 +134,8 @@ def report_refusals(found: Findings) -> None:
         say(f"data: by the chat template, {line}")
 
 
-def refuse_endless(tokenizer: Any, rows: list[Row], settings: Settings) -> None:
-    """Raises ModelError when the chat template ends answers with a token that nothing takes for an end: the model would never stop."""
-    whole = next((row for row in rows if len(row["input_ids"]) < settings.max_length), None)
+def refuse_endless(tokenizer: Any, whole: Row | None, settings: Settings) -> None:
+    """Raises ModelError when the chat template ends answers with a token that nothing takes for an end: the model would never stop. whole: a row that was not cut."""
     last = [int(label) for label in whole["labels"] if label != IGNORED][-1] if whole else None
     if last is not None and last not in end_ids(tokenizer, settings):
         raise ModelError(
@@ -115,26 +144,10 @@ def refuse_endless(tokenizer: Any, rows: list[Row], settings: Settings) -> None:
         )
 
 
-def write_rows(rows: list[Row], path: Path) -> None:
-    """Rows as one Parquet file: `messages` and `tools` (JSON), `text`, `input_ids` and `labels` (int32 lists); pairs with what `encode_pairs` adds."""
-    import pyarrow
-    import pyarrow.parquet
-    from datasets import Features, Json, List, Value
-
-    as_json = json.JSONEncoder(default=str).encode
-    numbers, chat, text = List(Value("int32")), Json(), Value("string")
-    kinds = {"messages": chat, "tools": chat, "text": text, "input_ids": numbers, "labels": numbers}
-    if "rejected_ids" in rows[0]:
-        kinds |= {"prompt": chat, "chosen": chat, "rejected": chat, "rejected_text": text}
-        kinds |= {"prompt_ids": numbers, "chosen_ids": numbers, "rejected_ids": numbers}
-    columns = {
-        name: [as_json(row.get(name)) if kind is chat else row[name] for row in rows] for name, kind in kinds.items()
-    }
-    pyarrow.parquet.write_table(pyarrow.table(columns).cast(Features(kinds).arrow_schema), path)
-
-
-def describe(train: list[Row], held_out: list[Row], found: Findings, settings: Settings) -> dict[str, Any]:
-    """The facts of the rows: how many and why others are not there, tokens per epoch, and true lengths in tokens."""
+def describe(
+    rows: Prepared, train: list[int], held_out: list[int], found: Findings, settings: Settings
+) -> dict[str, Any]:
+    """The facts of the rows: how many and why others are not there, tokens per epoch, and true lengths in tokens. train, held_out: which rows."""
     lengths = sorted(found.lengths)
     return {
         "read": found.read,
@@ -147,10 +160,8 @@ def describe(train: list[Row], held_out: list[Row], found: Findings, settings: S
         "answers_not_learnt": found.answers_not_learnt,
         "train_rows": len(train),
         "eval_rows": len(held_out),
-        "train_tokens": sum(
-            len(row["input_ids"]) + len(row.get("prompt_ids", ())) + len(row.get("rejected_ids", ())) for row in train
-        ),
-        "learnt_tokens": sum(int((row["labels"] != IGNORED).sum()) + len(row.get("rejected_ids", ())) for row in train),
+        "train_tokens": sum(rows.tokens[i] for i in train),
+        "learnt_tokens": sum(rows.learnt[i] for i in train),
         "length": {
             "median": int(statistics.median(lengths)),
             "p95": lengths[math.ceil(0.95 * len(lengths)) - 1],

@@ -318,6 +318,6 @@ def makes_rows(transform: str, sample: list[Row]) -> bool:
         return bool(tree(sample, "best")[0])
     if transform == "thumbs":
         labels = {str(row["label"]).strip().lower() for row in sample}
-        return labels <= {"true", "false", "0", "1", "0.0", "1.0", "desirable", "undesirable", "good", "bad"} and bool(thumbs(sample, "best")[0])
+        return labels <= {"true", "false", "0", "1", "0.0", "1.0", "desirable", "undesirable", "good", "bad"}
     made = [TRANSFORMS[transform](row, Counter(), "best") for row in sample]
     return sum(each is not None for each in made) > len(made) / 2 and any(isinstance(each, list) for each in made)

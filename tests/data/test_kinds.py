@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from support.chats import CHATML, HEADERS, SETTINGS, THINKING, chat
+from support.rows import encode_pairs, encode_rows, usable
 
-from autosloth.data.clean import Findings, usable
-from autosloth.data.encode import IGNORED, encode_rows
+from autosloth.data.clean import Findings
+from autosloth.data.encode import IGNORED
 from autosloth.data.files import Source, read_source
 from autosloth.data.layout import Template
-from autosloth.data.pairs import encode_pairs
 from autosloth.errors import DataError
 from autosloth.models.template import named_template, render_chat, with_fixed_date, without_thinking
 from autosloth.settings import DPOSettings, SFTSettings
@@ -138,7 +138,7 @@ def test_keys_that_arrow_fills_with_null_are_absent(tmp_path, tokenizer):
     rows[1]["messages"].append({"role": "assistant", "value": "c", "tool_calls": [{"type": "function", "function": {"name": "sum", "arguments": {"x": "1"}}}]})  # fmt: skip
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    read = list(read_source(Source(path.name, lambda: path.open("rb"))))
+    read = list(read_source(Source(path.name, lambda: path.open("rb"), ".parquet")))
     assert read == [{**rows[0], "messages": [rows[0]["messages"][0], {key: value for key, value in rows[0]["messages"][1].items() if value is not None}, *rows[0]["messages"][2:]]}, rows[1]]  # fmt: skip
     before, after = learnt(tokenizer, read[0], CALLING)
     assert after == '<call>weather {"city": "Ulm"}</call><|over|>b<|over|>' and "null" not in before
@@ -153,7 +153,7 @@ def test_labels_have_their_names(tmp_path, tokenizer):
     )
     datasets.Dataset.from_dict({"question": ["2 even?", "3?"], "answer": [1, -1]}, features=kinds).to_parquet(tmp_path / "x.parquet")  # fmt: skip
     path = tmp_path / "x.parquet"
-    rows = list(read_source(Source(path.name, lambda: path.open("rb"))))
+    rows = list(read_source(Source(path.name, lambda: path.open("rb"), ".parquet")))
     assert [row["answer"] for row in rows] == ["yes", None]
 
 
@@ -195,7 +195,7 @@ def test_tools_stand_in_the_prompt_of_a_pair(tokenizer):
 def read(name, text):
     import io
 
-    return list(read_source(Source(name, lambda: io.BytesIO(text.encode()))))
+    return list(read_source(Source(name, lambda: io.BytesIO(text.encode()), name[-4:])))
 
 
 def test_quotes_in_tables_never_swallow_rows():

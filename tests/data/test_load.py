@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from support.rows import load_rows
 from support.strategies import json_values, turn_values
 
-from autosloth.data.clean import Findings, load_rows
+from autosloth.data.clean import Findings
 from autosloth.errors import DataError
 from autosloth.settings import SFTSettings
 
@@ -268,7 +269,7 @@ REFUSED = {
     "a damaged Arrow file": ("rows.arrow", b"ARROW1 and nothing", {}, "cannot be read as Arrow", "Write or download"),
     "a damaged archive": ("rows.zip", b"PK and nothing", {}, "cannot be unpacked", "Pack the files again"),
     "a damaged gzip": ("rows.jsonl.gz", b"\x1f\x8b and nothing", {}, "cannot be unpacked", "Pack the files again"),
-    "an archive without data": ("rows.zip", packed(readme_md="hi"), {}, "no form that is known", r"end in \.json"),
+    "an archive without data": ("rows.zip", packed(readme_rst="hi"), {}, "no form that is known", r"end in \.json"),
     "columns that mean nothing here": (
         "rows.csv",
         "frage,antwort\na,b\n",

@@ -87,7 +87,6 @@ def test_a_pair_that_teaches_nothing_has_a_reason(row, reason):
 @pytest.mark.parametrize(
     "row, what, todo",
     [
-        ({"prompt": "a", "completion": "b", "label": True}, "KTO", "prompt/chosen/rejected"),
         ({"instruction": "a", "output": "b"}, "one answer each", "AutoSloth-SFT takes them"),
         ({"messages": [USER, A]}, "one answer each", "AutoSloth-SFT takes them"),
         ({"x": "a"}, "not recognised: x", "prompt/chosen/rejected"),

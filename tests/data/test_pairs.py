@@ -4,9 +4,9 @@ import json
 
 import pytest
 from support.chats import TEMPLATES, chat
+from support.rows import encode_pairs, load_rows
 
-from autosloth.data.clean import Findings, load_rows
-from autosloth.data.pairs import encode_pairs
+from autosloth.data.clean import Findings
 from autosloth.data.preview import show_preview
 from autosloth.data.stage import prepare_data
 from autosloth.errors import DataError
@@ -77,7 +77,7 @@ def test_long_answers_are_cut_to_what_the_trainer_takes(engine, base):
 def test_what_a_template_says_against_pairs_is_kept(tokenizer):
     tokenizer.chat_template, found = "{{ raise_exception('never') }}", Findings()
     assert encode_pairs(tokenizer, [PAIRS["one turn"] | {"number": 3}], DPO, found) == []
-    assert found.refused == {"never": [3]} and found.dropped["refused_by_template"] == 1
+    assert found.refused_rows == {"never": [3]} and found.dropped["refused_by_template"] == 1
 
 
 def loaded(tmp_path, rows, **values):
@@ -104,7 +104,7 @@ def test_pairs_that_teach_nothing_are_counted_and_no_prompt_is_in_both_parts(tmp
     [
         ({"question": "a", "answer": "b"}, "one answer each, and no pairs", "AutoSloth-SFT takes them"),
         ({"messages": [{"role": "user", "content": "a"}]}, "one answer each", "AutoSloth-SFT takes them"),
-        ({"prompt": "a", "completion": "b", "label": False}, "as KTO takes them", "prompt/chosen/rejected"),
+        ({"prompt": "a", "completion": "b", "label": False}, "as KTO takes them", "Correct them"),
         ({"chosen": "One day", "rejected": "Next day"}, "without a prompt", "say with `columns`"),
         ({"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "rejected": [{"role": "user", "content": "z"}, {"role": "assistant", "content": "c"}]}, "answers to different prompts", "Correct them"),
     ],

@@ -6,8 +6,9 @@ import re
 import pytest
 import yaml
 from support.chats import chat
+from support.rows import usable
 
-from autosloth.data.clean import Findings, usable
+from autosloth.data.clean import Findings
 from autosloth.data.recognise import recognise_columns
 from autosloth.data.schemas import SCHEMAS
 from autosloth.errors import DataError
@@ -146,7 +147,7 @@ def test_thumbs_without_their_counterpart_are_dropped_or_refused():
     found = Findings()
     assert len(usable([*rows, {"prompt": "Else?", "completion": "b", "label": True}], "x", DPO, found)) == 1
     assert +found.dropped == {"no_counterpart": 1}
-    with pytest.raises(DataError, match="none of their prompts has a good and a bad one"):
+    with pytest.raises(DataError, match=r"as KTO takes them\) whose prompt has no answer that is marked otherwise"):
         usable(rows[:1], "x", DPO, Findings())
     with pytest.raises(DataError, match="mark each answer as good or bad"):
         usable(rows, "x", SFT, Findings())

@@ -4,10 +4,11 @@ import json
 
 import pytest
 from support.chats import ASSISTANT, CHATS, NO_SYSTEM, SETTINGS, TEMPLATES, chat
+from support.rows import encode_rows
 
 from autosloth.data import stage as data
 from autosloth.data.clean import Findings
-from autosloth.data.encode import IGNORED, encode_rows
+from autosloth.data.encode import IGNORED
 from autosloth.errors import DataError, ModelError
 from autosloth.models.engine import load_tokenizer
 from autosloth.models.template import encode_prompt, named_template, render_chat
@@ -64,10 +65,14 @@ def test_rows_that_a_template_refuses_or_does_not_show_whole_are_dropped_and_cou
     assert len(encode_rows(tokenizer, rows, SETTINGS, found)) == 2 and found.dropped["refused_by_template"] == 1
     tokenizer.chat_template = named_template("alpaca")
     assert len(encode_rows(tokenizer, rows, SETTINGS, found)) == 2 and found.dropped["turn_left_out_by_template"] == 1
-    assert found.refused == {"no system turn, please": [0]}
+    assert found.refused == {"no system turn, please": 1}
     tokenizer.chat_template = "{{ raise_exception('never') }}"
     assert encode_rows(tokenizer, [row | {"number": 7} for row in rows[1:]], SETTINGS, found) == []
-    assert found.refused["never"] == [7, 7] and found.dropped["refused_by_template"] == 3
+    assert (
+        found.refused["never"] == 2
+        and found.refused_rows["never"] == [7, 7]
+        and found.dropped["refused_by_template"] == 3
+    )
 
 
 def test_tools_and_calls_are_kept_where_the_template_shows_them(tokenizer):
@@ -111,7 +116,7 @@ def test_a_template_whose_answers_never_end_is_refused(engine, base):
     tokenizer.chat_template = "{% for m in messages %}{{ m.role + ': ' + m.content + '!\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     rows = encode_rows(tokenizer, [CHATS["one turn"]], SETTINGS, Findings())
     with pytest.raises(ModelError, match=r"no end token of demo\. Set `chat_template: alpaca`"):
-        data.refuse_endless(tokenizer, rows, SETTINGS)
+        data.refuse_endless(tokenizer, rows[0], SETTINGS)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from autosloth.demo.forest import sft_rows
 from autosloth.models import generate
 from autosloth.models.decoding import Decoding, end_tokens
 from autosloth.models.engine import answering, load_model, load_tokenizer
-from autosloth.models.template import encode_prompt
 from autosloth.models.generate import answer, answer_as_they_end, checked
+from autosloth.models.template import encode_prompt
 from autosloth.settings import SFTSettings
 from autosloth.training import opponent
 
