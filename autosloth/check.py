@@ -17,6 +17,7 @@ from .fetch import is_offline
 from .hardware import GB
 from .models import (
     check_memory,
+    check_template,
     model_source,
     refuse_without_gpu,
     refuse_without_vllm,
@@ -52,6 +53,7 @@ def check(settings: Settings, setting_up: bool = False) -> None:
         check_dataset,
         check_model,
         check_memory,
+        check_template,
         starting_adapter,
     ]
     problems = []

@@ -21,6 +21,7 @@ from .values import (
     REPOSITORY,
     environment_values,
     explain,
+    is_jinja,
     read_settings_file,
     refuse_unknown,
     refuse_unknown_variables,
@@ -44,6 +45,7 @@ ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
 ULTRACHAT_SPLITS = {"split": "train_sft", "eval_split": "test_sft"}
 SPIN_DATASETS = (ULTRACHAT, "yahma/alpaca-cleaned", "demo")
 DPO_DATASETS = (ULTRAFEEDBACK, "argilla/ultrafeedback-binarized-preferences-cleaned", "demo")
+CHAT_TEMPLATE_NAMES = ("auto", "alpaca", "mistral", "zephyr")
 COMMON_NAMES = {"question": "prompt", "answer": "completion", "output": "completion", "response": "completion"}
 A100_GB = 35.0  # of GPU memory from which the profile for an A100 (40 or 80 GB) fits
 
@@ -94,9 +96,10 @@ class Settings(BaseModel):
     max_length: int = setting(
         2048, "Model", "Longest row in tokens; longer rows are cut.", ge=16, le=131072, front=True
     )
-    chat_template: Literal["auto", "alpaca", "mistral", "zephyr"] = setting(
-        "auto", "Model", "`auto` keeps the tokenizer's own chat template and takes `alpaca` where it has none."
-    )
+    chat_template: str = setting(
+        "auto", "Model", "`auto` keeps the tokenizer's own chat template and takes `alpaca` where it has none; or one of ours, a path of your own, or Jinja text.",
+        suggestions=CHAT_TEMPLATE_NAMES,
+    )  # fmt: skip
     thinking: bool = setting(
         False, "Model", "Keep the thinking mode of a chat template that has one; off, answers begin at once."
     )
@@ -241,6 +244,14 @@ class Settings(BaseModel):
         if len(dict(pairs)) < len(pairs):
             raise ValueError("it gives one column two meanings; give each column once")
         return dict(pairs)
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_or_its_place(cls, value: str) -> str:
+        """One of our names, Jinja text, or what looks like a path; whether it is there and renders is for the checks."""
+        if value in CHAT_TEMPLATE_NAMES or is_jinja(value) or "/" in value or "." in value:
+            return value
+        raise ValueError(f"give {', '.join(CHAT_TEMPLATE_NAMES)}, the path of a Jinja file, or Jinja text")
 
     @field_validator("quantizations", mode="before")
     @classmethod

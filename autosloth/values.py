@@ -36,6 +36,11 @@ def is_address(name: str) -> bool:
     return name.lower().startswith(("http://", "https://"))
 
 
+def is_jinja(text: str) -> bool:
+    """Whether a text is a Jinja template and not the name or path of one."""
+    return "{{" in text or "{%" in text
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a model or dataset is named by its Hub id: `owner/name` or `name`, and no file or folder of that name is here."""
     return (

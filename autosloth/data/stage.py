@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import DataError, ModelError, StorageError
 from ..hardware import GB
-from ..models import TEMPLATE, chosen_template, embedding_rows, end_ids, load_tokenizer
+from ..models import TEMPLATE, chosen_template, embedding_rows, end_ids, load_tokenizer, own_template
 from ..output import say
 from ..run import Run, existing_parent, file_hash, fingerprint, stage, write_json, write_text
 from ..settings import Settings
@@ -136,8 +136,15 @@ def report_refusals(found: Findings) -> None:
 
 def refuse_endless(tokenizer: Any, whole: Row | None, settings: Settings) -> None:
     """Raises ModelError when the chat template ends answers with a token that nothing takes for an end: the model would never stop. whole: a row that was not cut."""
-    last = [int(label) for label in whole["labels"] if label != IGNORED][-1] if whole else None
-    if last is not None and last not in end_ids(tokenizer, settings):
+    ends = end_ids(tokenizer, settings)
+    stretches = [
+        list(labels)
+        for learnt, labels in itertools.groupby(whole["labels"] if whole else [], lambda label: label != IGNORED)
+        if learnt
+    ]
+    looked_at = stretches if own_template(settings.chat_template) else stretches[-1:]
+    last = next((int(labels[-1]) for labels in looked_at if labels[-1] not in ends), None)
+    if last is not None:
         raise ModelError(
             f"The chat template ends answers with {tokenizer.decode([last])!r}, which is no end token of {settings.model}.",
             "Set `chat_template: alpaca`, whose answers end with the model's own end token, or choose a model whose template and end token agree.",

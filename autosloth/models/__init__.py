@@ -28,7 +28,16 @@ from .engine import (
 )
 from .generate import answer, checked
 from .memory import check_memory, rows_at_once
-from .template import CHAT_TEMPLATES, TEMPLATE, chosen_template, encode_prompt, opening, render_chat
+from .template import (
+    CHAT_TEMPLATES,
+    TEMPLATE,
+    check_template,
+    chosen_template,
+    encode_prompt,
+    opening,
+    own_template,
+    render_chat,
+)
 from .vllm import refuse_without_vllm
 
 __all__ = [
@@ -40,6 +49,7 @@ __all__ = [
     "answer",
     "answering",
     "check_memory",
+    "check_template",
     "checked",
     "choose_precision",
     "chosen_template",
@@ -53,6 +63,7 @@ __all__ = [
     "model_files",
     "model_source",
     "opening",
+    "own_template",
     "refuse_without_gpu",
     "refuse_without_vllm",
     "render_chat",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ..errors import ModelError
 from ..fetch import first_lines
 from ..output import say
 from ..settings import Settings
+from ..values import is_jinja
 from .adapter import starting_adapter
 
 TEMPLATE = "data/chat_template.jinja"  # in a run's folder: the chat template, as it is settled for the run
@@ -72,10 +74,65 @@ def with_fixed_date(template: str) -> str:
 def chosen_template(settings: Settings) -> str | None:
     """The chat template that the settings name, or the one that the adapter to start from was trained with."""
     if settings.chat_template != "auto":
-        return named_template(settings.chat_template)
+        return own_template(settings.chat_template) or named_template(settings.chat_template)
     folder = starting_adapter(settings)
     path = folder / "chat_template.jinja" if folder else None
     return path.read_text(encoding="utf-8") if path and path.is_file() else None
+
+
+def own_template(chat_template: str) -> str | None:
+    """The template that is given as Jinja text or as the path of a file; None for a name of ours. Raises ModelError."""
+    if is_jinja(chat_template):
+        return chat_template
+    if "/" not in chat_template and "." not in chat_template:
+        return None
+    try:
+        return Path(chat_template).expanduser().read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"The chat template {chat_template} cannot be read ({first_lines(error)}).",
+            "Check the path, or write the Jinja text itself into `chat_template`.",
+        ) from None
+
+
+def check_template(settings: Settings) -> None:
+    """Whether a chat template of one's own can be read and shows a short chat, its texts in order. Raises ModelError."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    template = own_template(settings.chat_template)
+    if template is None:
+        return
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals |= {"raise_exception": refused_by_template, "strftime_now": "{}".format}
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value)
+    turns = [{"role": role, "content": f"{role} {n}"} for n in (1, 2) for role in ("user", "assistant")]
+    try:
+        made = environment.from_string(re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template))
+        tokens = {"bos_token": "<s>", "eos_token": "</s>", "tools": None}
+        asked = made.render(messages=turns[:-1], add_generation_prompt=True, **tokens)
+        text = made.render(messages=turns, add_generation_prompt=False, **tokens)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise ModelError(
+            f"The chat template that `chat_template` gives cannot be rendered ({line}{first_lines(error)}).",
+            "Correct it: it takes `messages` (each with `role` and `content`), `add_generation_prompt` and `tools`.",
+        ) from None
+    places = [text.find(turn["content"]) for turn in turns]
+    if -1 in places or places != sorted(places) or any(turn["content"] not in asked for turn in turns[:-1]):
+        raise ModelError(
+            "The chat template that `chat_template` gives leaves out turns of a chat, or changes their order.",
+            "Let it write every message's `content`, one after the other.",
+        )
+
+
+def refused_by_template(reason: str) -> None:
+    """What templates call `raise_exception`. Raises jinja2.TemplateError."""
+    import jinja2
+
+    raise jinja2.TemplateError(reason)
 
 
 def without_thinking(template: str) -> str:

@@ -1,10 +1,11 @@
 """The tokenizer keeps what the GGUF needs, prompts have one BOS, and a 4-bit base leads to its 16-bit original."""
 
 import json
+import re
 
 import pytest
 
-from autosloth.errors import ModelError
+from autosloth.errors import ModelError, SettingsError
 from autosloth.models import base as base_files
 from autosloth.models import engine as model
 from autosloth.models import template as chats
@@ -110,3 +111,78 @@ def test_precision_follows_the_hardware_and_gives_its_reason(monkeypatch):
     assert model.choose_precision(SFTSettings()) == ("float16", "Tesla T4 has no bf16")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert model.choose_precision(SFTSettings())[0] == "bfloat16"
+
+
+@pytest.mark.parametrize("given", ["text", "path"])
+def test_a_chat_template_of_ones_own_is_text_or_a_path(engine, base, tmp_path, given):
+    own = "{% for m in messages %}{{ '<' + m.role + '> ' + m.content + eos_token }}{% endfor %}{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+    (tmp_path / "mine.jinja").write_text(own + "\n")
+    settings = SFTSettings.load({"model": "demo", "chat_template": own if given == "text" else str(tmp_path / "mine.jinja")})  # fmt: skip
+    chats.check_template(settings)
+    assert model.load_tokenizer(settings).chat_template == own
+
+
+@pytest.mark.parametrize(
+    "given, what",
+    [
+        ("nowhere/mine.jinja", r"nowhere/mine\.jinja cannot be read"),
+        ("{% for m in messages %}{{ m.content }}", r"cannot be rendered \(line 1: "),
+        ("{{ messages[0].content + messages[9].content }}", "cannot be rendered"),
+        ("{{ raise_exception('never') }}", r"cannot be rendered \(never\)"),
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "leaves out turns"),
+    ],
+)
+def test_a_chat_template_that_shows_no_chat_is_refused_before_training(given, what):
+    with pytest.raises(ModelError, match=what):
+        chats.check_template(SFTSettings.load({"model": "demo", "chat_template": given}))
+
+
+def test_a_name_that_is_no_chat_template_is_refused_with_ours():
+    with pytest.raises(SettingsError, match="alpaca, mistral, zephyr"):
+        SFTSettings.load({"model": "demo", "chat_template": "alpca"})
+
+
+def test_of_several_chat_templates_of_a_model_default_is_taken_or_tool_use_for_tools(engine, base, tmp_path, capsys):
+    for path in base.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    named = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools }}"}
+    several = [{"name": name, "template": template} for name, template in named.items()]
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": several}))
+    settings = SFTSettings(model=str(tmp_path))
+    assert model.load_tokenizer(settings).chat_template == named["default"]
+    assert model.load_tokenizer(settings, tools=True).chat_template == named["tool_use"]
+    assert "(default, tool_use) `default` is used" in capsys.readouterr().out
+    model.save_tokenizer(model.load_tokenizer(settings), settings, tmp_path / "saved")
+    assert model.load_tokenizer(SFTSettings(model=str(tmp_path / "saved"))).chat_template == named["default"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": several[1:]}))
+    with pytest.raises(ModelError, match="none of them is called default"):
+        model.load_tokenizer(settings)
+
+
+def test_an_end_token_that_only_config_json_tells_is_read_and_kept(engine, base, tmp_path):
+    for path in base.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "eos_token"}))  # fmt: skip
+    settings = SFTSettings(model=str(tmp_path))
+    tokenizer = model.load_tokenizer(settings)
+    assert tokenizer.eos_token == "</s>" and model.end_ids(tokenizer, settings) == {tokenizer.eos_token_id}
+    model.save_tokenizer(tokenizer, settings, tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())["eos_token"] == "</s>"
+
+
+def test_tokens_without_an_embedding_are_told(engine, base, tmp_path, capsys):
+    from autosloth.check import check_vocabulary
+
+    for path in base.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    settings = SFTSettings(model=str(tmp_path))
+    check_vocabulary(settings)
+    assert not capsys.readouterr().out
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] - 2}))
+    check_vocabulary(settings)
+    assert re.search(r"has no embedding for \S+, \S+: rows that hold one are left out", capsys.readouterr().out)
