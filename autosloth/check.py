@@ -99,11 +99,14 @@ def check_storage(settings: Settings) -> None:
 
 def check_dataset(settings: Settings) -> None:
     """Whether the dataset is there, recognised and enough to be split; of a Hub dataset no row is fetched. Raises DataError, StorageError."""
-    if not is_hub_id(settings.dataset):
-        refuse_full_disk(settings)
-        look_through(settings, Findings())
-    elif columns := look_up(settings):
-        recognise_columns(columns, settings.columns, settings.dataset, FORMS_OF[settings.road])
+    refuse_full_disk(settings)
+    on_hub = [settings.of_part(part) for part in settings.parts if is_hub_id(part["path"])]
+    for alone in on_hub:
+        if columns := look_up(alone):
+            recognise_columns(columns, alone.columns, alone.dataset, FORMS_OF[alone.road])
+    if local := [part for part in settings.parts if not is_hub_id(part["path"])]:
+        here = settings if not on_hub else settings.model_copy(update={"dataset": local})
+        look_through(here, Findings(), alone=not on_hub)
 
 
 def check_model(settings: Settings) -> None:

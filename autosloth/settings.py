@@ -8,9 +8,18 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import (  # pydantic takes typing's only from Python 3.12 on
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Required,
+    Self,
+    get_args,
+)
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from typing_extensions import TypedDict
 
 from .errors import SettingsError
 from .hardware import first_gpu
@@ -18,7 +27,9 @@ from .values import (
     DATA_SUFFIXES,
     FILE_NAME,
     HUB_PAGE,
+    ONE,
     REPOSITORY,
+    SEVERAL,
     environment_values,
     explain,
     is_jinja,
@@ -71,6 +82,25 @@ def otherwise(name: str, default: Any, **extra: Any) -> Any:
     return field
 
 
+NotEmpty = Annotated[str, Field(min_length=1)]
+
+
+class Part(TypedDict, total=False):
+    """One of several datasets: `path` as `dataset` takes it, the `share` of its rows that is taken (all by default), and its own `split` and `columns`."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    path: Required[NotEmpty]
+    share: Annotated[float, Field(gt=0, le=1)]
+    split: NotEmpty
+    columns: dict[str, str]
+
+
+# One dataset or several; told apart at once, so that an error speaks of what was meant.
+OneOrMore = Annotated[NotEmpty, Tag(ONE)] | Annotated[list[Part], Tag(SEVERAL)]
+TOLD_APART = Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE)
+
+
 class Settings(BaseModel):
     """What the settings of every road share."""
 
@@ -117,11 +147,10 @@ class Settings(BaseModel):
         "An adapter to train further, of AutoSloth-SFT say: a run folder, a folder, or a Hub id; empty starts at the base itself.",
     )
 
-    dataset: str = setting(
+    dataset: Annotated[OneOrMore, TOLD_APART] = setting(
         "yahma/alpaca-cleaned",
         "Data",
-        "Hub id; or path or http(s) address of a JSON, JSONL, CSV, TSV, Parquet or Arrow file, also zipped or gzipped; or a folder of them; `demo` is the embedded toy task.",
-        min_length=1,
+        "Hub id; or path or http(s) address of a JSON, JSONL, CSV, TSV, Parquet, Arrow or text file, also zipped or gzipped; or a folder of them; or several, as `[{path: a, share: 0.5}, {path: b}]`; `demo` is the embedded toy task.",
         front=True,
         suggestions=DATASETS,
     )
@@ -225,8 +254,39 @@ class Settings(BaseModel):
     @field_validator("model", "dataset", mode="before")
     @classmethod
     def _take_the_id_from_a_page(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return [
+                {**part, "path": cls._take_the_id_from_a_page(part["path"])}
+                if isinstance(part, dict) and "path" in part
+                else part
+                for part in value
+            ]
         page = HUB_PAGE.fullmatch(value.strip()) if isinstance(value, str) else None
         return page[1] if page else value
+
+    @field_validator("dataset")
+    @classmethod
+    def _some_parts(cls, value: Any) -> Any:
+        if value == []:
+            raise ValueError("give at least one dataset")
+        return value
+
+    @property
+    def parts(self) -> list[Part]:
+        """The datasets, each with all that a part can tell."""
+        given = [{"path": self.dataset}] if isinstance(self.dataset, str) else self.dataset
+        return [{"share": 1.0, "split": self.split, "columns": getattr(self, "columns", {}), **part} for part in given]
+
+    @property
+    def dataset_name(self) -> str:
+        """What the dataset is called in messages: its id or path, or those of all parts."""
+        return " + ".join(part["path"] for part in self.parts)
+
+    def of_part(self, part: Part) -> Self:
+        """These settings for one of several datasets alone."""
+        return type(self).model_validate(
+            self.model_dump() | {"dataset": part["path"], "split": part["split"], "columns": part["columns"]}
+        )
 
     @field_validator("columns", mode="before", check_fields=False)
     @classmethod
@@ -269,11 +329,12 @@ class Settings(BaseModel):
     def _default_run_name(self) -> str:
         model, dataset = (
             re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).stem if "/" not in name else name.rsplit("/", 1)[1]).strip("-.")
-            for name in (self.model, self.dataset.partition("?")[0].rstrip("/"))
+            for name in (self.model, self.parts[0]["path"].partition("?")[0].rstrip("/"))
         )
         model = re.sub(r"(-unsloth)?-bnb-4bit$", "", model)
         dataset = re.sub(rf"({'|'.join(map(re.escape, DATA_SUFFIXES))})+$", "", dataset)
-        return "-".join(dict.fromkeys([model[:45] or "model", dataset[:40] or "data", self.road]))
+        others = [] if len(self.parts) == 1 else [f"and-{len(self.parts) - 1}-more"]
+        return "-".join(dict.fromkeys([model[:45] or "model", dataset[:40] or "data", *others, self.road]))
 
     @classmethod
     def other_defaults(cls) -> dict[str, dict[str, Any]]:
@@ -413,7 +474,7 @@ class DPOSettings(Settings):
     lora_r: int = otherwise("lora_r", 64)
     lora_alpha: int = otherwise("lora_alpha", 64)
     adapter: str | None = otherwise("adapter", None, front=True)
-    dataset: str = otherwise("dataset", ULTRAFEEDBACK, suggestions=DPO_DATASETS)
+    dataset: OneOrMore = otherwise("dataset", ULTRAFEEDBACK, suggestions=DPO_DATASETS)
     columns: dict[
         str, Literal["instruction", "input", "prompt", "messages", "system", "tools", "chosen", "rejected", "ignore"]
     ] = setting(
@@ -507,7 +568,7 @@ class SPINSettings(Settings):
 
     model: str = otherwise("model", "unsloth/zephyr-sft-bnb-4bit", suggestions=DPO_MODELS)
     adapter: str | None = otherwise("adapter", None, front=True)
-    dataset: str = otherwise("dataset", ULTRACHAT, suggestions=SPIN_DATASETS)
+    dataset: OneOrMore = otherwise("dataset", ULTRACHAT, suggestions=SPIN_DATASETS)
     columns: dict[
         str, Literal["instruction", "input", "prompt", "completion", "messages", "system", "tools", "ignore"]
     ] = setting(

@@ -17,6 +17,7 @@ from .errors import SettingsError
 
 ENVIRONMENT_PREFIX = "AUTOSLOTH_"
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md", ".zip", ".gz")
+ONE, SEVERAL = "one dataset", "several datasets"  # what `dataset` takes, as pydantic names it in an error
 OWN_VARIABLE = ENVIRONMENT_PREFIX + "CACHE"  # the only one that is no setting
 FILE_NAME = r"^$|^[A-Za-z0-9][A-Za-z0-9._-]{0,94}$"
 REPOSITORY = r"^$|^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]{0,94}$"
@@ -27,6 +28,11 @@ IN_WORDS = {  # pydantic's kinds of errors whose own words speak of parsing
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float", "int_parsing_size"), "a whole number"),
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
     **{"string_type": "text", "list_type": "a list, such as [a, b]", "dict_type": "a mapping, such as {a: b}"},
+}
+KEYS = {  # of the mappings that settings hold
+    "extra_forbidden": "a dataset of several takes `path`, `share`, `split` and `columns`",
+    "missing": "give a Hub id or a path",
+    "string_too_short": "it should not be empty",
 }
 HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w-][\w.-]*/[\w-][\w.-]*)(?:/tree/main)?/?")
 
@@ -144,8 +150,10 @@ def explain(error: ValidationError, source: str, sources: Mapping[str, str] | No
     """
     wrong = []
     for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"])
+        field = ".".join(str(part) for part in problem["loc"] if part not in (ONE, SEVERAL))
         given = f"`{field}` is {json.dumps(problem['input'], default=str)}, but " if field else ""
+        if problem["type"] == "missing":
+            given = f"`{field}` is missing: "
         wrong.append(f"{given}{allowed(problem)}")
     names = dict.fromkeys(problem["loc"][0] for problem in error.errors() if problem["loc"])
     places = ", ".join(f"`{name}` in {(sources or {}).get(name, source)}" for name in names)
@@ -156,6 +164,8 @@ def allowed(problem: Mapping[str, Any]) -> str:
     """What a field takes, from one of pydantic's errors, in words: `it should be a number`; of several fields together, what is wrong with them."""
     if words := IN_WORDS.get(problem["type"]) or PATTERNS.get(problem.get("ctx", {}).get("pattern", "")):
         return f"it should be {words}"
+    if words := KEYS.get(problem["type"]):
+        return words
     said = problem["msg"].removeprefix("Value error, ")
     said = said[0].lower() + said[1:]
     for symbols, words in (("input should", "it should"), ("greater than or equal to", "at least"), ("less than or equal to", "at most")):  # fmt: skip

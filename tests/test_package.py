@@ -75,6 +75,10 @@ def test_the_picture_of_the_house_is_that_of_its_imports(tmp_path):
     assert (tmp_path / "wings.svg").read_text() == drawn, "run `python docs/wings.py`"
 
 
+def test_the_page_of_known_datasets_is_that_of_its_table():
+    assert data_page.page() == (PACKAGE.parent / "docs" / "data.md").read_text(), "run `python docs/data.py`"
+
+
 def test_every_file_of_the_package_is_in_its_wheel(tmp_path):
     for name in ("autosloth", "pyproject.toml", "README.md", "LICENSE"):
         path = PACKAGE.parent / name

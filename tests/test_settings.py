@@ -162,3 +162,20 @@ def test_a_file_that_is_no_settings_file_is_named(tmp_path, content, what):
 )
 def test_a_hub_id_is_told_from_a_path(name, expected):
     assert is_hub_id(name) is expected
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ([], "give at least one dataset"),
+        ([{"share": 1}], "`dataset.0.path` is missing: give a Hub id or a path"),
+        ([{"path": "a", "share": 2}], "`dataset.0.share` is 2, but it should be at most 1"),
+        ([{"path": "a", "weight": 2}], "a dataset of several takes `path`, `share`, `split` and `columns`"),
+        ("", "it should not be empty"),
+        (3, "it should be text"),
+    ],
+)
+def test_a_mixture_that_is_none_is_told_in_words(given, words):
+    with pytest.raises(SettingsError) as error:
+        SFTSettings.load({"model": "demo", "dataset": given})
+    assert words in error.value.what and "[Part]" not in error.value.what

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -48,10 +49,7 @@ class Findings:
     truncated: int = 0
     answers_not_learnt: int = 0  # of earlier turns that a template does not show whole once the chat goes on
     lengths: list[int] = field(default_factory=list)
-    form: str = ""
-    schema: str | None = None  # the entry of the table in schemas.py that the columns were known by
-    others: tuple[str, ...] = ()  # columns that could have been read instead
-    columns: dict[str, str] = field(default_factory=dict)
+    readings: list[tuple[str, Reading]] = field(default_factory=list)  # of each dataset and split, how it is read
     revision: str | None = None
     usable: int = 0  # rows that could be learnt from, were they shown whole and short enough
 
@@ -71,20 +69,36 @@ def streams(settings: Settings, found: Findings) -> tuple[Iterator[Row], Iterato
     """The usable rows, one at a time: those of `split`, and those to measure with where they are given apart. Raises DataError as they are read."""
     if settings.dataset == "demo":
         train, held_out = demo_rows(settings.road)
-        return usable(train, "demo", settings, found), usable(held_out, "demo", settings, found)
-    rows, found.revision = load_raw(settings, settings.split)
-    train = usable(rows, settings.dataset, settings, found)
-    if not settings.eval_split:
-        return train, None
-    rows, _ = load_raw(settings, settings.eval_split)
-    return train, usable(rows, f"{settings.dataset} (eval_split)", settings, found)
+        return usable(train, "demo", settings, found, set()), usable(held_out, "demo", settings, found, set())
+    train = mixed(settings, None, found)
+    return train, mixed(settings, settings.eval_split, found) if settings.eval_split else None
+
+
+def mixed(settings: Settings, eval_split: str | None, found: Findings) -> Iterator[Row]:
+    """The usable rows of all datasets, one after the other, of each the share that is asked for, drawn by the seed."""
+    seen: set[bytes] = set()
+    for part in settings.parts:
+        alone, name = settings.of_part(part), part["path"] + (" (eval_split)" if eval_split else "")
+        if part["path"] == "demo":
+            rows = demo_rows(settings.road)[bool(eval_split)]
+        else:
+            rows, found.revision = load_raw(alone, eval_split or part["split"])
+        numbers, taken = random.Random(f"{settings.seed} {name}"), 0
+        for row in usable(rows, name, alone, found, seen):
+            if part["share"] < 1 and numbers.random() >= part["share"]:
+                found.dropped["beyond_its_share"] += 1
+                continue
+            taken += 1
+            yield row
+        if len(settings.parts) > 1:
+            say(f"data: {taken} rows of {name}")
 
 
 def refuse_single(found: Findings, settings: Settings) -> None:
     """Raises DataError where so few rows are usable that none could be held out of them."""
     if found.usable < 2 and settings.dataset != "demo" and not settings.eval_split:
         todo = "Give at least two that differ: one is held out to measure with."
-        raise DataError(f"The dataset {settings.dataset} has only {found.usable} usable row.", todo)
+        raise DataError(f"The dataset {settings.dataset_name} has only {found.usable} usable row.", todo)
 
 
 def draw_parts(
@@ -108,12 +122,13 @@ def draw_parts(
     return kept, taken
 
 
-def look_through(settings: Settings, found: Findings) -> None:
-    """Read all rows as `streams` gives them, keeping none. Raises DataError."""
+def look_through(settings: Settings, found: Findings, alone: bool) -> None:
+    """Read all rows as `streams` gives them, keeping none; alone: no other rows come besides. Raises DataError."""
     for rows in streams(settings, found):
         for _ in rows or ():
             pass
-    refuse_single(found, settings)
+    if alone:
+        refuse_single(found, settings)
 
 
 def demo_rows(road: str) -> tuple[list[Row], list[Row]]:
@@ -121,16 +136,18 @@ def demo_rows(road: str) -> tuple[list[Row], list[Row]]:
     return dpo_rows() if road == "dpo" else sft_rows()
 
 
-def usable(rows: Iterable[Row], name: str, settings: Settings, found: Findings) -> Iterator[Row]:
-    """The rows as chats or pairs, without those that nothing can be learnt from and those that stand there already; all counted. Raises DataError."""
+def usable(rows: Iterable[Row], name: str, settings: Settings, found: Findings, seen: set[bytes]) -> Iterator[Row]:
+    """The rows as chats or pairs, without those that nothing can be learnt from and those that stand there already; all counted. Raises DataError.
+
+    seen: the keys of rows that stand there already; those of these rows are added.
+    """
     rows = iter(rows)
     first = list(itertools.islice(rows, LOOKED_AT))
     if not first:
         raise DataError(f"The dataset {name} is empty.", "Give one with at least two rows.")
     reading = recognise(first, settings.columns, name, FORMS_OF[settings.road])
-    found.form, found.columns = reading.form, reading.columns
-    found.schema, found.others = reading.schema and reading.schema.name, reading.others
-    wrong, columns, seen = Wrong(), Columns(reading.columns, settings.columns, name), set()
+    found.readings.append((name, reading))
+    wrong, columns = Wrong(), Columns(reading.columns, settings.columns, name)
     good = made = 0
     for number, raw, row, notes in made_of(columns.watched(itertools.chain(first, rows)), reading, settings):
         made += 1

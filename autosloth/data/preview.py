@@ -25,7 +25,8 @@ def show_preview(run: Run) -> None:
     """Show the prepared data, as HTML in a notebook and as text elsewhere, and write data/preview.html."""
     facts, settings, rows = run.facts["data"], run.settings, rows_to_show(run)
     view = {"facts": facts, "settings": settings, "rows": rows, "plan": plan(facts["train_rows"], settings)}
-    view["dataset"] = settings.dataset if is_hub_id(settings.dataset) else Path(settings.dataset.partition("?")[0]).name
+    paths = [part["path"] for part in settings.parts]
+    view["dataset"] = " + ".join(path if is_hub_id(path) else Path(path.partition("?")[0]).name for path in paths)
     view |= {"axis": axis(facts["length"], settings.max_length), "examples": examples(run)}
     html = render_html("data/templates/preview.html.j2", **view)
     write_text(

@@ -61,6 +61,15 @@ class Reading:
     schema: Schema | None = None
     others: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What a reader calls it."""
+        return self.schema.name if self.schema else self.form
+
+    def told(self) -> str:
+        """The columns and what they mean, in words."""
+        return ", ".join(column if column == role else f"{column} as {role}" for role, column in self.columns.items())
+
     def named(self, row: Row) -> Row:
         """A row, its columns named by their roles."""
         return {role: row.get(column) for role, column in self.columns.items()}

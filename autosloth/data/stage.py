@@ -31,8 +31,9 @@ MADE = ("data/train.parquet", "data/eval.parquet", TEMPLATE)
 
 def local_inputs(run: Run) -> list[object]:
     """What identifies a local dataset (its content), a local model (its files) and the chat template of an adapter, so that changed ones are prepared again."""
-    dataset, model = Path(run.settings.dataset).expanduser(), Path(run.settings.model).expanduser()
-    files = sorted(path for path in dataset.rglob("*") if path.is_file()) if dataset.is_dir() else [dataset]
+    model = Path(run.settings.model).expanduser()
+    datasets = [Path(part["path"]).expanduser() for part in run.settings.parts]
+    files = [path for data in datasets for path in (sorted(data.rglob("*")) if data.is_dir() else [data])]
     return [
         [file_hash(path) for path in files if path.is_file()],
         sorted((path.name, path.stat().st_size) for path in model.iterdir()) if model.is_dir() else None,
@@ -94,13 +95,13 @@ class Encoder:
 
 def refuse_full_disk(settings: Settings) -> None:
     """Raises StorageError where local data, made ready, would not fit into the run folder's disk."""
-    if settings.dataset == "demo" or is_hub_id(settings.dataset) or is_address(settings.dataset):
-        return
-    needed = sum(source.size for source in files_of(settings.dataset)) * GROWS
+    paths = [part["path"] for part in settings.parts]
+    local = [path for path in paths if path != "demo" and not is_hub_id(path) and not is_address(path)]
+    needed = sum(source.size for path in local for source in files_of(path)) * GROWS
     free = shutil.disk_usage(existing_parent(settings.folder)).free
     if needed > free:
         raise StorageError(
-            f"Preparing {settings.dataset} needs about {needed / GB:.1f} GB of disk, and {free / GB:.1f} GB are free at {settings.storage}.",
+            f"Preparing {settings.dataset_name} needs about {needed / GB:.1f} GB of disk, and {free / GB:.1f} GB are free at {settings.storage}.",
             "Free some space, set `storage` to another disk, or take a part of the rows with `split`, such as `train[:100000]`.",
         )
 
@@ -114,7 +115,7 @@ def refuse_too_few(train: int, held_out: int, settings: Settings, found: Finding
         reasons += f"; {refusals}"
     template = sum(count for reason, count in found.dropped.items() if reason.endswith("_template"))
     raise DataError(
-        f"Too few rows of {settings.dataset} are left: {train} to learn from, {held_out} to measure with ({reasons or 'none dropped'}; max_length {settings.max_length}).",
+        f"Too few rows of {settings.dataset_name} are left: {train} to learn from, {held_out} to measure with ({reasons or 'none dropped'}; max_length {settings.max_length}).",
         "Choose another `chat_template`, or take the system and tool turns out of the rows."
         if template > len(found.lengths) / 2
         else "Raise `max_length` or shorten the questions where answers lie beyond it; give more rows that differ.",
@@ -175,21 +176,20 @@ def describe(
             "longest": lengths[-1],
             "histogram": histogram(lengths, settings.max_length),
         },
-        "form": found.form,
-        "schema": found.schema,
-        "columns": found.columns,
+        "form": found.readings[0][1].form,
+        "schema": found.readings[0][1].name,
+        "columns": found.readings[0][1].columns,
         "revision": found.revision,
     }
 
 
 def report(facts: dict[str, Any], settings: Settings, found: Findings) -> None:
     """Say what was recognised, kept, dropped and cut."""
-    columns = ", ".join(
-        f"{column} as {role}" if column != role else column for role, column in facts["columns"].items()
-    )
-    say(f"data: {facts['read']} rows read as {facts['schema'] or facts['form']} ({columns})")
-    for others in found.others:
-        say(f"data: {others} could be read too; if that is meant, say so with `columns`")
+    say(f"data: {facts['read']} rows read")
+    for name, reading in found.readings:
+        say(f"data: {name} read as {reading.name} ({reading.told()})")
+        for others in reading.others:
+            say(f"data: {others} could be read too; if that is meant, say so with `columns`")
     say(f"data: {facts['train_rows']} to train on, {facts['eval_rows']} held out")
     if facts["unused"]:
         say(f"data: not used: {', '.join(facts['unused'])}")

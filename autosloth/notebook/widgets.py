@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import re
 from functools import partial
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -45,6 +46,8 @@ def to_widget(info: Any, value: Any) -> Any:
         return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).strip() if value else ""
     if get_origin(info.annotation) is list:
         return tuple(value)
+    if isinstance(value, list):
+        return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).strip()
     return "" if value is None else value
 
 
@@ -56,6 +59,8 @@ def from_widget(info: Any, value: Any) -> Any:
         return list(value)
     if isinstance(value, str):
         value = value.strip()
+        if value.startswith("[") and get_origin(info.annotation) in (Union, UnionType):
+            return parse_value(value)
         return None if not value and info.default is None else value
     return value
 

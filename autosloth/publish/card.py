@@ -79,7 +79,7 @@ def render_card(run: Run) -> str:
         settings=settings,
         facts=facts,
         model=public_name(settings.model, "AutoSloth's tiny demo base"),
-        dataset=public_name(settings.dataset, "AutoSloth's demo questions"),
+        dataset=" and ".join(public_name(part["path"], "AutoSloth's demo questions") for part in settings.parts),
         start=settings.adapter and public_name(settings.adapter, "the demo's adapter of both manners"),
         loads_by_name=settings.merged or is_hub_id(settings.model),
         question=short_question(facts["eval"]),
@@ -101,7 +101,7 @@ def front_matter(run: Run) -> str:
     settings = run.settings
     data = ModelCardData(
         base_model=settings.model if is_hub_id(settings.model) else None,
-        datasets=[settings.dataset] if is_hub_id(settings.dataset) else None,
+        datasets=[part["path"] for part in settings.parts if is_hub_id(part["path"])] or None,
         library_name="transformers" if settings.merged else "peft",
         pipeline_tag="text-generation",
         tags=[*TAGS, settings.road, *(["gguf"] if settings.quantizations else [])],

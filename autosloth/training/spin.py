@@ -81,7 +81,7 @@ class Game:
         self.rows, self.measured = (questions(run.rows(name), self.ends) for name in ("train", "eval"))
         if not self.rows or not self.measured:
             todo = "Raise `max_length`, or give rows whose answers fit."
-            raise DataError(f"No answer of {run.settings.dataset} fits whole into max_length.", todo)
+            raise DataError(f"No answer of {run.settings.dataset_name} fits whole into max_length.", todo)
         self.rounds: list[dict[str, Any]] = []
 
     def folder(self, number: int) -> Path:

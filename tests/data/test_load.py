@@ -459,6 +459,74 @@ def test_the_split_depends_on_the_seed_alone(tmp_path):
     assert parts[0] == parts[1] != parts[2]
 
 
+def test_several_datasets_are_read_each_with_its_share(tmp_path, capsys):
+    put(tmp_path, {"a.jsonl": "".join(json.dumps({"question": f"a{i}", "answer": "x"}) + "\n" for i in range(200))})
+    put(tmp_path, {"b.csv": "frage,antwort\nb1,x\nb2,y\na7,x\n"})
+    columns = {"frage": "prompt", "antwort": "completion"}
+    parts = [{"path": str(tmp_path / "a.jsonl"), "share": 0.25}, {"path": str(tmp_path / "b.csv"), "columns": columns}]
+    found, seeds = Findings(), [SFTSettings.load({"model": "demo", "dataset": parts, "seed": seed}) for seed in (1, 1, 2)]  # fmt: skip
+    train, held_out = load_rows(seeds[0], found)
+    questions = [row["messages"][0]["content"] for row in train + held_out]
+    taken = sum(question.startswith("a") for question in questions)
+    assert {"b1", "b2"} < set(questions) and 30 < taken < 70 and len(set(questions)) == len(questions)
+    assert found.dropped["beyond_its_share"] == 200 - taken and found.dropped["duplicate"] == 1
+    assert f"data: {taken} rows of {tmp_path / 'a.jsonl'}" in capsys.readouterr().out
+    again = [[row["messages"][0]["content"] for row in load_rows(settings, Findings())[0]] for settings in seeds]
+    assert again[0] == again[1] != again[2]
+
+
+def test_the_demo_and_a_split_of_ones_own_can_be_a_part(tmp_path):
+    put(tmp_path, {"train.jsonl": LINES, "test.jsonl": LINES.replace("1 + 1", "3 + 3")})
+    parts = [{"path": "demo", "share": 0.1}, {"path": str(tmp_path), "split": "test"}]
+    train, held_out = load_rows(SFTSettings.load({"model": "demo", "dataset": parts}), Findings())
+    questions = [row["messages"][0]["content"] for row in train + held_out]
+    assert "3 + 3?" in questions and "1 + 1?" not in questions and len(questions) > 10
+
+
+def test_a_text_is_read_by_its_paragraphs_and_lies_beside_other_files_unread(tmp_path):
+    paragraphs = [f"Paragraph {i}. " + "Word after word. " * 60 for i in range(12)]
+    text = "\n\n".join(paragraphs) + "\n"
+    put(tmp_path, {"book.md": text})
+    passages = sorted(chats_of(tmp_path / "book.md")[0], key=text.index)
+    assert len(passages) > 2 and "\n\n".join(passages) == text.rstrip("\n") and max(map(len, passages)) <= 4000
+    put(tmp_path, {"rows.jsonl": LINES})
+    assert chats_of(tmp_path)[0] == CHATS
+
+
+def test_a_json_document_may_hold_splits(tmp_path):
+    document = {"train": ROWS, "test": [{"question": "3 + 3?", "answer": "6"}, {"question": "4 + 4?", "answer": "8"}]}
+    path = put(tmp_path, {"rows.json": json.dumps(document, indent=1)})
+    assert chats_of(path)[0] == CHATS
+    assert chats_of(path, split="test")[0] == {("user: 3 + 3?", "assistant: 6"), ("user: 4 + 4?", "assistant: 8")}
+    assert len(chats_of(path, eval_split="test")[0]) == 4
+
+
+def test_a_document_that_would_not_fit_into_the_memory_is_refused(tmp_path, monkeypatch):
+    import psutil
+
+    path = put(tmp_path, {"rows.json": json.dumps(ROWS)})
+    real = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: real._replace(available=100))
+    with pytest.raises(DataError, match=r"is one JSON document .*Write its rows as JSON Lines or Parquet"):
+        chats_of(path)
+
+
+def test_data_that_would_not_fit_onto_the_disk_is_refused_by_the_check(tmp_path, monkeypatch):
+    import collections
+    import shutil
+
+    from autosloth.data import refuse_full_disk
+    from autosloth.errors import StorageError
+
+    path = put(tmp_path, {"rows.jsonl": LINES})
+    usage = collections.namedtuple("usage", "total used free")
+    settings = SFTSettings.load({"model": "demo", "dataset": str(path), "storage": str(tmp_path)})
+    refuse_full_disk(settings)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 0, 100))
+    with pytest.raises(StorageError, match=r"needs about .* GB of disk, .*Free some space"):
+        refuse_full_disk(settings)
+
+
 @pytest.fixture
 def address(tmp_path, monkeypatch):
     """The address of a folder's files, served on loopback; what is fetched lands in the test's folder."""

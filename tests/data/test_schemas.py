@@ -106,7 +106,7 @@ def test_each_schema_has_a_row_here_and_its_columns_alone_are_known():
     for rows, expected in ROWS.values():
         found = Findings()
         usable(rows if isinstance(rows, list) else [rows], "x", DPO if isinstance(expected, tuple) else SFT, found)
-        seen.add(found.schema)
+        seen.add(found.readings[0][1].name)
     assert {schema.name for schema in SCHEMAS} <= seen
     for schema in SCHEMAS:
         recognise_columns([names.split("|")[0] for names in schema.columns.values()], {}, "x", schema.road)
@@ -156,11 +156,11 @@ def test_thumbs_without_their_counterpart_are_dropped_or_refused():
 def test_what_could_be_read_in_two_ways_is_said():
     found = Findings()
     usable([{"instruction": "a", "output": "b", "text": "c"}], "x", SFT, found)
-    assert found.others == ("text",) and found.unused == ["text"]
+    assert found.readings[0][1].others == ("text",) and found.unused == ["text"]
 
 
 def test_pairs_in_other_columns_are_refused_for_sft():
-    with pytest.raises(DataError, match="pairs of a better and a worse answer .*AutoSloth-DPO takes them"):
+    with pytest.raises(DataError, match=r"pairs of a better and a worse answer .*AutoSloth-DPO takes them"):
         usable([ROWS["SafeRLHF"][0]], "x", SFT, Findings())
 
 

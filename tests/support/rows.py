@@ -4,7 +4,7 @@ from autosloth.data import clean, encode, pairs
 
 
 def usable(rows, name, settings, found):
-    return list(clean.usable(rows, name, settings, found))
+    return list(clean.usable(rows, name, settings, found, set()))
 
 
 def encode_rows(*args, **kwargs):
