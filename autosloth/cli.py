@@ -171,9 +171,11 @@ def show(run: Folder) -> None:
 
 def redo(folder: Path, *stages: object) -> None:
     """Run stages of a run folder whether or not they are done."""
-    from .run import Run
+    from .run import Run, lock, storage_errors
 
     run = Run.open(folder)
+    with storage_errors(run.folder):
+        lock(run.folder)
     for stage in stages:
         stage.again(run)
 

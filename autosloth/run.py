@@ -25,7 +25,21 @@ from .output import duration, say
 from .processes import first, of_first, part
 from .settings import ROADS, Settings
 
-TRAINED = ("adapter", "checkpoints", "rounds")  # what only a training makes
+TRAINED = ("adapter", "checkpoints", "rounds", "merged", "gguf", "publish")  # what there is only after a training began
+LONGEST_NAME = 95  # characters of a run's name
+FOLLOWS = (
+    *TRAINED,
+    "reference",
+    "verify",
+)  # what a training and the stages after it leave; whatever else lies there is the user's
+REMADE = (
+    "checkpoints",
+    "rounds",
+    "merged",
+    "gguf",
+    "publish",
+    "verify",
+)  # of these what can be made again from the adapter
 BEFORE = "before"  # of a run folder: where what was trained there goes when it is trained anew
 HALF_WRITTEN = ".partial"  # the end of a temporary file's name, which a kill leaves behind
 LOCKS: dict[Path, FileLock] = {}  # held until the process ends
@@ -166,7 +180,10 @@ class Run:
 
     def fresh(self, name: str) -> Path:
         """An empty folder of this name in the run."""
-        shutil.rmtree(self.path(name), ignore_errors=True)
+        if self.path(name).is_symlink():
+            self.path(name).unlink()
+        elif self.path(name).exists():
+            shutil.rmtree(self.path(name))
         self.path(name).mkdir(parents=True)
         return self.path(name)
 
@@ -239,6 +256,11 @@ def changes(settings: Settings) -> str | None:
             f"{run.folder} holds a training of another {other[0]}: {changed[other[0]]}, not {now[other[0]]}.",
             f"Set `run_name` to a name that is free, for example `{free_name(run.folder)}`.",
         )
+    if settings.adapter and Path(settings.adapter).expanduser().resolve() in [run.folder.resolve(), run.path("adapter").resolve()]:  # fmt: skip
+        raise SettingsError(
+            f"`adapter` is {settings.adapter}, the run that is to be trained: it would be moved away before it is read.",
+            f"Set `run_name` to another name, for example `{free_name(run.folder)}`.",
+        )
     again: list[str] = []
     for name, each in begun.items():  # in the order of the road
         if changed.keys() & each["settings"].keys() or set(again) & set(each["after"]):
@@ -246,13 +268,14 @@ def changes(settings: Settings) -> str | None:
     if not run.is_trained or not again:
         return None
     told = ", ".join(f"{name} {value} -> {now[name]}" for name, value in changed.items())
-    kept = f"; what is there goes to {run.path(BEFORE)}" if "train" in again else ""
+    kept = f"; what is there goes to {run.path(BEFORE)}, where its adapter, figures and card stay" if "train" in again else ""  # fmt: skip
     return f"run: {told}: {', '.join(again)} again{kept}"
 
 
 def free_name(folder: Path) -> str:
-    """A run name beside this one that no folder has."""
-    return next(name for n in itertools.count(2) if not folder.with_name(name := f"{folder.name}-{n}").exists())
+    """A run name beside this one that no folder has, and that is short enough to be taken."""
+    names = (f"{folder.name[: LONGEST_NAME - len(f'-{n}')]}-{n}" for n in itertools.count(2))
+    return next(name for name in names if not folder.with_name(name).exists())
 
 
 def set_aside(run: Run, after: Iterable[str]) -> None:
@@ -265,8 +288,8 @@ def set_aside(run: Run, after: Iterable[str]) -> None:
     write_json(aside / "settings.json", settings)
     write_json(aside / "facts.json", run.facts)
     shutil.copytree(run.path(".done"), aside / ".done")
-    for path in run.folder.iterdir():
-        if path.name not in ("data", BEFORE, ".done", ".lock", "settings.json", "facts.json"):
+    for path in (run.path(name) for name in FOLLOWS):
+        if path.exists():
             path.rename(aside / path.name)
     run.forget(*run.facts.keys() - set(after))
     for path in run.path(".done").rglob("*.json"):
@@ -280,9 +303,11 @@ def clear_before(run: Run) -> None:
     for folder in run.path(BEFORE).glob("*"):
         if (folder / "publish" / "README.md").is_file():
             (folder / "publish" / "README.md").rename(folder / "README.md")
-        for path in folder.iterdir():
-            if path.name not in ("adapter", "reference", ".done", "settings.json", "facts.json", "README.md"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in (folder / name for name in REMADE if (folder / "adapter").is_dir()):
+            if path.is_symlink():
+                path.unlink()
+            elif path.exists():
+                shutil.rmtree(path)
 
 
 def stage(
@@ -294,6 +319,7 @@ def stage(
     facts: Iterable[str] = (),
     outputs: Iterable[str] = (),
     scratch: Iterable[str] = (),
+    prepares: Callable[[Run], Any] | None = None,
     together: bool = False,
     sets_aside: bool = False,
 ) -> Callable:
@@ -303,6 +329,7 @@ def stage(
     else it reads, as anything JSON can hold. The mark, written last, carries a fingerprint of all three.
     result: what tells one result from another; without it every new one makes later stages run again.
     facts, outputs (files or folders): what the stage leaves in the run, without which it is not done; scratch: what it works in.
+    prepares: work that can fail and touches nothing of the run, done before anything is dropped; what it gives is handed to f.
     All three are dropped when it starts anew from other inputs; sets_aside: a training, and what followed from it, is not, but kept (`set_aside`).
     together: of several processes all take part, once the first has begun it; a stage without it is the first's alone.
     """
@@ -314,18 +341,21 @@ def stage(
                 return function(run) if of_first(lambda: True) else part()
             with storage_errors(run.folder):
                 wanted = stage_fingerprint(run, reads, after, inputs)
-                begin_stage(run, name, wanted, reads, after, facts, [*outputs, *scratch], sets_aside)
-                if together:
-                    of_first(lambda: True)
                 _waits.clear()
-                started = time.perf_counter()
+                started, earlier = time.perf_counter(), run.mark(name)
                 try:
-                    function(run)
+                    made = [prepares(run)] if prepares else []
+                    begin_stage(run, name, wanted, reads, after, facts, [*outputs, *scratch], sets_aside)
+                    if together:
+                        of_first(lambda: True)
+                    function(run, *made)
                 except KeyboardInterrupt:
-                    todo = "Run the same again: finished stages are skipped, training goes on from its last checkpoint."
+                    todo = "Run the same again: finished stages are skipped, and a training goes on from its last checkpoint."
                     raise Interrupted(f"Stopped in the stage `{name}`.", todo) from None
                 mark = {"fingerprint": wanted, "result": fingerprint(result(run) if result else time.time_ns())}
                 end_stage(run, name, mark, reads, outputs, time.perf_counter() - started)
+                if result is None or (earlier and earlier["result"] != mark["result"]):
+                    void_followers(run, name)
 
         @functools.wraps(function)
         def run_stage(run: Run) -> None:
@@ -365,7 +395,7 @@ def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inpu
         if mark is None:
             raise SettingsError(
                 f"The stage `{earlier}` of {run.folder} is not finished.",
-                f"Run `autosloth {run.settings.road}` with the settings of this run first.",
+                f"Run {run.command(earlier)} first.",
             )
         if lost := run.lost(earlier):
             raise SettingsError(
@@ -411,6 +441,15 @@ def begin_stage(
     number = begun.get(name, {}).get("number", len(begun))
     told = {"fingerprint": wanted, "settings": chosen_settings(run, reads), "after": list(after), "number": number}
     write_json(run.path(".done", "begun", f"{name}.json"), told)
+
+
+def void_followers(run: Run, name: str) -> None:
+    """Take back the marks of the stages that read what this one has made anew: what they tell is of what was there before."""
+    void, begun = [name], run.begun()
+    for each, told in begun.items():  # in the order of the road
+        if set(told["after"]) & set(void):
+            void.append(each)
+            run.path(".done", f"{each}.json").unlink(missing_ok=True)
 
 
 def end_stage(

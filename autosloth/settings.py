@@ -32,6 +32,7 @@ from .values import (
     SEVERAL,
     environment_values,
     explain,
+    is_home,
     is_jinja,
     read_settings_file,
     refuse_unknown,
@@ -56,6 +57,8 @@ ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
 ULTRACHAT_SPLITS = {"split": "train_sft", "eval_split": "test_sft"}
 SPIN_DATASETS = (ULTRACHAT, "yahma/alpaca-cleaned", "demo")
 DPO_DATASETS = (ULTRAFEEDBACK, "argilla/ultrafeedback-binarized-preferences-cleaned", "demo")
+FAMILY = ("sft", "dpo", "spin")
+LONGEST_FILE_NAME = 255
 CHAT_TEMPLATE_NAMES = ("auto", "alpaca", "mistral", "zephyr")
 COMMON_NAMES = {"question": "prompt", "answer": "completion", "output": "completion", "response": "completion"}
 A100_GB = 35.0  # of GPU memory from which the profile for an A100 (40 or 80 GB) fits
@@ -294,6 +297,8 @@ class Settings(BaseModel):
         """Column to meaning, as documented, or the other way round where only that can be meant; a meaning may have its common name."""
         if not isinstance(value, Mapping):
             return value
+        if not all(isinstance(name, str) for pair in value.items() for name in pair):
+            return value
         meanings = get_args(get_args(cls.model_fields["columns"].annotation)[1])
         named = {name: COMMON_NAMES.get(name, name) for name in (*value, *value.values()) if isinstance(name, str)}
         pairs = []
@@ -304,6 +309,19 @@ class Settings(BaseModel):
         if len(dict(pairs)) < len(pairs):
             raise ValueError("it gives one column two meanings; give each column once")
         return dict(pairs)
+
+    @field_validator("model", "dataset", "storage", "adapter", "sixteen_bit_model")
+    @classmethod
+    def _could_be_a_path(cls, value: Any) -> Any:
+        """What no disk could have as a path is told here, not by the first that opens it."""
+        for path in [part["path"] for part in value] if isinstance(value, list) else [value or ""]:
+            if "\0" in path or any(len(name.encode()) > LONGEST_FILE_NAME for name in path.split("/")):
+                raise ValueError(
+                    f"a file or folder has a name of at most {LONGEST_FILE_NAME} bytes, without the character 0"
+                )
+            if path.startswith("~") and not is_home(path):
+                raise ValueError("there is no such user on this machine")
+        return value
 
     @field_validator("chat_template")
     @classmethod
@@ -316,7 +334,7 @@ class Settings(BaseModel):
     @field_validator("quantizations", mode="before")
     @classmethod
     def _lower_case_each_once(cls, value: Any) -> Any:
-        if not isinstance(value, list):
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             return value
         return list(dict.fromkeys(v.lower() if isinstance(v, str) else v for v in value))
 
@@ -415,6 +433,8 @@ class Settings(BaseModel):
     def from_values(cls, given: Mapping[str, Any], source: str, sources: Mapping[str, str] | None = None) -> Settings:
         """Settings from a mapping, checked; source: what an error tells the user to correct; sources: the same by field, where it is another."""
         road = given.get("road", cls.road)
+        if road not in FAMILY:
+            raise SettingsError(f"`road` is {road!r} in {source}.", f"Write {', '.join(FAMILY)}, or leave it out.")
         if road != cls.road:
             raise SettingsError(
                 f"The settings are of `autosloth {road}`, not of `autosloth {cls.road}` (`road` in {source}).",

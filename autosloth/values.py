@@ -42,6 +42,15 @@ def is_address(name: str) -> bool:
     return name.lower().startswith(("http://", "https://"))
 
 
+def is_home(path: str) -> bool:
+    """Whether a path that begins with `~` leads to a home folder of this machine."""
+    try:
+        Path(path).expanduser()
+    except RuntimeError:
+        return False
+    return True
+
+
 def is_jinja(text: str) -> bool:
     """Whether a text is a Jinja template and not the name or path of one."""
     return "{{" in text or "{%" in text
@@ -61,7 +70,7 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file. Raises SettingsError when it is missing or is no mapping."""
     path = Path(path).expanduser()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(
             f"The settings file {path} does not exist.",
@@ -77,6 +86,11 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
         raise SettingsError(
             f"The settings file {path} is not valid YAML{line}.", "Write one `name: value` per line."
         ) from None
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(
+            f"The settings file {path} holds a value that cannot be read ({str(error)[:80] or 'nested too deeply'}).",
+            "Write one `name: value` per line.",
+        ) from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -85,6 +99,31 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
             "Write one `name: value` per line.",
         )
     return {str(key): value for key, value in content.items()}
+
+
+class Loader(yaml.SafeLoader):
+    """YAML as settings are written: what looks like a date is text, and no name is given twice."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """The mapping. Raises ValueError for a name that stands there twice."""
+        names = [key.value for key, _ in node.value if isinstance(key.value, str) and key.value != "<<"]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"`{twice[0]}` stands there twice, line {node.start_mark.line + 1} and below")
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """What YAML text says. Raises yaml.YAMLError, ValueError.
+
+    >>> load_yaml("2024-02-30"), load_yaml("{a: 1}")
+    ('2024-02-30', {'a': 1})
+    """
+    return yaml.load(text, Loader)
 
 
 def variable(name: str) -> str:
@@ -131,8 +170,8 @@ def yaml_text(values: Mapping[str, Any]) -> str:
 def parse_value(text: str) -> Any:
     """The value that a YAML file would hold there: `true`, `3`, `{a: b}`, or plain text."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return load_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 

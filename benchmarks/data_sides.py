@@ -39,15 +39,17 @@ def autosloth(folder: str, rows: str, held_out: int) -> Case:
     import numpy  # noqa: F401
     import pyarrow.parquet  # noqa: F401
 
-    from autosloth.data.clean import Findings, load_rows
+    from autosloth.data.clean import Findings, draw_parts, streams
     from autosloth.data.encode import encode_rows
-    from autosloth.data.stage import describe, write_rows
+    from autosloth.data.parts import Prepared
+    from autosloth.data.stage import describe
 
     started, found = time.perf_counter(), Findings()
-    parts = [encode_rows(tokenizer, part, settings, found) for part in load_rows(settings, found)]
+    rows = Prepared(encode_rows(tokenizer, streams(settings, found)[0], settings, found), Path(folder, "rows.tmp"))
+    parts = draw_parts(rows.keys, None, settings, found)
     for name, part in zip(("train", "eval"), parts, strict=True):
-        write_rows(part, Path(folder, f"{name}.parquet"))
-    facts = describe(*parts, found, settings)
+        rows.take(part, Path(folder, f"{name}.parquet"))
+    facts = describe(rows, *parts, found, settings)
     return figures(time.perf_counter() - started, facts["train_rows"], facts["train_tokens"], facts["learnt_tokens"])
 
 

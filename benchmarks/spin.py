@@ -125,7 +125,7 @@ def answer_logprobs(model: Any, tokenizer: Any, settings: Any, questions: list[t
         for question, attribute in questions
         for answer in true_answers(attribute)
     ]
-    rows = encode_rows(tokenizer, chats, settings, Findings())
+    rows = list(encode_rows(tokenizer, chats, settings, Findings()))
     by_length: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
         by_length.setdefault(len(row["input_ids"]), []).append(number)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import DEMO, SHORT, command_line, sets
+from support.locks import released
 from support.patience import HUNG, until
 
 from autosloth.check import Problems, check
@@ -148,7 +149,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, command):
 
 
 def test_a_stage_whose_input_is_missing_says_which(tmp_path):
-    run = Run.create(SFTSettings(model="demo", dataset="demo", storage=str(tmp_path)))
+    run = released(Run.create(SFTSettings(model="demo", dataset="demo", storage=str(tmp_path))))
     result = command_line("export", run.folder)
     assert result.returncode == 1 and "The stage `train`" in result.stderr and "autosloth sft" in result.stderr
 
@@ -168,11 +169,8 @@ def test_a_run_folder_that_another_process_works_in_is_refused(copied, base):
 
 
 def test_a_stage_done_with_other_settings_is_not_described_as_done_with_these(copied):
-    Run.create(
-        SFTSettings.load(
-            {"model": "demo", "dataset": "demo", "run_name": "short", "storage": str(copied.parent), "lora_r": 64}
-        )
-    )
+    values = {"model": "demo", "dataset": "demo", "run_name": "short", "storage": str(copied.parent), "lora_r": 64}
+    released(Run.create(SFTSettings.load(values)))
     result = subprocess.run([sys.executable, "-m", "autosloth", "card", str(copied)], capture_output=True, text=True)
     assert result.returncode == 1 and "done with other settings (lora_r)" in result.stderr
 
@@ -241,6 +239,22 @@ def test_a_file_of_another_size_is_not_shown_as_the_one_that_was_proven(copied):
     with (copied / "gguf" / "short-Q8_0.gguf").open("ab") as file:
         file.write(b"x" * 100_000)
     assert f"MBthatwereproven:`autoslothverify{copied}`tells" in shown(copied)
+
+
+def test_a_file_that_is_made_again_is_not_proven_yet(copied):
+    assert command_line("export", copied).returncode == 0
+    assert f"notdoneofthesefiles:`autoslothverify{copied}`doesit" in shown(copied)
+    for command in ("card", "publish"):
+        result = command_line(command, copied)
+        assert result.returncode == 1 and f"autosloth verify {copied}" in result.stderr, result.stderr
+    assert command_line("verify", copied).returncode == command_line("card", copied).returncode == 0
+
+
+def test_a_file_of_another_size_reaches_no_card(copied):
+    (copied / "gguf" / "short-Q8_0.gguf").write_bytes(b"")
+    result = command_line("card", copied)
+    assert result.returncode == 1 and "has 0 bytes, and had" in result.stderr
+    assert (copied / "publish" / "README.md").is_file()
 
 
 def test_without_its_adapter_a_run_says_so(copied):

@@ -23,9 +23,15 @@ WINGS = [folder.parent.name for folder in PACKAGE.glob("*/__init__.py")]
 HEAVY = ("torch", "transformers", "datasets", "unsloth", "trl", "peft", "numpy", "matplotlib", "llama_cpp", "jinja2")
 
 
-specification = importlib.util.spec_from_file_location("wings", PACKAGE.parent / "docs" / "wings.py")
-wings = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(wings)
+def script(name):
+    """A script of docs/ as a module."""
+    specification = importlib.util.spec_from_file_location(name, PACKAGE.parent / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+wings, data_page = script("wings"), script("data")
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,5 +1,7 @@
 """The run folder: a stage tells its own time, and what it waited for besides; a training is never overwritten by another."""
 
+import shutil
+
 import pytest
 
 from autosloth import run as runs
@@ -98,7 +100,7 @@ def test_a_training_of_something_else_is_never_overwritten(tmp_path, road, other
 def test_what_is_trained_anew_is_told_and_what_was_there_is_kept(tmp_path):
     follow(settings_of(tmp_path))
     changed = settings_of(tmp_path, learning_rate=1e-4)
-    assert runs.changes(changed) == f"run: learning_rate 0.001 -> 0.0001: train, gguf, card again; what is there goes to {tmp_path}/mine/before"  # fmt: skip
+    assert runs.changes(changed) == f"run: learning_rate 0.001 -> 0.0001: train, gguf, card again; what is there goes to {tmp_path}/mine/before, where its adapter, figures and card stay"  # fmt: skip
     run = follow(changed, data, train, gguf)
     (aside,) = befores(tmp_path)
     old = Run.open(aside)
@@ -122,6 +124,49 @@ def test_a_training_that_was_begun_is_kept_too_and_goes_on_where_it_stood(tmp_pa
     assert read_json(tmp_path / "mine" / "facts.json").keys() == {"data"}
     follow(settings_of(tmp_path))
     assert len(befores(tmp_path)) == 2
+
+
+def test_what_the_user_keeps_in_a_run_folder_stays_there(tmp_path):
+    run = follow(settings_of(tmp_path))
+    run.path("notes.txt").write_text("mine")
+    follow(settings_of(tmp_path, run_name="inner", storage=str(run.folder)))
+    follow(settings_of(tmp_path, learning_rate=1e-4))
+    assert (
+        run.path("notes.txt").read_text() == "mine" and run.path("inner", "adapter", "weights").read_text() == "0.001"
+    )
+    assert len(befores(tmp_path)) == 1
+
+
+def test_a_file_without_its_adapter_counts_as_a_run_too(tmp_path):
+    run = follow(settings_of(tmp_path))
+    for name in ("adapter", "checkpoints"):
+        shutil.rmtree(run.path(name), ignore_errors=True)
+    with pytest.raises(SettingsError, match="another dataset"):
+        Run.create(settings_of(tmp_path, dataset="e.json"))
+
+
+def test_work_that_fails_before_a_stage_begins_leaves_the_run_as_it_was(tmp_path):
+    @runs.stage("data", facts=("data",), outputs=("data/rows",), prepares=lambda run: 1 / 0, sets_aside=True)
+    def failing(run, made):
+        raise AssertionError
+
+    run = follow(settings_of(tmp_path))
+    files = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    with pytest.raises(ZeroDivisionError):
+        failing(run)
+    assert files == {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+
+
+def test_the_run_itself_is_no_adapter_to_start_from(tmp_path):
+    run = follow(settings_of(tmp_path))
+    with pytest.raises(SettingsError, match="the run that is to be trained"):
+        Run.create(settings_of(tmp_path, adapter=str(run.folder)))
+
+
+def test_a_free_name_is_short_enough_to_be_taken(tmp_path):
+    (tmp_path / ("a" * 95)).mkdir()
+    name = runs.free_name(tmp_path / ("a" * 95))
+    assert name == "a" * 93 + "-2" and SFTSettings.load({"model": "demo", "run_name": name})
 
 
 def test_rows_that_changed_on_the_disk_set_the_training_aside(tmp_path):

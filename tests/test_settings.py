@@ -179,3 +179,27 @@ def test_a_mixture_that_is_none_is_told_in_words(given, words):
     with pytest.raises(SettingsError) as error:
         SFTSettings.load({"model": "demo", "dataset": given})
     assert words in error.value.what and "[Part]" not in error.value.what
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"columns": {"a": {"b": "c"}}}, "`columns.a` is"),
+        ({"quantizations": [["q8_0"]]}, "`quantizations"),
+        ({"storage": "~nobody-of-this-name/x"}, "there is no such user"),
+        ({"dataset": "x" * 300}, "at most 255 bytes"),
+        ({"road": "nope"}, "`road` is 'nope'"),
+    ],
+)
+def test_values_of_odd_kinds_are_told_in_words(given, words):
+    with pytest.raises(SettingsError) as error:
+        SFTSettings.load({"model": "demo"} | given)
+    assert words in error.value.what, error.value.what
+
+
+def test_what_looks_like_a_date_is_text_and_a_name_given_twice_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTOSLOTH_RUN_NAME", "2024-02-30")
+    assert SFTSettings.load({"model": "demo"}).run_name == "2024-02-30"
+    (tmp_path / "twice.yaml").write_text("model: demo\nseed: 1\nseed: 2\n")
+    with pytest.raises(SettingsError, match="`seed` stands there twice"):
+        SFTSettings.load(tmp_path / "twice.yaml")

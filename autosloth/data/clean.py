@@ -24,6 +24,7 @@ from .transforms import TRANSFORMS, WHOLE
 
 FORMS_OF = {"sft": "sft", "dpo": "dpo", "spin": "sft"}  # the forms of rows that a road takes
 LOOKED_AT = 1000  # rows that tell the form
+UNUSED = "unused "  # before a column's name, among the examples
 MAX_LISTED = 5  # row numbers in a message
 EXAMPLE = 300  # characters of a row that is shown
 SAID_IN = ("messages", "text", "tools", "prompt", "chosen", "rejected")  # what makes a row another one
@@ -161,11 +162,13 @@ def usable(rows: Iterable[Row], name: str, settings: Settings, found: Findings, 
             count_notes(notes, raw, found)
         if settings.duplicates == "drop" and is_again(normalised, seen):
             found.dropped["duplicate"] += 1
+            found.example("duplicate", raw)
             continue
         found.usable += 1
         yield normalised | {"number": number}
     found.read += made
     found.unused = [*dict.fromkeys([*columns.unused, *found.unused])]
+    found.examples.update({f"{UNUSED}{column}": value for column, value in columns.unused.items()})
     if made != columns.rows:
         say(f"data: {columns.rows} rows of {name} make {made}")
     found.dropped.update(wrong.counts())
@@ -239,7 +242,7 @@ class Columns:
             for column in [column for column in row if column not in self.read]:
                 refuse_media(column, row[column], self.mapping, self.name)
                 if column not in self.unused and row[column] not in (None, ""):
-                    self.unused[column] = None
+                    self.unused[column] = shortened(row[column])
             yield row
 
 

@@ -13,6 +13,7 @@ from ..processes import processes
 from ..run import Run, read_json, write_json, write_text
 from ..settings import Settings
 from ..values import is_hub_id
+from .clean import UNUSED
 from .encode import IGNORED
 
 BINS = 40  # of the histogram of lengths
@@ -37,14 +38,13 @@ def show_preview(run: Run) -> None:
 
 
 def examples(run: Run) -> list[tuple[str, str]]:
-    """What was changed or left out, in words, each with the first such row."""
+    """What was changed, left out or not used, in words, each with the first such row or value."""
     kept, facts = read_json(run.path("data", "examples.json")), run.facts["data"]
-    return [
-        (f"{verb}: {name.replace('_', ' ')}", kept[name])
-        for verb in ("changed", "dropped")
-        for name in facts.get(verb, {})
-        if name in kept
+    names = [
+        (f"{verb}: {name.replace('_', ' ')}", name) for verb in ("changed", "dropped") for name in facts.get(verb, {})
     ]
+    names += [(f"not used: {name or 'a column without a name'}", f"{UNUSED}{name}") for name in facts.get("unused", [])]
+    return [(done, kept[name]) for done, name in names if name in kept]
 
 
 def rows_to_show(run: Run) -> list[dict[str, Any]]:

@@ -6,9 +6,10 @@ import itertools
 import math
 import shutil
 import statistics
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import DataError, ModelError, StorageError
 from ..hardware import GB
@@ -25,6 +26,7 @@ from .pairs import encode_pairs
 from .parts import Prepared, first_whole
 from .preview import histogram
 
+BESIDE = ".data-"  # how the folder is called that rows are made ready in
 GROWS = 6  # times the size of the data that is written on the way, at most
 MADE = ("data/train.parquet", "data/eval.parquet", TEMPLATE)
 
@@ -41,22 +43,30 @@ def local_inputs(run: Run) -> list[object]:
     ]
 
 
-@stage(
-    "data",
-    reads=(
-        "model", "revision", "adapter", "chat_template", "thinking", "max_length", "dataset", "dataset_config", "split", "columns", "bad_rows",
-        "pairs", "duplicates", "long_rows", "eval_split", "eval_fraction", "eval_rows", "seed",
-    ),
-    inputs=local_inputs,
-    result=lambda run: [file_hash(run.folder / name) for name in MADE if (run.folder / name).is_file()],
-    facts=("data",),
-    outputs=MADE,
-    sets_aside=True,
-)  # fmt: skip
-def prepare_data(run: Run) -> None:
-    """Write data/train.parquet, data/eval.parquet (see parts.py) and the chat template of the run. Raises DataError, ModelError."""
-    settings, found, folder = run.settings, Findings(), run.fresh("data")
+class Ready(NamedTuple):
+    """Rows made ready in a folder beside data/, with their facts and what is to be said of them."""
+
+    folder: Path
+    facts: dict[str, Any]
+    found: Findings
+
+
+def make_ready(run: Run) -> Ready:
+    """Read, clean, tokenise and draw the rows into a folder of their own; a failure leaves the run as it was. Raises DataError, ModelError, StorageError."""
+    settings, found = run.settings, Findings()
+    for left in run.folder.glob(f"{BESIDE}*"):
+        shutil.rmtree(left)
     refuse_full_disk(settings)
+    folder = Path(tempfile.mkdtemp(prefix=BESIDE, dir=run.folder))
+    try:
+        return Ready(folder, prepared(folder, settings, found), found)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def prepared(folder: Path, settings: Settings, found: Findings) -> dict[str, Any]:
+    """Write the files of data/ into a folder; the facts."""
     encoder, (rows, others) = Encoder(settings, found), streams(settings, found)
     train, given = Prepared(encoder(rows), folder / "rows.tmp"), None
     if others is not None:
@@ -67,14 +77,36 @@ def prepare_data(run: Run) -> None:
     train.take(parts[0], folder / "train.parquet")
     (given or train).take(parts[1], folder / "eval.parquet")
     refuse_endless(encoder.tokenizer, first_whole(folder / "train.parquet", settings.max_length), settings)
-    write_text(run.folder / TEMPLATE, encoder.tokenizer.chat_template)
+    write_text(folder / Path(TEMPLATE).name, encoder.tokenizer.chat_template)
     write_json(folder / "examples.json", found.examples)
     for rest in folder.glob("*.tmp"):
         rest.unlink()
-    facts = describe(train, *parts, found, settings)
-    run.record("data", **facts, fingerprint=fingerprint([file_hash(path) for path in sorted(folder.glob("*.parquet"))]))
-    report(facts, settings, found)
-    report_refusals(found)
+    print_of = fingerprint([file_hash(path) for path in sorted(folder.glob("*.parquet"))])
+    return describe(train, *parts, found, settings) | {"fingerprint": print_of}
+
+
+@stage(
+    "data",
+    reads=(
+        "model", "revision", "adapter", "chat_template", "thinking", "max_length", "dataset", "dataset_config", "split", "columns", "bad_rows",
+        "pairs", "duplicates", "long_rows", "eval_split", "eval_fraction", "eval_rows", "seed",
+    ),
+    inputs=local_inputs,
+    result=lambda run: [file_hash(run.folder / name) for name in MADE if (run.folder / name).is_file()],
+    facts=("data",),
+    outputs=MADE,
+    prepares=make_ready,
+    sets_aside=True,
+)  # fmt: skip
+def prepare_data(run: Run, ready: Ready) -> None:
+    """Put the rows that are ready into data/, in place of what was there: train.parquet, eval.parquet (see parts.py), the chat template of the run."""
+    folder = run.fresh("data")
+    for path in ready.folder.iterdir():
+        path.rename(folder / path.name)
+    ready.folder.rmdir()
+    run.record("data", **ready.facts)
+    report(ready.facts, run.settings, ready.found)
+    report_refusals(ready.found)
 
 
 class Encoder:

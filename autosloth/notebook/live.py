@@ -207,12 +207,14 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
     )
     if run.lost("train"):
         lines.append(("adapter", missing_line(run, "train", run.lost("train")[0])))
-    lost = run.lost("gguf")
+    lost = [file["path"] for file in facts["export"]["gguf"] if not run.path(file["path"]).is_file()]
     for file in facts["export"]["gguf"]:
         lines.append(
             ("GGUF", missing_line(run, "gguf", file["path"]) if file["path"] in lost else file_line(run, file))
         )
-    if (proof := facts["verify"])["passed"] is not None:
+    if run.mark("verify") is None:
+        lines.append(("verification", f"not done of these files: {run.command('verify')} does it"))
+    elif (proof := facts["verify"])["passed"] is not None:
         lines.append(("verification", f"{'of files that are missing now: ' if lost else ''}{proof_line(proof)}"))
         if proof["passed"]:
             lines.append(("which means", run.settings.passed_means()))

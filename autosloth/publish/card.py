@@ -9,6 +9,7 @@ from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
+from ..errors import StorageError
 from ..hardware import GB
 from ..output import say
 from ..proof import proof_rows
@@ -28,6 +29,8 @@ TAGS = ["autosloth", "unsloth", "trl", "lora"]
 )
 def write_card(run: Run) -> None:
     """Fill publish/ with exactly what goes to the Hub: the merged model or the adapter, the GGUF, and README.md last."""
+    for earlier in ("train", "merge", "gguf"):
+        refuse_altered(run, earlier)
     model = run.path("merged") if run.settings.merged else run.path("adapter")
     text = render_card(run)  # before the old folder goes
     folder = run.fresh("publish")
@@ -41,6 +44,17 @@ def write_card(run: Run) -> None:
     run.record("card", path="publish/README.md", files=sorted(path.name for path in folder.iterdir()))
     say(f"card: {folder / 'README.md'}")
     clear_before(run)
+
+
+def refuse_altered(run: Run, stage: str) -> None:
+    """Raises StorageError when a file that a stage left is of another size now: it is not the one that was measured and proven."""
+    for name, size in (run.mark(stage) or {}).get("files", {}).items():
+        now = run.path(name).stat().st_size if run.path(name).is_file() else 0
+        if now != size and Path(name).parts[0] in ("adapter", "merged", "gguf"):
+            raise StorageError(
+                f"{run.path(name)} has {now:,} bytes, and had {size:,} when the stage `{stage}` was done: it is another file.",
+                f"Run {run.command(stage)}: it is made again.",
+            )
 
 
 def link(source: Path, target: Path) -> None:

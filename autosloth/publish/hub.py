@@ -47,7 +47,8 @@ def publish(run: Run) -> None:
 def refuse_unverified(run: Run) -> None:
     """Raises HubError when the GGUF was not proven, unless the settings allow that."""
     proof = run.facts.get("verify", {})
-    if run.settings.quantizations and not proof.get("passed") and not run.settings.publish_unverified:
+    proven = proof.get("passed") and run.mark("verify") is not None
+    if run.settings.quantizations and not proven and not run.settings.publish_unverified:
         raise HubError(
             "The GGUF has not passed its verification, so it is not published.",
             f"Run `autosloth verify {run.folder}`; or set `publish_unverified: true` and run `autosloth {run.settings.road}` again.",

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 from support.commands import sets
 from support.hub_server import HubServer
+from support.locks import released
 
 from autosloth.run import Run, stage, write_json
 from autosloth.settings import SFTSettings
@@ -87,7 +88,7 @@ def make_run(storage: Path, verified: bool = True, **settings) -> Run:
     run.path("gguf", "Modelfile").write_text(f"FROM ./{GGUF}\n")
     for name in ("data", "train", "merge", "gguf", "verify"):
         stage(name)(lambda run: None)(run)  # only its mark
-    return run
+    return released(run)
 
 
 def autosloth(hub: HubServer, home: Path, *arguments, token: str | None = "write", **environment):
