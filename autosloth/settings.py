@@ -301,14 +301,29 @@ class Settings(BaseModel):
             return value
         meanings = get_args(get_args(cls.model_fields["columns"].annotation)[1])
         named = {name: COMMON_NAMES.get(name, name) for name in (*value, *value.values()) if isinstance(name, str)}
-        pairs = []
-        for column, meaning in value.items():
-            if named.get(column) in meanings and named.get(meaning) not in meanings:
-                column, meaning = meaning, column
-            pairs.append((column, named.get(meaning, meaning)))
+
+        def turned(column: str, meaning: str) -> bool | None:
+            """Whether the meaning stands first; None where either may be meant. A meaning as it is called here is surer than a common name for it."""
+            for known in (lambda name: named[name] in meanings, lambda name: name in meanings):
+                if known(column) != known(meaning):
+                    return known(column)
+            return None
+
+        ways = [turned(*pair) for pair in value.items()]
+        both = True in ways  # then what may be meant either way is meant as the others
+        given = [
+            pair[::-1] if (both if way is None else way) else pair
+            for way, pair in zip(ways, value.items(), strict=True)
+        ]
+        pairs = [(column, named[meaning]) for column, meaning in given]
         if len(dict(pairs)) < len(pairs):
             raise ValueError("it gives one column two meanings; give each column once")
         return dict(pairs)
+
+    @field_validator("run_name", "repo", mode="before")
+    @classmethod
+    def _empty_is_none_given(cls, value: Any) -> Any:
+        return "" if value is None else value
 
     @field_validator("model", "dataset", "storage", "adapter", "sixteen_bit_model")
     @classmethod

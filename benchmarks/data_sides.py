@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import time
 from pathlib import Path
@@ -13,8 +15,12 @@ LENGTH, SEED = 2048, 3407  # tokens
 PROMPT = "<s>### Instruction:\n{}\n\n### Response:\n{}</s>"
 
 
-def begin(folder: str, rows: str, held_out: int) -> tuple[Any, Any]:
-    """AutoSloth's settings for these rows and the tokenizer of all sides; caches are empty ones."""
+# Writes tools, calls and all turns, as models that call tools do.
+CALLING = "{% if tools %}{{ '<tools>' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ eos_token }}{% endif %}{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content }}{% for call in m.tool_calls or [] %}{{ '<call>' + call.function.name + ' ' + (call.function.arguments | tojson) + '</call>' }}{% endfor %}{{ eos_token + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+
+
+def begin(folder: str, rows: str, held_out: int, calls: bool = False) -> tuple[Any, Any]:
+    """AutoSloth's settings for these rows and the tokenizer of all sides; caches are empty ones. calls: the rows are chats of tool calls."""
     os.environ["HF_DATASETS_CACHE"] = f"{folder}/cache"
     os.environ["UNSLOTH_COMPILE_LOCATION"] = f"{folder}/compiled"
     from autosloth.models import load_tokenizer
@@ -27,14 +33,15 @@ def begin(folder: str, rows: str, held_out: int) -> tuple[Any, Any]:
         "eval_fraction": 0.5,
         "eval_rows": held_out,
         "storage": folder,
+        "chat_template": CALLING if calls else "auto",
     }
     settings = SFTSettings.load(given)
     return settings, load_tokenizer(settings)
 
 
-def autosloth(folder: str, rows: str, held_out: int) -> Case:
+def autosloth(folder: str, rows: str, held_out: int, calls: bool = False) -> Case:
     """What AutoSloth's data stage does, but for its marks and facts."""
-    settings, tokenizer = begin(folder, rows, held_out)
+    settings, tokenizer = begin(folder, rows, held_out, calls)
     import datasets  # noqa: F401 (imports are not timed)
     import numpy  # noqa: F401
     import pyarrow.parquet  # noqa: F401
@@ -51,6 +58,21 @@ def autosloth(folder: str, rows: str, held_out: int) -> Case:
         rows.take(part, Path(folder, f"{name}.parquet"))
     facts = describe(rows, *parts, found, settings)
     return figures(time.perf_counter() - started, facts["train_rows"], facts["train_tokens"], facts["learnt_tokens"])
+
+
+def plain(folder: str, rows: str, held_out: int, calls: bool) -> Case:
+    """The chats as text by the template and as ids by the tokenizer, each as its library does it; answers are not told apart, nothing is written."""
+    _, tokenizer = begin(folder, rows, held_out, calls)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    started, lengths = time.perf_counter(), []
+    with open(rows, encoding="utf-8") as file:
+        while chats := [json.loads(line) for line in itertools.islice(file, 1000)]:
+            texts = [
+                tokenizer.apply_chat_template(chat["messages"], tools=chat["tools"], tokenize=False) for chat in chats
+            ]
+            ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=LENGTH).input_ids
+            lengths += map(len, ids)
+    return figures(time.perf_counter() - started, len(lengths), sum(lengths), 0)
 
 
 def two_maps(folder: str, rows: str, held_out: int) -> Case:
@@ -139,4 +161,4 @@ def figures(seconds: float, rows: int, tokens: int, learnt: int) -> Case:
 
 
 if __name__ == "__main__":
-    play([autosloth, two_maps, trl, trl_answers])
+    play([autosloth, plain, two_maps, trl, trl_answers])

@@ -203,3 +203,23 @@ def test_what_looks_like_a_date_is_text_and_a_name_given_twice_is_refused(tmp_pa
     (tmp_path / "twice.yaml").write_text("model: demo\nseed: 1\nseed: 2\n")
     with pytest.raises(SettingsError, match="`seed` stands there twice"):
         SFTSettings.load(tmp_path / "twice.yaml")
+
+
+@pytest.mark.parametrize(
+    "given, meant",
+    [
+        ({"prompt": "question", "completion": "answer"}, {"question": "prompt", "answer": "completion"}),
+        ({"instruction": "question", "output": "answer"}, {"question": "instruction", "answer": "completion"}),
+        ({"question": "prompt", "answer": "completion"}, {"question": "prompt", "answer": "completion"}),
+        ({"query": "question", "reply": "answer"}, {"query": "prompt", "reply": "completion"}),
+        ({"prompt": "title", "completion": "text"}, {"title": "prompt", "text": "completion"}),
+        ({"answer": "completion"}, {"answer": "completion"}),
+        ({"completion": "answer"}, {"answer": "completion"}),
+    ],
+)
+def test_columns_are_turned_as_a_whole_where_names_are_common_ones(given, meant):
+    assert SFTSettings.load({"model": "demo", "columns": given}).columns == meant
+
+
+def test_an_empty_name_of_a_run_is_made_up():
+    assert SFTSettings.load({"model": "demo", "dataset": "demo", "run_name": None, "repo": None}).run_name == "demo-sft"

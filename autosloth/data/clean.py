@@ -83,7 +83,7 @@ def mixed(settings: Settings, eval_split: str | None, found: Findings) -> Iterat
         if part["path"] == "demo":
             rows = demo_rows(settings.road)[bool(eval_split)]
         else:
-            rows, found.revision = load_raw(alone, eval_split or part["split"])
+            rows, found.revision = load_raw(alone, "eval_split" if eval_split else "split")
         numbers, taken = random.Random(f"{settings.seed} {name}"), 0
         for row in usable(rows, name, alone, found, seen):
             if part["share"] < 1 and numbers.random() >= part["share"]:

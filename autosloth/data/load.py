@@ -17,14 +17,14 @@ from .normalise import Row
 from .recognise import IGNORE, media_refused
 
 
-def load_raw(settings: Settings, split: str) -> tuple[Iterator[Row], str | None]:
-    """The rows of a split, one at a time, and the commit they come from when they come from the Hub. Raises DataError."""
+def load_raw(settings: Settings, setting: str = "split") -> tuple[Iterator[Row], str | None]:
+    """The rows of the split that a setting (`split`, `eval_split`) names, one at a time, and the commit they come from when they come from the Hub. Raises DataError."""
     if is_hub_id(settings.dataset):
-        return load_from_hub(settings, split)
-    return load_from_files(settings.dataset, split), None
+        return load_from_hub(settings, setting)
+    return load_from_files(settings.dataset, getattr(settings, setting), setting), None
 
 
-def load_from_hub(settings: Settings, split: str) -> tuple[Iterator[Row], str | None]:
+def load_from_hub(settings: Settings, setting: str) -> tuple[Iterator[Row], str | None]:
     """The rows of a split of a dataset on the Hub, and the commit they are from. Raises DataError."""
     from datasets import Audio, Image, Video, load_dataset_builder
 
@@ -33,7 +33,8 @@ def load_from_hub(settings: Settings, split: str) -> tuple[Iterator[Row], str | 
         builder = load_dataset_builder(settings.dataset, settings.dataset_config)
         builder.download_and_prepare()
     splits = list(builder.info.splits or ())
-    refuse_missing(settings.dataset, split_names(settings.dataset, split), splits)
+    split = getattr(settings, setting)
+    refuse_missing(settings.dataset, split_names(settings.dataset, split), splits, setting)
     with dataset_errors(settings.dataset):
         found = builder.as_dataset(split=split)
     media = [name for name, kind in found.features.items() if isinstance(kind, (Audio, Image, Video))]
@@ -60,8 +61,9 @@ def look_up(settings: Settings) -> list[str] | None:
     with dataset_errors(settings.dataset):
         builder = load_dataset_builder(settings.dataset, settings.dataset_config)
     splits = [str(split) for split in builder.config.data_files or builder.info.splits or ()]
-    for split in filter(None, (settings.split, settings.eval_split)):
-        refuse_missing(settings.dataset, split_names(settings.dataset, split), splits)
+    for setting in ("split", "eval_split"):
+        if split := getattr(settings, setting):
+            refuse_missing(settings.dataset, split_names(settings.dataset, split), splits, setting)
     return list(builder.info.features) if builder.info.features else None
 
 
@@ -91,7 +93,7 @@ def dataset_errors(name: str) -> Iterator[None]:
         raise DataError(f"The dataset {name} could not be loaded ({first_lines(error)}).", todo) from None
 
 
-def load_from_files(name: str, split: str) -> Iterator[Row]:
+def load_from_files(name: str, split: str, setting: str) -> Iterator[Row]:
     """The rows of a split of a local file, folder or archive, or of one at an address. Raises DataError.
 
     Files belong to the split that their name or folder tells, by the convention of `datasets`
@@ -99,7 +101,7 @@ def load_from_files(name: str, split: str) -> Iterator[Row]:
     """
     splits = by_split(files_of(name))
     wanted = split_names(name, split)
-    refuse_missing(name.partition("?")[0], wanted, list(splits))
+    refuse_missing(name.partition("?")[0], wanted, list(splits), setting)
     if "+".join(wanted) == split.replace(" ", ""):  # whole splits
         return (row for part in wanted for source in splits[part] for row in read_source(source))
     return parts_of_splits(name, split, {part: splits[part] for part in wanted})
@@ -141,13 +143,13 @@ def wrong_split(name: str, split: str, error: Exception) -> DataError:
     return DataError(what, "Write a split such as `train`, or a part of it such as `train[:2000]` or `train[:10%]`.")
 
 
-def refuse_missing(name: str, wanted: list[str], splits: list[str]) -> None:
-    """Raises DataError when a split is asked for that is not there, with those that are."""
+def refuse_missing(name: str, wanted: list[str], splits: list[str], setting: str) -> None:
+    """Raises DataError when a split is asked for that is not there, with those that are; setting: which one asks."""
     missing = [part for part in wanted if part not in splits]
     if splits and missing:
         raise DataError(
             f"The dataset {name} has no split `{missing[0]}`.",
-            f"Set `split` to one that it has ({', '.join(splits)}), or to a part of it such as `{splits[0]}[:2000]`.",
+            f"Set `{setting}` to one that it has ({', '.join(splits)}), or to a part of it such as `{splits[0]}[:2000]`.",
         )
 
 

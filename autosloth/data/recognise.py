@@ -178,6 +178,11 @@ def recognise_columns(columns: list[str], mapping: Roles, name: str, road: str =
 def column_roles(columns: list[str], mapping: Roles, name: str) -> Roles:
     """Each role's column: as mapped, else by its common names. Raises DataError for a mapping that does not fit."""
     unknown = [column for column in mapping if column not in columns]
+    if unknown and set(mapping.values()) <= set(columns) and set(mapping) <= COLUMN_NAMES.keys():
+        mapping = {
+            role: column for column, role in mapping.items()
+        }  # written the other way round, in names that are both
+        unknown = []
     if unknown:
         raise DataError(
             f"`columns` names {', '.join(unknown)}, which {name} does not have.", f"It has: {', '.join(columns)}."

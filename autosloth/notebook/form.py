@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import shlex
 import textwrap
@@ -253,8 +254,11 @@ class Field:
 
     def refresh(self) -> None:
         """Show the store's value and what is wrong with it."""
+        from traitlets import TraitError
+
         store, shown = self.form.store, to_widget(self.info, self.form.store.shown(self.name))
         if from_widget(self.info, self.widget.value) != store.shown(self.name):
-            self.widget.value = shown
+            with contextlib.suppress(TraitError):  # a value of another kind, which the message tells
+                self.widget.value = shown
         problem = store.problems.get(self.name)
         self.message.value = line(RED, problem, "0 0 4px 13em") if problem else ""

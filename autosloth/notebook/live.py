@@ -186,6 +186,10 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
     if "reward_accuracy" in after:
         lines += preference_lines(before, after)
     lines += [round_line(played) for played in facts.get("rounds", [])]
+    if reason := (facts.get("rounds") or [{}])[-1].get("stopped"):
+        lines.append(("no further round", reason))
+    if arm := facts.get("sft_arm"):
+        lines.append(("plain SFT", f"held-out loss {arm['nll']:.4f} after {arm['steps']} steps from the start, for comparison"))  # fmt: skip
     if "exact_match" in after:
         cut = f"; {after['answers_cut']} cut at {run.settings.max_new_tokens} tokens" if after["answers_cut"] else ""
         lines.append(
@@ -215,8 +219,14 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
     if run.mark("verify") is None:
         lines.append(("verification", f"not done of these files: {run.command('verify')} does it"))
     elif (proof := facts["verify"])["passed"] is not None:
-        lines.append(("verification", f"{'of files that are missing now: ' if lost else ''}{proof_line(proof)}"))
-        if proof["passed"]:
+        altered = [
+            file
+            for file in facts["export"]["gguf"]
+            if file["path"] not in lost and run.path(file["path"]).stat().st_size != file["bytes"]
+        ]
+        of = "of files that are missing now: " if lost else "of a file that is another one now: " if altered else ""
+        lines.append(("verification", f"{of}{proof_line(proof)}"))
+        if proof["passed"] and not altered:
             lines.append(("which means", run.settings.passed_means()))
     gone = run.lost("card")
     lines.append(("publish folder", missing_line(run, "card", gone[0]) if gone else str(run.path("publish"))))

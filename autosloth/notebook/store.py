@@ -13,8 +13,15 @@ from pydantic import ValidationError
 
 from ..errors import SettingsError
 from ..run import write_text
-from ..settings import Settings
-from ..values import allowed, environment_values, read_settings_file, refuse_unknown, yaml_text
+from ..settings import ROADS, Settings
+from ..values import (
+    allowed,
+    environment_values,
+    read_settings_file,
+    refuse_unknown,
+    refuse_unknown_variables,
+    yaml_text,
+)
 from .runtime import DRIVE
 
 DRIVE_DELAY = 1.0  # seconds that writing to Drive waits for more: it takes about as long as the typing of a letter
@@ -107,6 +114,10 @@ class Store:
         """Check what was chosen: `problems`, and `settings` out of what is right."""
         given = self.given()
         self.problems = self.wrong(given)
+        try:
+            refuse_unknown_variables(name for road in ROADS.values() for name in road.model_fields)
+        except SettingsError as error:
+            self.problems[""] = str(error)
         right = {name: value for name, value in given.items() if name not in self.problems}
         if not self.wrong(right):
             self.settings = self.road(**right)

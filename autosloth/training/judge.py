@@ -17,6 +17,7 @@ CHANCE = 0.55  # accuracy on held-out pairs at or below which there is nothing l
 PROBE_STEPS, GAIN, NO_GAIN = 10, 0.63, 0.52  # accuracy on held-out pairs after so many steps from the warm-up on
 WORSE = 1.02  # growth of the held-out loss of real answers that ends the rounds
 CERTAIN = 2  # standard errors by which real answers have to fall in probability for it to count
+MANY = 30  # sampled answers whose mean length tells something
 DRIFT = 1.5  # factor by which the length of answers may change
 
 
@@ -74,8 +75,9 @@ def reason_to_stop(start: dict[str, Any], rounds: list[dict[str, Any]]) -> str |
         return f"its accuracy on held-out pairs is {now['reward_accuracy']:.0%}, which is chance, and the held-out loss did not fall: it cannot tell its own answers from the dataset's, the paper's optimum"
     if now["chosen_change"] < -CERTAIN * now["chosen_error"] and now["reward_margin"] > 0:
         return f"the dataset's answers became less likely, by {-now['chosen_change']:.2f} nats an answer, while the margin grew: it only unlearns its own"
-    if not 1 / DRIFT <= now["mean_length"] / start["eval"]["mean_length"] <= DRIFT:
-        return f"the length of its answers drifted from {start['eval']['mean_length']:.0f} to {now['mean_length']:.0f} tokens"
+    drifted = not 1 / DRIFT <= now["mean_length"] / start["eval"]["mean_length"] <= DRIFT
+    if drifted and now.get("answers", MANY) >= MANY:  # of few sampled answers the length varies by chance alone
+        return f"the length of its sampled answers drifted from {start['eval']['mean_length']:.0f} to {now['mean_length']:.0f} tokens"
     return None
 
 

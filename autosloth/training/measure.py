@@ -104,9 +104,10 @@ def standing(model: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def style_of(answers: list[list[int]], ends: list[int]) -> dict[str, float]:
-    """mean_length in tokens; eos_rate, the share that ended; distinct_2, different pairs of tokens per pair (arXiv 1510.03055)."""
+    """answers, how many; mean_length in tokens; eos_rate, the share that ended; distinct_2, different pairs of tokens per pair (arXiv 1510.03055)."""
     pairs = [pair for ids in answers for pair in pairwise(ids)]
     return {
+        "answers": len(answers),
         "mean_length": round(sum(map(len, answers)) / len(answers), 2),
         "eos_rate": round(sum(ids[-1] in ends for ids in answers) / len(answers), 4),
         "distinct_2": round(len(set(pairs)) / max(1, len(pairs)), 4),

@@ -64,6 +64,8 @@ def self_play(run: Run) -> None:
     while len(game.rounds) < run.settings.rounds:
         if game.rounds and run.settings.stop_early and (reason := reason_to_stop(game.start, game.rounds)):
             say(f"spin: no further round after round {len(game.rounds) - 1}: {reason}")
+            game.rounds[-1] |= {"stopped": reason}
+            run.put("rounds", game.rounds)
             break
         game.play(len(game.rounds))
         run.put("rounds", game.rounds)
@@ -238,6 +240,12 @@ class Game:
             else "the start: no round has a lower held-out loss"
         )
         say(f"spin: exporting {said}")
+        arm, now = (
+            self.run.facts["sft_arm"],
+            self.rounds[best]["eval"]["nll"] if best >= 0 else self.start["eval"]["nll"],
+        )
+        if arm and arm["nll"] < now:
+            say(f"spin: as many steps of plain SFT came lower ({arm['nll']:.4f}, not {now:.4f} nats per token)")
         self.run.record("eval", after=self.stand())
         part()
         if not first():

@@ -376,7 +376,7 @@ REFUSED = {
         LINES,
         {"eval_split": "test"},
         "no split `test`",
-        r"that it has \(train\)",
+        r"Set `eval_split` to one that it has \(train\)",
     ),
     "a split that means nothing": (
         "rows.jsonl",

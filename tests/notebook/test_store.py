@@ -179,3 +179,9 @@ def test_on_drive_typing_is_written_once_it_pauses(path, monkeypatch):
 
 def test_fields_of_reads_what_stands_by_itself():
     assert fields_of("a: 1\nb:\n- x\n- y\nc: {d: [}\n  e: 2\nf: 'g'\n") == {"a": 1, "b": ["x", "y"], "f": "g"}
+
+
+def test_a_variable_that_is_no_setting_is_a_problem_in_the_notebook_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTOSLOTH_MAX_STEP", "3")
+    store = Store(SFTSettings, tmp_path / "x.yaml")
+    assert "did you mean `AUTOSLOTH_MAX_STEPS`?" in store.problems[""]

@@ -147,8 +147,14 @@ def test_a_wrong_opponent_stops_the_round_with_a_sentence():
                 check.on_log(None, first, None, wrong)
 
 
-def measured(nll=1.0, reward_accuracy=0.8, mean_length=20.0, chosen_change=1.0):
-    facts = {"nll": nll, "reward_accuracy": reward_accuracy, "mean_length": mean_length, "reward_margin": 0.5}
+def measured(nll=1.0, reward_accuracy=0.8, mean_length=20.0, chosen_change=1.0, answers=30):
+    facts = {
+        "answers": answers,
+        "nll": nll,
+        "reward_accuracy": reward_accuracy,
+        "mean_length": mean_length,
+        "reward_margin": 0.5,
+    }
     return {"eval": {**facts, "chosen_change": chosen_change, "chosen_error": 0.25}}
 
 
@@ -166,6 +172,7 @@ def measured(nll=1.0, reward_accuracy=0.8, mean_length=20.0, chosen_change=1.0):
         ([measured(0.9, chosen_change=-0.51)], "by 0.51 nats an answer, while the margin grew"),
         ([measured(0.9, mean_length=31.0)], "drifted from 20 to 31 tokens"),
         ([measured(0.9, mean_length=13.0)], "drifted from 20 to 13 tokens"),
+        ([measured(0.9, mean_length=13.0, answers=3)], None),
     ],
 )
 def test_another_round_is_not_played_where_it_would_not_help(rounds, reason):
