@@ -85,7 +85,7 @@ def test_a_run_folder_knows_its_road_and_refuses_the_other(tmp_path):
         ({"loss": "kto"}, "'sigmoid', 'hinge', 'ipo', 'robust', 'sppo_hard' or 'apo_zero'"),
         ({"beta": 0}, "greater than 0"),
         ({"profile": "h100"}, "'auto', 'a100' or 't4'"),
-        ({"columns": {"a": "completion"}}, "'chosen' or 'rejected'"),
+        ({"columns": {"a": "completion"}}, "'rejected' or 'ignore'"),
         ({"packing": True}, "`packing` is not a setting"),
         ({"precision": "int8"}, "'auto', 'bfloat16', 'float16' or 'float32'"),
     ],

@@ -32,6 +32,7 @@ NEEDED = [
     ],
     *["torch", "numpy", "sentencepiece", "safetensors", "huggingface-hub", "llama-cpp-python", "pydantic", "pyyaml"],
     *["typer", "rich", "jinja2", "psutil", "packaging", "matplotlib", "ipywidgets", "ipython", "httpx", "filelock"],
+    *["traitlets", "typing-extensions"],
     *["pyarrow", "fsspec", "aiohttp"],
 ]
 
