@@ -13,8 +13,8 @@ from pathlib import Path
 from .data import FORMS_OF, Findings, look_through, look_up, recognise_columns, refuse_full_disk
 from .errors import AutoSlothError, ModelError, StorageError
 from .export import refuse_unknown_architecture, size_in_bases
-from .fetch import is_offline
 from .hardware import GB
+from .hub_client import is_offline
 from .models import (
     check_memory,
     check_template,

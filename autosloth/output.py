@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .processes import first
+from .distributed import first
 
 
 def say(line: str) -> None:

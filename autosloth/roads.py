@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from .check import check
 from .data import prepare_data, show_preview
+from .distributed import first
 from .export import compile_llama_cpp, write_gguf, write_merged
 from .notebook import show_answers, summary
 from .output import say
-from .processes import first
 from .proof import verify_gguf
 from .publish import publish, write_card
 from .run import Run

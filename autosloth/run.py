@@ -19,10 +19,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from .distributed import first, of_first, part
 from .errors import AutoSlothError, Interrupted, SettingsError, StorageError
 from .hardware import GB
 from .output import duration, say
-from .processes import first, of_first, part
 from .settings import ROADS, Settings
 
 TRAINED = ("adapter", "checkpoints", "rounds", "merged", "gguf", "publish")  # what there is only after a training began

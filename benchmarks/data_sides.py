@@ -48,7 +48,7 @@ def autosloth(folder: str, rows: str, held_out: int, calls: bool = False) -> Cas
 
     from autosloth.data.clean import Findings, draw_parts, streams
     from autosloth.data.encode import encode_rows
-    from autosloth.data.parts import Prepared
+    from autosloth.data.prepared import Prepared
     from autosloth.data.stage import describe
 
     started, found = time.perf_counter(), Findings()

@@ -13,8 +13,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "autosloth"
 # How far to the right a room is drawn, from 0 to 1, so that lines pass beside others; a room that is not named stands in the middle.
 ACROSS = {"check": 0.9, "publish": 0.45, "training": 0.2, "proof": 0.22, "export": 0.22, "data": 0.71, "models": 0.4}
-ACROSS |= {"demo": 0.2, "weights": 0.47, "notebook": 0.9, "run": 0.55, "settings": 0.45, "fetch": 0.12, "values": 0.32}
-ACROSS |= {"output": 0.82, "errors": 0.2, "hardware": 0.55, "processes": 0.82, "roads": 0.4, "cli": 0.4}
+ACROSS |= {
+    "demo": 0.2,
+    "weights": 0.47,
+    "notebook": 0.9,
+    "run": 0.55,
+    "settings": 0.45,
+    "hub_client": 0.12,
+    "values": 0.32,
+}
+ACROSS |= {"output": 0.82, "errors": 0.2, "hardware": 0.55, "distributed": 0.82, "roads": 0.4, "cli": 0.4}
 PAPER, INK, GREEN, GREY = "#ffffff", "#1f2933", "#2f7d4f", "#9aa5b1"
 
 

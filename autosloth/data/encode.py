@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..errors import ModelError
-from ..fetch import first_lines
+from ..hub_client import first_lines
 from ..models import opening
 from ..settings import Settings
 from .clean import MAX_LISTED, SAID_IN, Findings

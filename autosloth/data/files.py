@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import DataError
-from ..fetch import first_lines
 from ..hardware import GB
+from ..hub_client import first_lines
 from ..values import DATA_SUFFIXES
 from .normalise import Row
 

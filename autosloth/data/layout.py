@@ -86,15 +86,17 @@ class Template:
 
     def place(self, turns: list[Turn], tools: list | None) -> Placed:
         """The chat, which ends with an answer, as the model is to read it. Raises ModelError when the template refuses it."""
-        shape = self.shape_of(turns)
+        shape, hidden = self.shape_of(turns), False
         try:
             layout = self.layout_of(shape, tools)
+            hidden = layout.hidden
             told = turns[:-1] if layout.rebuilt else turns
             text = render_chat(self.tokenizer, told, answer_next=layout.rebuilt, tools=tools)
             return placed(layout, shape.texts, text)
         except (ModelError, LookupError):  # the template looks into the texts, or refuses the marks
             shape = Shape(turns, [], [[] for _ in turns])
             layout = Finder(self, shape, tools).layout()
+            layout.hidden |= hidden  # marks tell that surely; a short text may stand elsewhere by chance
             return placed(layout, [], layout.literals[0])
 
     def layout_of(self, shape: Shape, tools: list | None) -> Layout:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DataError
-from ..fetch import ask_for, first_lines, is_offline, reading
+from ..hub_client import ask_for, first_lines, is_offline, reading
 from ..settings import Settings
 from ..values import DATA_SUFFIXES, is_address, is_hub_id
 from .files import BATCH, Source, plain, read_source, sources_of

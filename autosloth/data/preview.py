@@ -7,9 +7,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ..distributed import processes
 from ..models import TEMPLATE, load_tokenizer
 from ..output import render_html, show
-from ..processes import processes
 from ..run import Run, read_json, write_json, write_text
 from ..settings import Settings
 from ..values import is_hub_id

@@ -23,7 +23,7 @@ from .encode import BATCH, IGNORED, encode_rows
 from .load import files_of
 from .normalise import TURN_KEY, Row
 from .pairs import encode_pairs
-from .parts import Prepared, first_whole
+from .prepared import Prepared, first_whole
 from .preview import histogram
 
 BESIDE = ".data-"  # how the folder is called that rows are made ready in
@@ -99,7 +99,7 @@ def prepared(folder: Path, settings: Settings, found: Findings) -> dict[str, Any
     sets_aside=True,
 )  # fmt: skip
 def prepare_data(run: Run, ready: Ready) -> None:
-    """Put the rows that are ready into data/, in place of what was there: train.parquet, eval.parquet (see parts.py), the chat template of the run."""
+    """Put the rows that are ready into data/, in place of what was there: train.parquet, eval.parquet (see prepared.py), the chat template of the run."""
     folder = run.fresh("data")
     for path in ready.folder.iterdir():
         path.rename(folder / path.name)

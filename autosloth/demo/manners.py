@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ..distributed import alone
 from ..errors import DemoError
 from ..output import say
-from ..processes import alone
 from ..run import cache_dir, waiting_for
 from .forest import demo_base, sft_rows
 

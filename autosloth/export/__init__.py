@@ -3,7 +3,7 @@
 llama.cpp, whose converter decides the form of a GGUF, is fetched and compiled here.
 """
 
-from .apart import run_apart
+from .child_process import run_apart
 from .convert import untie
 from .gguf import lay_source, size_in_bases, write_gguf
 from .llama import compile_llama_cpp, fetch_converter, last_line, llama_cpp, refuse_unknown_architecture

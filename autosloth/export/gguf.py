@@ -15,7 +15,7 @@ from ..models import CHAT_TEMPLATES, export_base
 from ..output import say
 from ..run import HALF_WRITTEN, Run, stage, write_text
 from ..weights import TOLD
-from .apart import Ended, run_apart
+from .child_process import Ended, run_apart
 from .llama import fetch_converter, last_line, llama_cpp
 from .merge import tokenizer_of
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..demo import demo_adapter
 from ..errors import ModelError
-from ..fetch import model_errors
+from ..hub_client import model_errors
 from ..settings import Settings
 from ..values import is_hub_id
 from ..weights import PLAIN, unusual_entries

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ..demo import demo_base
 from ..errors import ModelError
-from ..fetch import ask_for, hub_api, is_offline, model_errors
 from ..hardware import GB, gpu_name
+from ..hub_client import ask_for, hub_api, is_offline, model_errors
 from ..output import say
 from ..settings import Settings
 from ..values import is_hub_id

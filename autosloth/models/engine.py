@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from ..fetch import first_lines, model_errors
 from ..hardware import first_gpu
+from ..hub_client import first_lines, model_errors
 from ..output import hush_libraries, say
 from ..run import cache_dir
 from ..settings import Settings

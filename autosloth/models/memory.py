@@ -10,11 +10,11 @@ import contextlib
 import json
 from typing import Any, NamedTuple
 
+from ..distributed import processes
 from ..errors import ModelError
-from ..fetch import is_offline
 from ..hardware import GB, first_gpu
+from ..hub_client import is_offline
 from ..output import say
-from ..processes import processes
 from ..settings import Settings
 from ..values import is_hub_id
 from .adapter import adapter_config, starting_adapter

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from ..fetch import first_lines
+from ..hub_client import first_lines
 from ..output import say
 from ..settings import Settings
 from ..values import is_jinja

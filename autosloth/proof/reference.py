@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..demo import demo_base
-from ..fetch import model_errors
 from ..hardware import GB
+from ..hub_client import model_errors
 from ..models import end_tokens, model_files, opening, render_chat, weights_gb
 from ..output import hush_libraries, say
 from ..run import write_json

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HubError
-from ..fetch import first_lines, hub_api
 from ..hardware import GB
+from ..hub_client import first_lines, hub_api
 from ..output import say
 from ..run import Run, file_hash, stage
 from ..settings import Settings

@@ -4,7 +4,7 @@ The model is measured on held-out rows before and after.
 """
 
 from .dpo import train_preferences
-from .rounds import show_rounds
+from .rounds_table import show_rounds
 from .spin import self_play
 from .train import train_adapter
 

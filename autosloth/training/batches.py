@@ -6,9 +6,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from ..distributed import processes
 from ..errors import ModelError
 from ..output import say
-from ..processes import processes
 
 
 def enough_memory(work: Callable[[], Any]) -> bool:

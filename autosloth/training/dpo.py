@@ -10,8 +10,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from ..distributed import processes
 from ..models import answering, choose_precision
-from ..processes import processes
 from ..run import Run
 from ..settings import DPOSettings, SPINSettings
 from .batches import evaluated

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data import IGNORED
+from ..distributed import number, processes, wait_for_all
 from ..models import Decoding, answer, checked
 from ..output import duration, say
-from ..processes import number, processes, wait_for_all
 from ..run import fingerprint, read_json, write_json
 
 CHUNK = 512  # prompts that are answered, and kept, together

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..distributed import first, of_first, part
 from ..errors import DataError, ModelError
 from ..hardware import hardware, versions
 from ..models import (
@@ -25,13 +26,12 @@ from ..models import (
 )
 from ..notebook import Interruption, progress_callback
 from ..output import say
-from ..processes import first, of_first, part
 from ..run import Run, file_hash, fingerprint, read_json, write_json
 from .dpo import pair_arguments, pair_trainer, preferences
-from .judge import best_round, first_probe, reason_to_stop, start_check
 from .measure import compare_answers, standing, style_of
 from .opponent import answers_of, listed, pair_up, questions
-from .rounds import plot_rounds, row_of, whole_training
+from .rounds_table import plot_rounds, row_of, whole_training
+from .stopping import best_round, first_probe, reason_to_stop, start_check
 from .train import (
     READS,
     about,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..distributed import first, of_first, part, processes
 from ..errors import Interrupted, ModelError, StorageError
 from ..hardware import hardware, peak_ram_gb, peak_vram_gb, versions
 from ..models import (
@@ -23,7 +24,6 @@ from ..models import (
 )
 from ..notebook import Interruption, progress_callback
 from ..output import say
-from ..processes import first, of_first, part, processes
 from ..run import Run, file_hash, read_json, stage
 from ..settings import Settings, SFTSettings
 from .batches import batches, fits, refuse_to_shrink, take_batches

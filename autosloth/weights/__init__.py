@@ -3,8 +3,8 @@
 What a LoRA adapter does to each of them is computed here, row by row.
 """
 
+from .files import INDEX, model_shards, read_header, shard_names
 from .lora import PLAIN, Adapter, unusual_entries
-from .shards import INDEX, model_shards, read_header, shard_names
 from .streamed import SPARE_GB, TOLD, Shards, cache_folder, same_disk, shard_by_shard, streamed_base
 
 __all__ = [

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
-from ..fetch import model_errors
+from ..hub_client import model_errors
 from ..output import hush_libraries
-from .stored import Cut, other_form, parts_of
+from .mapping import Cut, other_form, parts_of
 
 # The entries of adapter_config.json that a plain adapter may have, and one that is to be merged. Whatever else is set
 # is refused by name: some kinds changed the base when their training began (PiSSA, OLoRA, LoftQ, KaSA), some cannot

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import ExportError
-from ..fetch import is_offline, reading
 from ..hardware import GB
+from ..hub_client import is_offline, reading
 from ..output import say
 from ..run import existing_parent, read_json, write_json
-from .shards import shard_names
+from .files import shard_names
 
 TOLD = "streamed.json"  # beside the stand-ins: whose they are
 SPARE_GB = 0.5  # of the disk: checkpoints, data and what else a run leaves

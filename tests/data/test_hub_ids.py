@@ -228,7 +228,7 @@ WRONG = {
     ),
     "split": ({"split": "test"}, None, ["team/questions", "test", "train", "`split`"]),
     "part of a split": ({"split": "train[:x]"}, None, ["team/questions", "`train[:x]` names no part"]),
-    "split to measure with": ({"eval_split": "test"}, None, ["team/questions", "`test`", "train", "`split`"]),
+    "split to measure with": ({"eval_split": "test"}, None, ["team/questions", "`test`", "train", "`eval_split`"]),
     "column that is not there": (
         {"dataset": "team/sums", "columns": {"frage": "prompt"}},
         None,

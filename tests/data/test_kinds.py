@@ -329,3 +329,11 @@ def test_a_long_chat_is_read_as_its_turns_say_and_costs_no_more_for_each(tokeniz
     assert exact.place(turns, None) == placed
     assert Counter(placed.text[start:end] for _, start, end in placed.answers).total() == len(placed.answers) > 0
     assert all(turns[turn]["content"] in placed.text[start:end] for turn, start, end in placed.answers)
+
+
+def test_a_turn_that_a_template_drops_is_missed_even_where_its_text_stands_elsewhere(tokenizer):
+    """The template splits answers at line ends, so that marks do not do for them, and drops what the system says."""
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ '<|open|>' + m.role + '\n' + m.content.split('\n') | join('\n ') + '<|over|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|open|>assistant\n' }}{% endif %}"
+    found = Findings()
+    assert encode_rows(tokenizer, [chat("s:a", "u:a b a", "a:one\ntwo")], SETTINGS, found) == []
+    assert +found.dropped == {"turn_left_out_by_template": 1}

@@ -11,8 +11,8 @@ from support.adapters import ALL, adapter, tiny
 from autosloth.errors import ExportError
 from autosloth.export import merge
 from autosloth.export.merge import merge_model
+from autosloth.weights.files import read_header
 from autosloth.weights.lora import Adapter
-from autosloth.weights.shards import read_header
 
 
 def test_merged_weights_equal_pefts_own_merge(engine, finished, base):

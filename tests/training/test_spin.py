@@ -10,7 +10,7 @@ from support.commands import DEMO, killed_after, sets
 from autosloth.errors import ModelError
 from autosloth.run import read_json
 from autosloth.settings import SPINSettings
-from autosloth.training import judge
+from autosloth.training import stopping
 
 SHORT = {**DEMO, "rounds": 2, "prompts_per_round": 48, "eval_answers": 4, "merged": False, "quantizations": "[]"}
 
@@ -61,11 +61,11 @@ def test_whether_there_is_something_to_gain_is_said_early():
 
     said = []
     for share, expected in ((0.8, "something to gain"), (0.57, "a little to gain"), (0.5, "hardly anything")):
-        probe = judge.first_probe(SPINSettings())
+        probe = stopping.first_probe(SPINSettings())
         probe.trainer = SimpleNamespace(args=SimpleNamespace(gradient_accumulation_steps=16))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(judge, "rewarded", lambda trainer, beta, share=share: {"reward_accuracy": share})
-            patch.setattr(judge, "say", said.append)
+            patch.setattr(stopping, "rewarded", lambda trainer, beta, share=share: {"reward_accuracy": share})
+            patch.setattr(stopping, "say", said.append)
             for step in range(1, 61):
                 warm = SimpleNamespace(get_warmup_steps=lambda steps: steps // 10)
                 probe.on_step_end(warm, SimpleNamespace(global_step=step, max_steps=60), None)
@@ -139,7 +139,7 @@ def test_a_wrong_opponent_stops_the_round_with_a_sentence():
     first, later = SimpleNamespace(global_step=1), SimpleNamespace(global_step=2)
     right = {"loss": math.log(2), "rewards/margins": 0.0}
     for settings, logs in ((SPINSettings(), right), (SPINSettings(loss="hinge"), {**right, "loss": 1.0})):
-        check = judge.start_check(settings)
+        check = stopping.start_check(settings)
         check.on_log(None, first, None, logs)
         check.on_log(None, later, None, {"loss": 0.1, "rewards/margins": 3.0})
         for wrong in ({**logs, "loss": logs["loss"] - 0.03}, {**logs, "rewards/margins": 0.03}):
@@ -176,13 +176,13 @@ def measured(nll=1.0, reward_accuracy=0.8, mean_length=20.0, chosen_change=1.0, 
     ],
 )
 def test_another_round_is_not_played_where_it_would_not_help(rounds, reason):
-    said = judge.reason_to_stop(measured(), rounds)
+    said = stopping.reason_to_stop(measured(), rounds)
     assert said is None if reason is None else reason in said
 
 
 @pytest.mark.parametrize("losses, best", [([1.1, 1.2], -1), ([0.9, 0.8], 1), ([0.8, 0.9], 0)])
 def test_the_best_round_is_the_one_that_makes_the_held_out_answers_likeliest(losses, best):
-    assert judge.best_round(measured(), [measured(loss) for loss in losses]) == best
+    assert stopping.best_round(measured(), [measured(loss) for loss in losses]) == best
 
 
 def test_the_papers_recipe_is_a_preset_and_each_value_can_be_set(tmp_path):

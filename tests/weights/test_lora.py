@@ -8,8 +8,8 @@ from support.adapters import ALL, ATTENTION, EXPERTS, adapter, tiny
 from autosloth.errors import ExportError, ModelError
 from autosloth.models.adapter import starting_adapter
 from autosloth.settings import DPOSettings
+from autosloth.weights.files import model_shards
 from autosloth.weights.lora import Adapter
-from autosloth.weights.shards import model_shards
 
 
 def merged_here(folder, base):

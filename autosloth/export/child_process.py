@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import AutoSlothError
 from ..output import say
 
-SERVE = "from autosloth.export.apart import serve; serve()"
+SERVE = "from autosloth.export.child_process import serve; serve()"
 REPORT = "base: "  # how a line begins that is passed on at once
 NOT_NEEDED = ("bitsandbytes", "torchao")  # quantizers that peft and transformers load where they find them, in 2 s of 9
 

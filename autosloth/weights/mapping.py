@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
-from .shards import model_shards, read_header
+from .files import model_shards, read_header
 
 Cut = Callable[[str, Any], tuple[Any, Any]]  # (a tensor's name, a parameter's A and B) -> those of the tensor
 
