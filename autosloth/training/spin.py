@@ -240,10 +240,7 @@ class Game:
             else "the start: no round has a lower held-out loss"
         )
         say(f"spin: exporting {said}")
-        arm, now = (
-            self.run.facts["sft_arm"],
-            self.rounds[best]["eval"]["nll"] if best >= 0 else self.start["eval"]["nll"],
-        )
+        arm, now = self.run.facts.get("sft_arm"), (self.rounds[best] if best >= 0 else self.start)["eval"]["nll"]
         if arm and arm["nll"] < now:
             say(f"spin: as many steps of plain SFT came lower ({arm['nll']:.4f}, not {now:.4f} nats per token)")
         self.run.record("eval", after=self.stand())
