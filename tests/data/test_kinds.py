@@ -1,7 +1,6 @@
 """What stands in a row is what is learnt, or the row is in a count: each kind of damage that was seen, and a property over all."""
 
 import json
-from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -238,16 +237,16 @@ def test_the_blanks_that_an_answer_begins_with_are_learnt_or_counted(tokenizer):
 
 
 def test_ids_without_an_embedding_and_special_tokens_in_a_text_are_counted(tokenizer):
-    tokenizer.chat_template, found = CHATML, Findings()
-    rows = [chat("u:a", "a:b"), chat("u:a <|head|> b", "a:c")]
-    last = tokenizer.convert_tokens_to_ids("<|head|>")
-    others = [tokenizer.convert_tokens_to_ids(each) for each in ("<|open|>", "<|over|>")]
+    tokenizer.chat_template, found = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '<|begin|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+        Findings(),
+    )
+    rows = [chat("u:a", "a:b"), chat("u:a <|over|> b", "a:c")]
     assert len(encode_rows(tokenizer, rows, SETTINGS, found)) == 2 and found.noted["special_tokens_in_a_text"] == 1
-    limit = max(others) + 1
-    kept = encode_rows(tokenizer, rows, SETTINGS, found, embeddings=limit)
-    assert len(kept) == 2 if last < limit else 1
-    assert encode_rows(tokenizer, rows, SETTINGS, found, embeddings=others[1]) == []
-    assert found.dropped["token_beyond_embeddings"] >= 2
+    last = tokenizer.convert_tokens_to_ids("<|over|>")
+    assert len(encode_rows(tokenizer, rows, SETTINGS, found, embeddings=last + 1)) == 2
+    (kept,) = encode_rows(tokenizer, rows, SETTINGS, found, embeddings=last)
+    assert kept["messages"] == rows[0]["messages"] and found.dropped["token_beyond_embeddings"] == 1
 
 
 def test_roles_are_known_by_more_names_and_an_unknown_one_is_named(capsys):
@@ -327,7 +326,7 @@ def test_a_long_chat_is_read_as_its_turns_say_and_costs_no_more_for_each(tokeniz
     exact = Template(tokenizer)
     monkeypatch.setattr(layout, "SHORT", 1000)
     assert exact.place(turns, None) == placed
-    assert Counter(placed.text[start:end] for _, start, end in placed.answers).total() == len(placed.answers) > 0
+    assert len(placed.answers) == 40
     assert all(turns[turn]["content"] in placed.text[start:end] for turn, start, end in placed.answers)
 
 
