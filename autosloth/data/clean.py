@@ -10,8 +10,9 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..demo import dpo_rows, sft_rows
 from ..errors import DataError
@@ -31,6 +32,30 @@ SAID_IN = ("messages", "text", "tools", "prompt", "chosen", "rejected")  # what 
 AS_JSON = json.JSONEncoder(sort_keys=True, default=str)
 
 
+class ByReason:
+    """Rows by the reason why they are left out: how many, and the numbers of the first ones.
+
+    >>> left = ByReason()
+    >>> left.add("too_odd", 2)
+    >>> left.listed()
+    [('too_odd', 1, 'rows 2')]
+    """
+
+    def __init__(self):
+        self.count: Counter = Counter()
+        self.first: dict[Hashable, list[int]] = {}
+
+    def add(self, reason: Hashable, number: int) -> None:
+        """One more row."""
+        self.count[reason] += 1
+        if self.count[reason] <= MAX_LISTED + 1:
+            self.first.setdefault(reason, []).append(number)
+
+    def listed(self) -> list[tuple[Any, int, str]]:
+        """Each reason, how many rows, and the first ones."""
+        return [(reason, count, numbered(self.first[reason])) for reason, count in self.count.items()]
+
+
 @dataclass
 class Findings:
     """What was found in the rows and done about it; `lengths` are true token lengths, before anything is cut."""
@@ -41,8 +66,7 @@ class Findings:
     noted: Counter = field(
         default_factory=Counter
     )  # rows, or answers, that are learnt as they stand, and a reader should know of
-    refused: Counter = field(default_factory=Counter)  # rows by what the chat template says against them
-    refused_rows: dict[str, list[int]] = field(default_factory=dict)  # and the numbers of the first ones
+    refused: ByReason = field(default_factory=ByReason)  # rows by what the chat template says against them
     examples: dict[str, str] = field(
         default_factory=dict
     )  # a row that was changed or dropped, by the name of what was done
@@ -148,13 +172,13 @@ def usable(rows: Iterable[Row], name: str, settings: Settings, found: Findings, 
         raise DataError(f"The dataset {name} is empty.", "Give one with at least two rows.")
     reading = recognise(first, settings.columns, name, FORMS_OF[settings.road])
     found.readings.append((name, reading))
-    wrong, columns = Wrong(), Columns(reading.columns, settings.columns, name)
+    wrong, columns = ByReason(), Columns(reading.columns, settings.columns, name)
     good = made = 0
     for number, raw, row, notes in made_of(columns.watched(itertools.chain(first, rows)), reading, settings):
         made += 1
         normalised, reason = (row, row) if isinstance(row, str) else normalise(row, reading.form, notes)
         if reason:
-            wrong.add(reason, number, unknown_role(normalised) if reason == "unknown_role" else None)
+            wrong.add((reason, f" `{unknown_role(normalised)}`" if reason == "unknown_role" else ""), number)
             found.example(reason, raw)
             continue
         good += 1
@@ -171,13 +195,15 @@ def usable(rows: Iterable[Row], name: str, settings: Settings, found: Findings, 
     found.examples.update({f"{UNUSED}{column}": value for column, value in columns.unused.items()})
     if made != columns.rows:
         say(f"data: {columns.rows} rows of {name} make {made}")
-    found.dropped.update(wrong.counts())
-    if wrong.numbers and (settings.bad_rows == "refuse" or not good):
+    for (reason, _), count in wrong.count.items():
+        found.dropped[reason] += count
+    told = [f"{count} {UNUSABLE[reason]}{named} ({first})" for (reason, named), count, first in wrong.listed()]
+    if told and (settings.bad_rows == "refuse" or not good):
         todo = "Correct them" + (
             ", or set `bad_rows: drop`." if good else ", or say with `columns` what the columns mean."
         )
-        raise DataError(f"Of the {columns.rows} rows of {name}, {', '.join(wrong.listed())}.", todo)
-    for line in wrong.listed():
+        raise DataError(f"Of the {columns.rows} rows of {name}, {', '.join(told)}.", todo)
+    for line in told:
         say(f"data: of {columns.rows} rows, {line}: dropped")
 
 
@@ -195,38 +221,6 @@ def made_of(rows: Iterable[Row], reading: Reading, settings: Settings) -> Iterat
         made = TRANSFORMS[transform](reading.named(row), notes, pairs) if transform else [reading.named(row)]
         for each in [made or "other_form"] if isinstance(made or "", str) else made:
             yield number, row, each, notes
-
-
-class Wrong:
-    """The rows that nothing can be learnt from: how many by reason, and the numbers of the first ones."""
-
-    def __init__(self):
-        self.numbers: dict[tuple[str, str], list[int]] = {}
-        self.count: Counter = Counter()
-
-    def add(self, reason: str, number: int, named: str | None = None) -> None:
-        """One more row; named: what is to be named of it."""
-        key = (reason, "" if named is None else f" `{named}`")
-        self.count[key] += 1
-        if self.count[key] <= MAX_LISTED + 1:
-            self.numbers.setdefault(key, []).append(number)
-
-    def counts(self) -> Counter:
-        """How many by reason."""
-        counts: Counter = Counter()
-        for (reason, _), count in self.count.items():
-            counts[reason] += count
-        return counts
-
-    def listed(self) -> list[str]:
-        """How many and why, with the first rows.
-
-        >>> wrong = Wrong()
-        >>> wrong.add("empty_answer", 2)
-        >>> wrong.listed()
-        ['1 with an empty answer (rows 2)']
-        """
-        return [f"{self.count[key]} {UNUSABLE[key[0]]}{key[1]} ({numbered(numbers)})" for key, numbers in self.numbers.items()]  # fmt: skip
 
 
 class Columns:

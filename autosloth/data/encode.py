@@ -15,7 +15,7 @@ from ..errors import ModelError
 from ..hub_client import first_lines
 from ..models import opening
 from ..settings import Settings
-from .clean import MAX_LISTED, SAID_IN, Findings
+from .clean import SAID_IN, Findings
 from .layout import THOUGHT_END, Layout, Template
 from .normalise import Row, Turn
 
@@ -95,10 +95,7 @@ def drop(reason: str, row: Row, found: Findings) -> None:
 def refuse(row: Row, error: ModelError, found: Findings) -> None:
     """Count a row that the chat template refuses, by what the template says."""
     drop("refused_by_template", row, found)
-    reason = first_lines(error.__context__ or error)
-    found.refused[reason] += 1
-    if found.refused[reason] <= MAX_LISTED + 1:
-        found.refused_rows.setdefault(reason, []).append(row.get("number", 0))
+    found.refused.add(first_lines(error.__context__ or error), row.get("number", 0))
 
 
 def note(names: Counter, row: Row, found: Findings) -> None:

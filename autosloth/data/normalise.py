@@ -261,8 +261,11 @@ def to_turn(turn: Turn, notes: Notes) -> Turn:
             result[key] = turn[key]
     if thought and role == "assistant":
         result["reasoning_content"] = thought
-    if role == "assistant" and any(is_off(turn.get(key)) for key in WEIGHTS):
+    weights = [turn[key] for key in WEIGHTS if turn.get(key) is not None] if role == "assistant" else []
+    if any(map(is_off, weights)):
         result["weight"] = 0
+    elif not all(map(is_on, weights)):  # 0.5, say
+        notes["turn_weights_taken_as_1"] += 1
     return result
 
 
@@ -291,6 +294,15 @@ def is_off(value: Any) -> bool:
     [True, True, True, True, True, False, False, False]
     """
     return value is not None and (value in (0, False) or str(value).strip().lower() in ("0", "0.0", "false", "no"))
+
+
+def is_on(value: Any) -> bool:
+    """Whether a turn's weight says that it is learnt like any other.
+
+    >>> [is_on(value) for value in (1, True, "1.0", "yes", 0.5, 2)]
+    [True, True, True, True, False, False]
+    """
+    return value in (1, True) or str(value).strip().lower() in ("1", "1.0", "true", "yes")
 
 
 def with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from ..errors import DataError, ModelError, StorageError
 from ..hardware import GB
-from ..models import TEMPLATE, chosen_template, embedding_rows, end_ids, load_tokenizer, own_template
+from ..models import TEMPLATE, chosen_template, embedding_rows, end_ids, held_date, load_tokenizer, own_template
 from ..output import say
 from ..run import Run, existing_parent, file_hash, fingerprint, stage, write_json, write_text
 from ..settings import Settings
 from ..values import is_address, is_hub_id
-from .clean import Findings, draw_parts, numbered, refuse_single, streams
+from .clean import Findings, draw_parts, refuse_single, streams
 from .encode import BATCH, IGNORED, encode_rows
 from .load import files_of
 from .normalise import TURN_KEY, Row
@@ -82,7 +82,8 @@ def prepared(folder: Path, settings: Settings, found: Findings) -> dict[str, Any
     for rest in folder.glob("*.tmp"):
         rest.unlink()
     print_of = fingerprint([file_hash(path) for path in sorted(folder.glob("*.parquet"))])
-    return describe(train, *parts, found, settings) | {"fingerprint": print_of}
+    template = encoder.tokenizer.chat_template
+    return describe(train, *parts, found, settings) | {"date": held_date(template), "fingerprint": print_of}
 
 
 @stage(
@@ -156,9 +157,7 @@ def refuse_too_few(train: int, held_out: int, settings: Settings, found: Finding
 
 def refusals_of(found: Findings) -> list[str]:
     """What the chat template said against rows, in its own words, with how many and which."""
-    return [
-        f"{count} refused: {reason} ({numbered(found.refused_rows[reason])})" for reason, count in found.refused.items()
-    ]
+    return [f"{count} refused: {reason} ({first})" for reason, count, first in found.refused.listed()]
 
 
 def report_refusals(found: Findings) -> None:

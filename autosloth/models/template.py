@@ -20,6 +20,7 @@ TEMPLATE = "data/chat_template.jinja"  # in a run's folder: the chat template, a
 CHAT_TEMPLATES = Path(__file__).parent / "templates" / "chat"  # ours; beside each the same in Ollama's language
 OPTIONAL_BOS = "{{ bos_token or '' }}"  # how our own chat templates begin
 CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+HELD = re.compile(r"(?:{%.*?%})?{# The date is held at (\d{4}-\d\d-\d\d)\. #}")
 OTHER_THOUGHTS = ("thinking", "reasoning", "thought")  # names that templates have for it besides `reasoning_content`
 
 
@@ -55,11 +56,13 @@ def one_of(templates: dict[str, str], settings: Settings, tools: bool) -> str:
 def with_fixed_date(template: str) -> str:
     """A chat template in which what it would write of the clock (`strftime_now`, as Llama 3.1 does) is today's date. Raises ModelError.
 
-    Else the file would be held tomorrow against prompts of today.
+    Else the file would be held tomorrow against prompts of today. A comment in it tells the date (`held_date`).
 
-    >>> with_fixed_date("{{ strftime_now('%%') if strftime_now is defined }}")
+    >>> with_fixed_date("{{ strftime_now('%%') if strftime_now is defined }}").partition("#}")[2]
     "{{ '%' if true }}"
     """
+    if "strftime_now" not in template:
+        return template
     now = datetime.datetime.now()
     fixed = CLOCK.sub(lambda call: repr(now.strftime(call[2])), template)
     fixed = fixed.replace("strftime_now is not defined", "false").replace("strftime_now is defined", "true")
@@ -68,7 +71,16 @@ def with_fixed_date(template: str) -> str:
             "The model's chat template reads the clock in a way that cannot be held fast.",
             "Set `chat_template: alpaca`, or another of ours.",
         )
-    return fixed
+    return f"{{# The date is held at {now:%Y-%m-%d}. #}}{fixed}"
+
+
+def held_date(template: str) -> str | None:
+    """The date, as year-month-day, at which the clock of a chat template was held for a run; None where it reads no clock.
+
+    >>> held_date(with_fixed_date("{{ messages[0].content }}"))
+    """
+    found = HELD.match(template)
+    return found and found[1]
 
 
 def chosen_template(settings: Settings) -> str | None:

@@ -1,7 +1,9 @@
 """What stands in a row is what is learnt, or the row is in a count: each kind of damage that was seen, and a property over all."""
 
+import datetime
 import json
 
+import jinja2
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -14,7 +16,7 @@ from autosloth.data.encode import IGNORED
 from autosloth.data.files import Source, read_source
 from autosloth.data.layout import Template
 from autosloth.errors import DataError
-from autosloth.models.template import named_template, render_chat, with_fixed_date, without_thinking
+from autosloth.models.template import held_date, named_template, render_chat, with_fixed_date, without_thinking
 from autosloth.settings import DPOSettings, SFTSettings
 
 THINKS = SFTSettings(model="demo", max_length=1024, thinking=True)
@@ -263,7 +265,18 @@ def test_the_clock_in_a_template_stands_still():
     clock = "{% if not date is defined %}{% set date = strftime_now('%d %b %Y') if strftime_now is defined else 'x' %}{% endif %}{{ date }}"
     fixed = with_fixed_date(clock)
     assert "strftime_now" not in fixed and with_fixed_date(fixed) == fixed
+    today = datetime.date.fromisoformat(held_date(fixed))
+    assert abs(datetime.date.today() - today) <= datetime.timedelta(days=1)
+    assert held_date("{% set enable_thinking = false %}" + fixed) == held_date(fixed) and held_date(clock) is None
+    assert jinja2.Template(fixed).render() == today.strftime("%d %b %Y")
     assert with_fixed_date(named_template("alpaca")) == named_template("alpaca")
+
+
+def test_weights_between_nothing_and_one_are_counted(tokenizer):
+    tokenizer.chat_template, found = CHATML, Findings()
+    turns = chat("u:1", "a:2", "u:3", "a:4")["messages"]
+    (row,) = usable([{"messages": [turns[0], {**turns[1], "weight": 0.5}, turns[2], {**turns[3], "weight": 1.0}]}], "x", SETTINGS, found)  # fmt: skip
+    assert found.changed == {"turn_weights_taken_as_1": 1} and row["messages"] == turns
 
 
 # The property: whatever stands in a row is found again in what the model reads, or the row is in a count.

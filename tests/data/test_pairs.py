@@ -77,7 +77,7 @@ def test_long_answers_are_cut_to_what_the_trainer_takes(engine, base):
 def test_what_a_template_says_against_pairs_is_kept(tokenizer):
     tokenizer.chat_template, found = "{{ raise_exception('never') }}", Findings()
     assert encode_pairs(tokenizer, [PAIRS["one turn"] | {"number": 3}], DPO, found) == []
-    assert found.refused_rows == {"never": [3]} and found.dropped["refused_by_template"] == 1
+    assert found.refused.listed() == [("never", 1, "rows 3")] and found.dropped["refused_by_template"] == 1
 
 
 def loaded(tmp_path, rows, **values):

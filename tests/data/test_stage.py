@@ -65,14 +65,10 @@ def test_rows_that_a_template_refuses_or_does_not_show_whole_are_dropped_and_cou
     assert len(encode_rows(tokenizer, rows, SETTINGS, found)) == 2 and found.dropped["refused_by_template"] == 1
     tokenizer.chat_template = named_template("alpaca")
     assert len(encode_rows(tokenizer, rows, SETTINGS, found)) == 2 and found.dropped["turn_left_out_by_template"] == 1
-    assert found.refused == {"no system turn, please": 1}
+    assert found.refused.count == {"no system turn, please": 1}
     tokenizer.chat_template = "{{ raise_exception('never') }}"
     assert encode_rows(tokenizer, [row | {"number": 7} for row in rows[1:]], SETTINGS, found) == []
-    assert (
-        found.refused["never"] == 2
-        and found.refused_rows["never"] == [7, 7]
-        and found.dropped["refused_by_template"] == 3
-    )
+    assert found.refused.listed()[1:] == [("never", 2, "rows 7, 7")] and found.dropped["refused_by_template"] == 3
 
 
 def test_tools_and_calls_are_kept_where_the_template_shows_them(tokenizer):

@@ -131,6 +131,12 @@ def test_the_card_tells_the_batch_that_fitted_and_how_many_processes_took_part(r
     assert " of up to 16 rows (1 x 8 x 2 processes), " in render_card(run)
 
 
+def test_the_card_tells_the_date_at_which_the_template_is_held(run):
+    assert "| date |" not in render_card(run)
+    write_json(run.path("facts.json"), FACTS | {"data": FACTS["data"] | {"date": "2026-11-27"}})
+    assert "in training, in the proof and in these files it is 2026-11-27 |" in render_card(run)
+
+
 def test_the_front_matter_is_what_the_hub_reads(run):
     card = ModelCard(render_card(run)).data.to_dict()
     assert card["base_model"] == "unsloth/mistral-7b-bnb-4bit" and card["base_model_relation"] == "adapter"
