@@ -41,7 +41,7 @@ REMADE = (
     "verify",
 )  # of these what can be made again from the adapter
 BEFORE = "before"  # of a run folder: where what was trained there goes when it is trained anew
-HALF_WRITTEN = ".partial"  # the end of a temporary file's name, which a kill leaves behind
+HALF_WRITTEN = ".partial"  # the end of a temporary file's or folder's name, which a kill leaves behind
 LOCKS: dict[Path, FileLock] = {}  # held until the process ends
 
 _waits: dict[str, float] = {}  # what the stage at work waited for -> seconds
@@ -100,8 +100,8 @@ class Run:
         with storage_errors(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
             lock(run.folder)
-            for left in run.folder.rglob(f".*{HALF_WRITTEN}"):
-                left.unlink()
+            for left in [*run.folder.rglob(f".*{HALF_WRITTEN}")]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             write_json(run.folder / "settings.json", {"road": settings.road, **settings.model_dump()})
         return run
 
@@ -186,6 +186,18 @@ class Run:
             shutil.rmtree(self.path(name))
         self.path(name).mkdir(parents=True)
         return self.path(name)
+
+    @contextlib.contextmanager
+    def replaced(self, name: str) -> Iterator[Path]:
+        """An empty folder, which takes the place of the one of this name when the block has ended: until then, and if it fails, that one stays."""
+        new = self.fresh(f".{name}{HALF_WRITTEN}")
+        try:
+            yield new
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        self.fresh(name).rmdir()
+        new.rename(self.path(name))
 
 
 def lock(folder: Path) -> None:
@@ -322,6 +334,7 @@ def stage(
     prepares: Callable[[Run], Any] | None = None,
     together: bool = False,
     sets_aside: bool = False,
+    replaces: bool = False,
 ) -> Callable:
     """Decorate `f(run)` so that it is skipped when it is done already.
 
@@ -330,7 +343,8 @@ def stage(
     result: what tells one result from another; without it every new one makes later stages run again.
     facts, outputs (files or folders): what the stage leaves in the run, without which it is not done; scratch: what it works in.
     prepares: work that can fail and touches nothing of the run, done before anything is dropped; what it gives is handed to f.
-    All three are dropped when it starts anew from other inputs; sets_aside: a training, and what followed from it, is not, but kept (`set_aside`).
+    All three are dropped when it starts anew from other inputs; sets_aside: a training, and what followed from it, is not, but kept (`set_aside`);
+    replaces: outputs stay until f has put whole new ones in their place (`Run.replaced`).
     together: of several processes all take part, once the first has begun it; a stage without it is the first's alone.
     """
 
@@ -345,7 +359,7 @@ def stage(
                 started, earlier = time.perf_counter(), run.mark(name)
                 try:
                     made = [prepares(run)] if prepares else []
-                    begin_stage(run, name, wanted, reads, after, facts, [*outputs, *scratch], sets_aside)
+                    begin_stage(run, name, wanted, reads, after, facts, scratch if replaces else [*outputs, *scratch], sets_aside)  # fmt: skip
                     if together:
                         of_first(lambda: True)
                     function(run, *made)

@@ -1,11 +1,12 @@
 """The run folder: a stage tells its own time, and what it waited for besides; a training is never overwritten by another."""
 
+import errno
 import shutil
 
 import pytest
 
 from autosloth import run as runs
-from autosloth.errors import Interrupted, SettingsError
+from autosloth.errors import Interrupted, SettingsError, StorageError
 from autosloth.run import Run, read_json, stage, waiting_for
 from autosloth.settings import DPOSettings, SFTSettings
 
@@ -57,9 +58,12 @@ def train(run):
     run.record("train", rate=run.settings.learning_rate)
 
 
-@stage("gguf", reads=("quantizations",), after=("train",), facts=("export",), outputs=("gguf",))
+@stage("gguf", reads=("quantizations",), after=("train",), facts=("export",), outputs=("gguf",), replaces=True)
 def gguf(run):
-    run.fresh("gguf").joinpath("file").write_text(run.path("adapter", "weights").read_text())
+    with run.replaced("gguf") as folder:
+        folder.joinpath("file").write_text(run.path("adapter", "weights").read_text())
+        if run.settings.quantizations == ["f16"] and run.path("full").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
     run.record("export", kinds=run.settings.quantizations)
 
 
@@ -183,6 +187,18 @@ def test_another_file_of_the_same_training_is_made_without_moving_anything(tmp_p
     assert runs.changes(changed) == "run: quantizations ['q8_0'] -> ['f16']: gguf, card again"
     follow(changed)
     assert not befores(tmp_path)
+
+
+def test_a_file_that_cannot_be_made_anew_leaves_the_old_one(tmp_path):
+    run = follow(settings_of(tmp_path))
+    run.path("full").touch()
+    with pytest.raises(StorageError, match="No space is left"):
+        follow(settings_of(tmp_path, quantizations=["f16"]))
+    assert run.path("gguf", "file").is_file() and not run.mark("gguf") and not list(run.folder.rglob(".*.partial"))
+    with pytest.raises(SettingsError, match=r"The stage `gguf` of .* is not finished"):
+        card(run)
+    run.path("full").unlink()
+    assert follow(settings_of(tmp_path, quantizations=["f16"])).mark("gguf")
 
 
 def test_before_a_training_anything_may_change(tmp_path):

@@ -30,26 +30,39 @@ SAMPLING = {  # transformers' name: Ollama's
 }
 
 
-@stage("gguf", reads=("quantizations", "sixteen_bit_model"), after=("train",), facts=("export",), outputs=("gguf",))
+@stage(
+    "gguf",
+    reads=("quantizations", "sixteen_bit_model"),
+    after=("train",),
+    facts=("export",),
+    outputs=("gguf",),
+    replaces=True,
+)
 def write_gguf(run: Run) -> None:
     """Write gguf/<run name>-<TYPE>.gguf for each type asked for, and a Modelfile for Ollama. Raises ExportError."""
-    folder, made = run.fresh("gguf"), []
-    kinds = sorted(run.settings.quantizations, key=lambda kind: kind == "adapter")  # last: it is no model
-    if kinds:
-        files = {kind: folder / f"{run.settings.run_name}-{kind.upper()}.gguf" for kind in kinds}
-        with (
-            export_base(run.settings, "gguf", writes=size_in_bases(kinds)) as base,
-            tempfile.TemporaryDirectory(dir=folder, prefix=".source-") as temporary,
-        ):
-            source = Path(temporary, run.settings.run_name)  # the converter writes the folder's name into the file
-            lay_source(source, base, run.path("adapter"))
-            llama_cpp()  # whose quantiser does the packing
-            made = convert(run, source, files)
-            if kinds != ["adapter"]:
-                write_text(folder / "Modelfile", modelfile(run, base, made[0]["path"]))
+    made, kinds = [], sorted(run.settings.quantizations, key=lambda kind: kind == "adapter")  # last: it is no model
+    with run.replaced("gguf") as folder:
+        if kinds:
+            made = gguf_files(run, kinds, folder)
     for file in made:
         say(f"gguf: {file['path']}, {file['bytes'] / GB:.3f} GB in {file['seconds']:.1f} s, peak memory {memory(file)}")
     run.record("export", gguf=made)
+
+
+def gguf_files(run: Run, kinds: list[str], folder: Path) -> list[dict[str, Any]]:
+    """Make the files of these types, and the Modelfile, in an empty folder; the facts of each. Raises ExportError."""
+    files = {kind: folder / f"{run.settings.run_name}-{kind.upper()}.gguf" for kind in kinds}
+    with (
+        export_base(run.settings, "gguf", writes=size_in_bases(kinds)) as base,
+        tempfile.TemporaryDirectory(dir=folder, prefix=".source-") as temporary,
+    ):
+        source = Path(temporary, run.settings.run_name)  # the converter writes the folder's name into the file
+        lay_source(source, base, run.path("adapter"))
+        llama_cpp()  # whose quantiser does the packing
+        made = convert(run, source, files)
+        if kinds != ["adapter"]:
+            write_text(folder / "Modelfile", modelfile(run, base, made[0]["path"]))
+    return made
 
 
 def size_in_bases(kinds: list[str]) -> float:

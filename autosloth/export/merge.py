@@ -26,15 +26,22 @@ class OutOfRange(Exception):
     """A merged weight is too large for float16, which ends at 65504."""
 
 
-@stage("merge", reads=("merged", "sixteen_bit_model"), after=("train",), facts=("merge",), outputs=("merged",))
+@stage(
+    "merge",
+    reads=("merged", "sixteen_bit_model"),
+    after=("train",),
+    facts=("merge",),
+    outputs=("merged",),
+    replaces=True,
+)
 def write_merged(run: Run) -> None:
     """Write merged/: the model with the adapter in its weights, as 16-bit safetensors, when the settings ask for it."""
-    shutil.rmtree(run.path("merged"), ignore_errors=True)
     if not run.settings.merged:
+        shutil.rmtree(run.path("merged"), ignore_errors=True)
         return run.record("merge", path=None)
     started = time.perf_counter()
-    with export_base(run.settings, "merge", writes=1) as base:
-        merge_model(base, run.path("adapter"), run.fresh("merged"))
+    with export_base(run.settings, "merge", writes=1) as base, run.replaced("merged") as folder:
+        merge_model(base, run.path("adapter"), folder)
     size = sum(path.stat().st_size for path in run.path("merged").iterdir())
     run.record("merge", path="merged", bytes=size, seconds=round(time.perf_counter() - started, 2))
 

@@ -26,23 +26,24 @@ TAGS = ["autosloth", "unsloth", "trl", "lora"]
     after=("train", "merge", "gguf", "verify"),
     facts=("card",),
     outputs=("publish",),
+    replaces=True,
 )
 def write_card(run: Run) -> None:
     """Fill publish/ with exactly what goes to the Hub: the merged model or the adapter, the GGUF, and README.md last."""
     for earlier in ("train", "merge", "gguf"):
         refuse_altered(run, earlier)
     model = run.path("merged") if run.settings.merged else run.path("adapter")
-    text = render_card(run)  # before the old folder goes
-    folder = run.fresh("publish")
     plots = run.path("rounds").glob("*.png")  # of self-play
-    for path in [*model.iterdir(), *run.path("gguf").iterdir(), *plots]:
-        if path.is_file() and path.name != "README.md":
-            link(path, folder / path.name)
-    if not run.settings.merged:
-        hide_local_base(folder / "adapter_config.json")
-    write_text(folder / "README.md", text)
-    run.record("card", path="publish/README.md", files=sorted(path.name for path in folder.iterdir()))
-    say(f"card: {folder / 'README.md'}")
+    with run.replaced("publish") as folder:
+        for path in [*model.iterdir(), *run.path("gguf").iterdir(), *plots]:
+            if path.is_file() and path.name != "README.md":
+                link(path, folder / path.name)
+        if not run.settings.merged:
+            hide_local_base(folder / "adapter_config.json")
+        write_text(folder / "README.md", render_card(run))
+        files = sorted(path.name for path in folder.iterdir())
+    run.record("card", path="publish/README.md", files=files)
+    say(f"card: {run.path('publish', 'README.md')}")
     clear_before(run)
 
 

@@ -250,12 +250,14 @@ def test_the_file_does_not_carry_the_name_of_a_temporary_folder(finished):
     assert b".source-" not in next((finished / "gguf").glob("*.gguf")).read_bytes()
 
 
-def test_a_failed_conversion_is_named_and_leaves_no_file(copied):
+def test_a_failed_conversion_is_named_and_leaves_what_was_there(copied):
+    before = {path.name: path.read_bytes() for path in (copied / "gguf").iterdir()}
     (copied / "adapter" / "tokenizer.json").write_text("{}")
     (copied / "adapter" / "tokenizer.model").write_bytes(b"no tokenizer")
     with pytest.raises(ExportError, match="conversion to GGUF failed"):
         gguf.write_gguf.again(Run.open(copied))
-    assert list((copied / "gguf").iterdir()) == []
+    assert {path.name: path.read_bytes() for path in (copied / "gguf").iterdir()} == before
+    assert not list(copied.rglob(".*.partial")) and Run.open(copied).mark("gguf") is None
 
 
 def test_without_quantizations_there_is_no_gguf(copied, cli):
@@ -327,13 +329,14 @@ def test_a_choice_of_rows_is_told_from_arithmetic(tmp_path):
     assert len(found) == 14 and found == {name: "rows" if name in moved else "computed" for name in found}, said.stderr
 
 
-def test_a_killed_conversion_leaves_nothing_that_is_called_a_gguf(copied):
-    shutil.rmtree(copied / "gguf")
-    half = copied / "gguf" / ".short-Q8_0.gguf.partial"
+def test_a_killed_conversion_leaves_nothing_new_that_is_called_a_gguf(copied):
+    before = {path.name: path.read_bytes() for path in (copied / "gguf").iterdir()}
+    half = copied / ".gguf.partial" / ".short-Q8_0.gguf.partial"
     killed_after(half, "export", copied)
-    assert [path for path in (copied / "gguf").iterdir() if path.is_file()] == [half]
+    assert [path for path in half.parent.iterdir() if path.is_file()] == [half]
     Run.create(Run.open(copied).settings.model_copy(update={"storage": str(copied.parent)}))
-    assert not list((copied / "gguf").glob("*.gguf")) and not list((copied / "gguf").glob(".*.partial"))
+    assert {path.name: path.read_bytes() for path in (copied / "gguf").iterdir()} == before
+    assert not list(copied.rglob(".*.partial"))
 
 
 FULL = """
