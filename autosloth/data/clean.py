@@ -19,9 +19,10 @@ from ..errors import DataError
 from ..output import say
 from ..settings import Settings
 from .load import load_raw
-from .normalise import TURN_KEY, UNUSABLE, Row, fault, fault_of_pair, repair, to_chat, to_pair, unknown_role
-from .recognise import Reading, recognise, refuse_media
+from .normalise import UNUSABLE, fault, fault_of_pair, printable, repair, to_chat, to_pair, unknown_role
+from .recognise import Reading, recognise, refuse_late, refuse_media
 from .transforms import TRANSFORMS, WHOLE
+from .turns import TURN_KEY, Row
 
 FORMS_OF = {"sft": "sft", "dpo": "dpo", "spin": "sft"}  # the forms of rows that a road takes
 LOOKED_AT = 1000  # rows that tell the form
@@ -86,7 +87,7 @@ class Findings:
 
 def shortened(row: object) -> str:
     """A row as JSON text of at most EXAMPLE characters."""
-    text = json.dumps(row, ensure_ascii=False, default=str)
+    text = printable(json.dumps(row, ensure_ascii=False, default=str))
     return text if len(text) <= EXAMPLE else text[:EXAMPLE] + " ..."
 
 
@@ -108,11 +109,8 @@ def mixed(settings: Settings, eval_split: str | None, found: Findings) -> Iterat
             rows = demo_rows(settings.road)[bool(eval_split)]
         else:
             rows, found.revision = load_raw(alone, "eval_split" if eval_split else "split")
-        numbers, taken = random.Random(f"{settings.seed} {name}"), 0
-        for row in usable(rows, name, alone, found, seen):
-            if part["share"] < 1 and numbers.random() >= part["share"]:
-                found.dropped["beyond_its_share"] += 1
-                continue
+        taken = 0
+        for row in usable(rows, name, alone, found, seen, part["share"]):
             taken += 1
             yield row
         if len(settings.parts) > 1:
@@ -161,18 +159,21 @@ def demo_rows(road: str) -> tuple[list[Row], list[Row]]:
     return dpo_rows() if road == "dpo" else sft_rows()
 
 
-def usable(rows: Iterable[Row], name: str, settings: Settings, found: Findings, seen: set[bytes]) -> Iterator[Row]:
+def usable(
+    rows: Iterable[Row], name: str, settings: Settings, found: Findings, seen: set[bytes], share: float = 1
+) -> Iterator[Row]:
     """The rows as chats or pairs, without those that nothing can be learnt from and those that stand there already; all counted. Raises DataError.
 
-    seen: the keys of rows that stand there already; those of these rows are added.
+    seen: the keys of rows that stand there already; those of these rows are added. share: of the rows that are taken, drawn by the seed.
     """
+    numbers = random.Random(f"{settings.seed} {name}")
     rows = iter(rows)
     first = list(itertools.islice(rows, LOOKED_AT))
     if not first:
         raise DataError(f"The dataset {name} is empty.", "Give one with at least two rows.")
     reading = recognise(first, settings.columns, name, FORMS_OF[settings.road])
     found.readings.append((name, reading))
-    wrong, columns = ByReason(), Columns(reading.columns, settings.columns, name)
+    wrong, columns = ByReason(), Columns(first, reading, settings.columns, name)
     good = made = 0
     for number, raw, row, notes in made_of(columns.watched(itertools.chain(first, rows)), reading, settings):
         made += 1
@@ -182,14 +183,15 @@ def usable(rows: Iterable[Row], name: str, settings: Settings, found: Findings, 
             found.example(reason, raw)
             continue
         good += 1
-        if notes:
-            count_notes(notes, raw, found)
+        if share < 1 and numbers.random() >= share:
+            found.dropped["beyond_its_share"] += 1
+            continue
         if settings.duplicates == "drop" and is_again(normalised, seen):
             found.dropped["duplicate"] += 1
             found.example("duplicate", raw)
             continue
         found.usable += 1
-        yield normalised | {"number": number}
+        yield normalised | {"number": number, "changes": count_notes(notes, raw, found)}
     found.read += made
     found.unused = [*dict.fromkeys([*columns.unused, *found.unused])]
     found.examples.update({f"{UNUSED}{column}": value for column, value in columns.unused.items()})
@@ -220,20 +222,24 @@ def made_of(rows: Iterable[Row], reading: Reading, settings: Settings) -> Iterat
         notes: Counter = Counter()
         made = TRANSFORMS[transform](reading.named(row), notes, pairs) if transform else [reading.named(row)]
         for each in [made or "other_form"] if isinstance(made or "", str) else made:
-            yield number, row, each, notes
+            yield number, row, each, Counter(notes)
 
 
 class Columns:
     """Watches the rows go by: how many they are, and which columns that nothing reads hold something."""
 
-    def __init__(self, roles: dict[str, str], mapping: dict[str, str], name: str):
-        self.read, self.mapping, self.name = set(roles.values()), mapping, name
+    def __init__(self, first: list[Row], reading: Reading, mapping: dict[str, str], name: str):
+        self.known = {column for row in first for column in row}
+        self.read, self.mapping, self.name = set(reading.columns.values()), mapping, name
         self.rows, self.unused = 0, {}
 
     def watched(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """The same rows. Raises DataError for one that comes with a picture, a sound or a video."""
+        """The same rows. Raises DataError for one that comes with a picture, a sound or a video, or with a column that would be read had it come sooner."""
         for self.rows, row in enumerate(rows, start=1):
             for column in [column for column in row if column not in self.read]:
+                if column not in self.known and row[column] not in (None, ""):
+                    refuse_late(column, self.rows, self.mapping, self.name)
+                    self.known.add(column)
                 refuse_media(column, row[column], self.mapping, self.name)
                 if column not in self.unused and row[column] not in (None, ""):
                     self.unused[column] = shortened(row[column])
@@ -249,15 +255,17 @@ def normalise(row: Row, form: str, notes: Counter) -> tuple[Row, str | None]:
     return chat, fault(chat)
 
 
-def count_notes(notes: Counter, row: Row, found: Findings) -> None:
-    """Count what was changed of a row, once for the row; keys of its turns that nothing reads are unused."""
-    for name in +notes:
-        if name.startswith(TURN_KEY):
-            if name not in found.unused:
-                found.unused.append(name)
-        else:
-            found.changed[name] += 1
-            found.example(name, row)
+def count_notes(notes: Counter, row: Row, found: Findings) -> list[str]:
+    """Count what was changed of a row, once for the row; keys of its turns that nothing reads are unused. The names of the changes."""
+    told = [name for name, count in notes.items() if count > 0]
+    for name in told:
+        if name.startswith(TURN_KEY) and name not in found.unused:
+            found.unused.append(name)
+    changes = [name for name in told if not name.startswith(TURN_KEY)]
+    for name in changes:
+        found.changed[name] += 1
+        found.example(name, row)
+    return changes
 
 
 def is_again(chat: Row, seen: set[bytes]) -> bool:

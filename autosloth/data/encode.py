@@ -17,7 +17,7 @@ from ..models import opening
 from ..settings import Settings
 from .clean import SAID_IN, Findings
 from .layout import THOUGHT_END, Layout, Template
-from .normalise import Row, Turn
+from .turns import Row, Turn
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 BATCH = 1000  # rows that are tokenised at once
@@ -39,7 +39,7 @@ def encode_rows(
         for (row, text, spans), encoded in zip(rendered, encodings, strict=True):
             if beyond(encoded.ids, embeddings):
                 drop("token_beyond_embeddings", row, found)
-            elif labelled := cut_and_label(encoded, spans, len(text), settings, found):
+            elif labelled := cut_and_label(encoded, spans, len(text), row, settings, found):
                 yield row | {"text": text} | labelled
 
 
@@ -87,8 +87,9 @@ def render_rows(
 
 
 def drop(reason: str, row: Row, found: Findings) -> None:
-    """Count a row that is left out, and keep the first one as the example."""
+    """Count a row that is left out, and keep the first one as the example; it is not among the changed ones any more."""
     found.dropped[reason] += 1
+    found.changed.subtract(row.get("changes", ()))
     found.example(reason, {name: row[name] for name in SAID_IN if name in row})
 
 
@@ -100,7 +101,9 @@ def refuse(row: Row, error: ModelError, found: Findings) -> None:
 
 def note(names: Counter, row: Row, found: Findings) -> None:
     """Count what was changed of a row that is learnt."""
+    changes = row.setdefault("changes", [])
     for name in +names:
+        changes.append(name)
         found.changed[name] += 1
         found.example(name, {name: row[name] for name in SAID_IN if name in row})
 
@@ -111,7 +114,7 @@ def beyond(ids: list[int], known: int | None) -> bool:
 
 
 def cut_and_label(
-    encoded: Any, spans: list[tuple[int, int]], length: int, settings: Settings, found: Findings
+    encoded: Any, spans: list[tuple[int, int]], length: int, row: Row, settings: Settings, found: Findings
 ) -> Row | None:
     """`input_ids` and `labels` of a row as int32 (tokens,), cut at max_length; None, counted, for a row that is to be dropped."""
     import numpy
@@ -123,12 +126,10 @@ def cut_and_label(
         labels[first:last] = ids[first:last]
     found.lengths.append(len(ids))
     if (labels[: settings.max_length] == IGNORED).all():
-        found.dropped["answer_beyond_max_length"] += 1
-        return None
+        return drop("answer_beyond_max_length", row, found)
     if len(ids) > settings.max_length:
         if settings.long_rows == "drop":
-            found.dropped["longer_than_max_length"] += 1
-            return None
+            return drop("longer_than_max_length", row, found)
         found.truncated += 1
     return {"input_ids": ids[: settings.max_length], "labels": labels[: settings.max_length]}
 
@@ -145,6 +146,7 @@ def token_from(encoded: Any, character: int, length: int) -> int:
 def render_row(template: Template, row: Row, found: Findings) -> tuple[str, list[tuple[int, int]] | str]:
     """The text of a row as the model reads it, and where in it stands what is learnt, as (start, end) characters; or why the row cannot be used. Raises ModelError."""
     if not row["messages"]:
+        found.noted["special_tokens_in_a_text"] += bool(template.special.search(row["text"]))
         return render_text(template.tokenizer, row["text"])
     placed = template.place(row["messages"], row.get("tools"))
     if placed.layout.hidden:

@@ -13,7 +13,7 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
@@ -22,10 +22,12 @@ from ..errors import DataError
 from ..hardware import GB
 from ..hub_client import first_lines
 from ..values import DATA_SUFFIXES
-from .normalise import Row
+from .schemas import KNOWN_COLUMNS, plain_name
+from .turns import SPEAKER, Row
 
 # What `datasets` writes beside its Arrow files, and what macOS puts into archives.
 NO_DATA = re.compile(r"(^|/)(\..*|__MACOSX/.*|dataset_infos?\.json|dataset_dict\.json|state\.json)$")
+ABOUT_IT = re.compile(r"(^|/)(readme|licen[cs]e|changelog)[^/]*$", re.IGNORECASE)  # what lies beside many a dataset
 # How a JSON document begins that holds splits: {"train": [...], "test": [...]}.
 WITH_SPLITS = re.compile(rb'\A(\xef\xbb\xbf)?\s*\{\s*"(train|test|validation|valid|dev|val|eval)"\s*:\s*\[')
 BATCH = 1000  # rows of a table that are in memory at once
@@ -69,21 +71,41 @@ def sources_in(path: Path, name: str) -> list[Source]:
         with archive_errors(name), zipfile.ZipFile(path) as archive:
             members = {member.filename: member.file_size for member in archive.infolist()}
         data = sorted(member for member in members if suffix_of(member) and not NO_DATA.search(member))
-        return [Source(each, partial(open_member, path, each), suffix_of(each), members[each]) for each in data]
-    size = path.stat().st_size
+        found = [one_source(each, partial(open_member, path, each), members[each]) for each in data]
+    else:
+        found = [one_source(name, partial(open, path, "rb"), path.stat().st_size)]
+    return [each for source in found for each in (splits_in(source) if source.form == ".json" else [source])]
+
+
+def one_source(name: str, open_file: Callable[[], BinaryIO], size: int) -> Source:
+    """A file of a form that is known, unpacked as it is read where its name ends in `.gz`."""
     if name.lower().endswith(".gz"):
-        return [Source(name, partial(gzip.open, path, "rb"), form, size * PACKED)]
-    whole = Source(name, partial(open, path, "rb"), form, size)
-    return splits_in(whole) if form == ".json" else [whole]
+        return Source(name, lambda: gzip.GzipFile(fileobj=open_file()), suffix_of(name), size * PACKED)
+    return Source(name, open_file, suffix_of(name), size)
+
+
+def unread_in(path: Path, sources: list[Source]) -> list[str]:
+    """The files of a folder or a zip archive that none of these sources stands for, as the user knows them; hidden ones are not counted."""
+    if path.is_dir():
+        names = [file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if file.is_file()]
+    elif path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            names = [member.filename for member in archive.infolist() if not member.is_dir()]
+    else:
+        return []
+    read = {source.name.partition(" (")[0] for source in sources} | {source.name for source in sources}
+    packed = [name for name in names if name.lower().endswith(".zip") and path.is_dir()]  # whose members are sources
+    others = (name for name in names if name not in read and name not in packed)
+    return [name for name in others if not NO_DATA.search(name) and not ABOUT_IT.search(name)]
 
 
 def splits_in(source: Source) -> list[Source]:
     """The splits of a JSON document that holds some, each as a file of its own; else the document."""
-    with source.open() as file:
+    with archive_errors(source.name), source.open() as file:
         if not WITH_SPLITS.match(file.read(200)):
             return [source]
     try:
-        content = json.loads(whole_text(source))
+        content = parse_json(whole_text(source))
     except (ValueError, RecursionError):
         return [source]  # reading it tells what is wrong
     if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in content.values()):
@@ -190,7 +212,7 @@ def read_lines(source: Source) -> Iterator[Any]:
         if line.strip():
             blank = False
             try:
-                yield json.loads(line)
+                yield parse_json(line)
             except (ValueError, RecursionError) as error:
                 raise broken(source.name, number, error) from None
     if blank:
@@ -203,16 +225,15 @@ def read_json(source: Source) -> Iterator[Any]:
     if not text.strip():
         raise empty(source.name)
     try:
-        yield from unwrapped(source.name, json.loads(text))
-    except RecursionError as error:
-        raise broken(source.name, 1, error) from None
-    except json.JSONDecodeError as error:
+        content = parse_json(text)
+    except (ValueError, RecursionError) as error:
         first = text.lstrip().partition("\n")[0].strip()
-        with contextlib.suppress(ValueError):
-            if isinstance(json.loads(first), dict):
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(parse_json(first), dict):
                 yield from read_lines(source)
                 return
-        raise broken(source.name, error.lineno, error) from None
+        raise broken(source.name, getattr(error, "lineno", None), error) from None
+    yield from unwrapped(source.name, content)
 
 
 def read_text(source: Source) -> Iterator[Row]:
@@ -228,10 +249,30 @@ def read_text(source: Source) -> Iterator[Row]:
     yield {"text": passage.strip("\r\n")}
 
 
-def broken(name: str, line: int, error: Exception) -> DataError:
-    """The error of a line that is no JSON."""
-    reason = getattr(error, "msg", "nested too deeply")
-    return DataError(f"Line {line} of {name} is no valid JSON ({reason}).", "Correct or delete that line.")
+def parse_json(text: str) -> Any:
+    """What JSON text says. Raises ValueError, RecursionError."""
+    return DECODER.decode(text.strip())
+
+
+def only_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of these keys and values. Raises ValueError where a key stands twice, of which only one could be kept."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one mapping")
+    return mapping
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=only_once)
+
+
+def broken(name: str, line: int | None, error: Exception) -> DataError:
+    """The error of a line, or a document, that is no JSON."""
+    reason = (
+        "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", None) or first_lines(error)
+    )
+    where = f"Line {line} of {name}" if line else name
+    return DataError(f"{where} is no valid JSON ({reason}).", f"Correct {'or delete that line' if line else 'it'}.")
 
 
 def unwrapped(name: str, content: Any) -> list[Any]:
@@ -247,21 +288,25 @@ def unwrapped(name: str, content: Any) -> list[Any]:
     if isinstance(content, dict) and content:
         lists = [value for value in content.values() if isinstance(value, list)]
         of_rows = [value for value in lists if value and all(isinstance(row, dict) for row in value)]
-        if not ROW_KEYS & content.keys() and len(of_rows) == 1:
+        if len(of_rows) == 1 and not is_row(content, of_rows[0]):
             return of_rows[0]
         if len(lists) == len(content) > 1 and len({len(value) for value in lists}) == 1:
             return [dict(zip(content, values, strict=True)) for values in zip(*lists, strict=True)]
         columns = [value for value in content.values() if isinstance(value, dict)]
         if len(columns) == len(content) and len({tuple(column) for column in columns}) == 1 and "0" in columns[0]:
             return [{key: column[index] for key, column in content.items()} for index in columns[0]]
-        if not of_rows or ROW_KEYS & content.keys():
+        if not of_rows or is_row(content, []):
             return [content]
     raise DataError(
         f"{name} holds no list of rows.", 'Write a list of records: [{"question": "...", "answer": "..."}].'
     )
 
 
-ROW_KEYS = {"messages", "conversations", "chosen"}  # lists that belong to one row
+def is_row(content: Row, listed: list[Row]) -> bool:
+    """Whether a mapping is a row itself, not the wrapping of these rows: it has a column whose name is known, and that is no mere list of rows."""
+    known = {key for key in content if plain_name(key) in KNOWN_COLUMNS}
+    turns = bool(listed) and all(row.keys() & set(SPEAKER) for row in listed)
+    return bool(known if turns else {key for key in known if content[key] is not listed})
 
 
 def read_csv(source: Source) -> Iterator[Row]:
@@ -271,15 +316,22 @@ def read_csv(source: Source) -> Iterator[Row]:
     quotes are text.
     """
     name, lines = source.name, lines_of(source)
-    header, quoting, delimiter = next(lines, ""), csv.QUOTE_NONE, "\t"
+    header, quoting, delimiter, told = next(lines, ""), csv.QUOTE_NONE, "\t", None
+    if source.form == ".csv" and (told := re.fullmatch(r"sep=(.)\s*", header)):  # for Excel
+        header = next(lines, "")
     if not header.strip():
         raise empty(name)
     if source.form == ".csv":
         quoting = csv.QUOTE_MINIMAL
-        delimiter = max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+        delimiter = (
+            told[1] if told else max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+        )
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(itertools.chain([header], lines), delimiter=delimiter, quoting=quoting, strict=True)
-    begun = 1
+    seen: list[str] = []  # the lines of the row at hand
+    reader = csv.reader(
+        remembered(itertools.chain([header], lines), seen), delimiter=delimiter, quoting=quoting, strict=True
+    )
+    begun, odd, table = 1, False, quoting == csv.QUOTE_NONE
     try:
         columns, begun = next(reader), reader.line_num + 1
         twice = [column for column in columns if columns.count(column) > 1]
@@ -289,15 +341,41 @@ def read_csv(source: Source) -> Iterator[Row]:
             if len(cells) > len(columns):
                 what = f"Line {reader.line_num} of {name} has {len(cells)} cells under {len(columns)} columns."
                 raise DataError(what, f"Quote texts that hold {delimiter!r}.")
+            refuse_odd_quotes(name, begun, cells, seen, delimiter, odd and len(cells) < len(columns))
+            odd = table and bool(cells) and cells[-1].startswith('"') and cells[-1].count('"') % 2 == 1
             if cells:
                 yield dict(zip(columns, cells, strict=False))
             begun = reader.line_num + 1
+            seen.clear()
     except csv.Error as error:
         lines = f"Line {begun}" if reader.line_num <= begun else f"What begins in line {begun}"
+        if "new-line" in str(error):
+            raise DataError(
+                f"{lines} of {name} is no CSV: a carriage return stands alone within a cell.",
+                "Save the file with one kind of line ends, or quote that cell.",
+            ) from None
         raise DataError(
             f"{lines} of {name} is no CSV: a quote is opened and not closed where its cell ends ({error}, line {reader.line_num}).",
             'Close that quote; within a quoted cell a quote is written twice ("").',
         ) from None
+
+
+def remembered(lines: Iterable[str], seen: list[str]) -> Iterator[str]:
+    """The same lines, each added to those that were seen."""
+    for line in lines:
+        seen.append(line)
+        yield line
+
+
+def refuse_odd_quotes(name: str, line: int, cells: list[str], lines: list[str], delimiter: str, goes_on: bool) -> None:
+    """Raises DataError where a quote that was meant to quote a cell would be taken for text: behind a blank, or in a table with tabs over several lines."""
+    behind = any(cell[:1] in " \t" and cell.lstrip(" \t").startswith('"') for cell in cells)
+    if behind and re.search(rf'(^|{re.escape(delimiter)})[ \t]+"', "".join(lines), re.MULTILINE):
+        what = f"Line {line} of {name} has a blank before a quote, which would become a part of the text."
+        raise DataError(what, f"Take the blanks between {delimiter!r} and the quote away.")
+    if goes_on and any(cell.endswith('"') for cell in cells):
+        what = f"Line {line} of {name} goes on with a quoted cell of the line before; with tabs, quotes are text and a row is one line."
+        raise DataError(what, "Write the table as CSV, where quotes keep a cell together.")
 
 
 def read_parquet(source: Source) -> Iterator[Row]:
@@ -329,6 +407,9 @@ def rows_of(table: Any) -> list[Row]:
     """The rows of an Arrow table or batch from a file; what its labels are called stands in its schema, if `datasets` wrote it."""
     from datasets import Features
 
+    names = table.schema.names
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two columns are named {twice[0]!r}")
     told = b"huggingface" in (table.schema.metadata or {})
     return plain(table.to_pylist(), table.schema, Features.from_arrow_schema(table.schema) if told else {})
 
@@ -365,9 +446,10 @@ def arrow_errors(name: str, form: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, KeyError, TypeError) as error:
         raise DataError(
-            f"{name} cannot be read as {form} ({first_lines(error)}).", "Write or download the file again."
+            f"{name} cannot be read as {form} ({first_lines(error)}).",
+            "Write or download the file again, without what the message names.",
         ) from None
 
 

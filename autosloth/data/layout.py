@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import ModelError
 from ..models import render_chat
-from .normalise import Turn
+from .turns import Turn
 
 MARK = re.compile(r"Zq(\d+)qZ")  # letters and digits: filters such as `trim` and `tojson` leave it as it is
 THINK, THOUGHT_END = "<think>", "</think>"

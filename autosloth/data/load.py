@@ -10,11 +10,14 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..hub_client import ask_for, first_lines, is_offline, reading
+from ..output import say
 from ..settings import Settings
 from ..values import DATA_SUFFIXES, is_address, is_hub_id
-from .files import BATCH, Source, plain, read_source, sources_of
-from .normalise import Row
+from .files import BATCH, Source, plain, read_source, sources_of, unread_in
 from .recognise import IGNORE, media_refused
+from .turns import Row
+
+MAX_NAMED = 5  # files in a line
 
 
 def load_raw(settings: Settings, setting: str = "split") -> tuple[Iterator[Row], str | None]:
@@ -99,12 +102,29 @@ def load_from_files(name: str, split: str, setting: str) -> Iterator[Row]:
     Files belong to the split that their name or folder tells, by the convention of `datasets`
     (huggingface.co/docs/datasets/repository_structure); where none tells, all are `train`.
     """
-    splits = by_split(files_of(name))
+    sources = files_of(name)
+    splits = by_split(sources)
+    tell_files(name, sources, splits)
     wanted = split_names(name, split)
     refuse_missing(name.partition("?")[0], wanted, list(splits), setting)
     if "+".join(wanted) == split.replace(" ", ""):  # whole splits
         return (row for part in wanted for source in splits[part] for row in read_source(source))
     return parts_of_splits(name, split, {part: splits[part] for part in wanted})
+
+
+def tell_files(name: str, sources: list[Source], splits: dict[str, list[Source]]) -> None:
+    """Say which files of a folder or an archive are not read, and which belong to another split than `train`."""
+    path = Path(name).expanduser()
+    if unread := [] if is_address(name) else unread_in(path, sources):
+        say(f"data: not read of {path.name}: {listed(unread)}")
+    for split, files in splits.items() if "train" in splits else ():
+        if split != "train":
+            say(f"data: the split {split}, by their names: {listed([source.name for source in files])}")
+
+
+def listed(names: list[str]) -> str:
+    """The first of these names, and how many more there are."""
+    return ", ".join(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
 
 
 def files_of(name: str) -> list[Source]:

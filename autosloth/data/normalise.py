@@ -5,35 +5,27 @@ What a function changes of a row it counts by name in `notes`; a turn's key that
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable
 from itertools import takewhile
 from typing import Any
 
-Turn = dict[str, Any]
-Row = dict[str, Any]
-Notes = Counter[str]
-
-ROLES = (
-    dict.fromkeys(("user", "human", "prompter", "usr"), "user")
-    | dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "bard", "bing", "ai"), "assistant")
-    | dict.fromkeys(("function_call", "tool_call"), "assistant")
-    | dict.fromkeys(("system", "developer"), "system")
-    | dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response", "ipython"), "tool")
+from .turns import (
+    KNOWN,
+    NOTHING,
+    ROLES,
+    Notes,
+    Row,
+    Turn,
+    are_calls,
+    are_turns,
+    as_json,
+    contents,
+    parsed,
+    text_of,
+    turns_in,
 )
-KNOWN = set(ROLES.values())
-CALLING = ("function_call", "tool_call")  # roles whose text is the call itself
-SPEAKER = ("role", "from")
-SAID = ("content", "value", "text")
-THOUGHT = ("reasoning_content", "reasoning", "thinking", "thought")
-WEIGHTS = ("weight", "train", "loss", "loss_weight", "trainable")  # of a turn; 0 or false: it is not learnt
-TURN_KEYS = {*SPEAKER, *SAID, *THOUGHT, *WEIGHTS, "tool_calls", "function_call", "name", "tool_call_id"}
-TURN_KEY = "turn key "
-EXCHANGES = (("input", "output"), ("user", "assistant"), ("human", "assistant"), ("question", "answer"), ("prompt", "response"))  # fmt: skip
+
 IN_ORDER = re.compile(r"s?(ua(t+a)*)+")  # system first, then questions and answers in turn, with tools in between
 UNUSABLE = {
     "empty_question": "with an empty question",
@@ -43,10 +35,13 @@ UNUSABLE = {
     "unknown_role": "with a turn of a role that is not known",
     "roles_out_of_order": "with turns out of order",
     "not_text": "with something else where text is expected",
+    "odd_call": "with a tool call that is none",
+    "odd_tools": "with tools that are no list of functions",
     "marked_not_to_learn": "whose answers are all marked as not to be learnt",
     "equal_answers": "with a chosen answer equal to the rejected one",
     "prompts_differ": "with answers to different prompts",
     "no_preference": "without a preference between their answers",
+    "no_label": "whose label is neither good nor bad",
     "no_counterpart": "(single answers, as KTO takes them) whose prompt has no answer that is marked otherwise",
     "other_branch": "of branches of a conversation that are not followed",
     "answer_not_among_choices": "with an answer that is none of its choices",
@@ -57,7 +52,7 @@ UNUSABLE = {
 def to_chat(row: Row, form: str, notes: Notes) -> Row:
     """One row, its columns named by their roles, as {"messages": turns}, or {"text": ...} for plain text; `tools` stay.
 
-    >>> to_chat({"prompt": "2+2?", "completion": "4"}, "prompt", Counter())
+    >>> to_chat({"prompt": "2+2?", "completion": "4"}, "prompt", Notes())
     {'messages': [{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]}
     """
     if form == "text":
@@ -65,14 +60,14 @@ def to_chat(row: Row, form: str, notes: Notes) -> Row:
     if form == "messages":
         turns = turns_in(parsed(row.get("messages")), notes)
     else:
-        turns = exchanges_in(parsed(row.get("history"))) + question_of(row, notes) + answer_of(row.get("completion"), notes)  # fmt: skip
+        turns = history_of(row.get("history"), notes) + question_of(row, notes) + answer_of(row.get("completion"), notes)  # fmt: skip
     return {"messages": with_system(turns, row, notes)} | tools_of(row)
 
 
 def to_pair(row: Row, notes: Notes) -> Row:
     """One row as {"prompt": turns, "chosen": turns, "rejected": turns}, `tools` besides; what both answers begin with belongs to the prompt.
 
-    >>> pair = to_pair({"prompt": "2+2?", "chosen": "4", "rejected": "5"}, Counter())
+    >>> pair = to_pair({"prompt": "2+2?", "chosen": "4", "rejected": "5"}, Notes())
     >>> [turns[0]["content"] for turns in pair.values()]
     ['2+2?', '4', '5']
     """
@@ -102,7 +97,12 @@ def without_prompt(prompt: list[Turn], sides: list[list[Turn]]) -> tuple[list[Tu
         inside = whole[0][: asked[-1] + 1] if asked else []
     if not inside or (prompt and contents(inside)[-1] != contents(prompt)[-1]):
         return prompt, sides
-    return inside, [side[len(inside) :] if side[: len(inside)] == inside else side for side in sides]
+    longer = prompt if len(prompt) > len(inside) else inside
+    if prompt and prompt[0]["role"] == "system" != inside[0]["role"] and longer is inside:
+        longer = [prompt[0], *inside]
+    if longer is prompt and prompt[-len(inside) :] != inside:
+        return prompt, sides
+    return longer, [side[len(inside) :] if side[: len(inside)] == inside else side for side in sides]
 
 
 def repeated(prompt: list[Turn], sides: list[list[Turn]]) -> bool:
@@ -111,13 +111,26 @@ def repeated(prompt: list[Turn], sides: list[list[Turn]]) -> bool:
     if not isinstance(asked, str) or not asked or any(len(side) != 1 for side in sides):
         return False
     said = [side[0]["content"] for side in sides]
-    return all(isinstance(text, str) and text.strip().startswith(asked) and text.strip() != asked for text in said)
+    whole_word = rf"{re.escape(asked)}(?!\w)" if asked[-1].isalnum() else re.escape(asked)
+    return all(isinstance(text, str) and re.match(whole_word, text.strip()) and text.strip() != asked for text in said)
 
 
 def tools_of(row: Row) -> Row:
-    """{"tools": [...]} of a row that has tools, as a list or as JSON text; else nothing."""
+    """{"tools": [...]} of a row that has tools, as a list, one alone, or JSON text of them; what is none stays as it is, for `fault`."""
     tools = parsed(row.get("tools"))
-    return {"tools": tools} if isinstance(tools, list) and tools else {}
+    if tools in NOTHING or str(tools).strip().lower() in ("", "none", "null", "nan"):
+        return {}
+    if isinstance(tools, (dict, list)):
+        tools = [parsed(each) for each in (tools if isinstance(tools, list) else [tools])]
+    return {"tools": tools}
+
+
+def history_of(value: Any, notes: Notes) -> list[Turn]:
+    """The turns of what was said before: turns, or questions with their answers; anything else is a turn that is no text, for `fault`."""
+    value = parsed(value)
+    if value in NOTHING:
+        return []
+    return turns_in(value, notes) or [{"role": "user", "content": {"history": value}}]
 
 
 def question_of(row: Row, notes: Notes) -> list[Turn]:
@@ -126,7 +139,7 @@ def question_of(row: Row, notes: Notes) -> list[Turn]:
     turns = [] if isinstance(asked, str) else turns_in(asked, notes, exchanges=False)
     if isinstance(given, (dict, list)) and given:
         notes["input_written_as_json"] += 1
-        given = json.dumps(given, ensure_ascii=False, default=str)
+        given = as_json(given)
     given = text_of(given, notes)
     if turns and given:
         turns = (
@@ -135,7 +148,9 @@ def question_of(row: Row, notes: Notes) -> list[Turn]:
     if turns:
         return turns
     question = text_of(asked, notes)
-    if given and isinstance(question, str) and isinstance(given, str):
+    if given and not isinstance(given, str):
+        question = given
+    elif given and isinstance(question, str):
         question = f"{question}\n\n{given}" if question else given
     return [{"role": "user", "content": question}]
 
@@ -144,7 +159,7 @@ def turns_with(turns: list[Turn], given: Any) -> list[Turn]:
     """The turns with an input below the last of them."""
     last = turns[-1]
     both = isinstance(last["content"], str) and isinstance(given, str)
-    return [*turns[:-1], {**last, "content": f"{last['content']}\n\n{given}" if both else given}]
+    return [*turns[:-1], {**last, "content": f"{last['content']}\n\n{given}" if both else [last["content"], given]}]
 
 
 def answer_of(value: Any, notes: Notes) -> list[Turn]:
@@ -158,7 +173,7 @@ def transcript_of(value: Any, notes: Notes, parse: bool) -> list[Turn]:
 
     parse: there is no prompt beside it, so JSON text of a conversation is taken for one.
 
-    >>> [turn["role"] for turn in transcript_of("\\n\\nHuman: Hi\\n\\nAssistant: Hello", Counter(), parse=True)]
+    >>> [turn["role"] for turn in transcript_of("\\n\\nHuman: Hi\\n\\nAssistant: Hello", Notes(), parse=True)]
     ['user', 'assistant']
     """
     if isinstance(value, str) and value.startswith("\n\nHuman:"):
@@ -167,17 +182,6 @@ def transcript_of(value: Any, notes: Notes, parse: bool) -> list[Turn]:
     if parse and are_turns(held := parsed(value)) and len(held) > 1:
         value = held
     return answer_of(value, notes)
-
-
-def are_turns(value: Any) -> bool:
-    """Whether a value is a list of turns, each of a known role and with something said."""
-    return isinstance(value, list) and bool(value) and all(is_turn(turn) for turn in value)
-
-
-def is_turn(value: Any) -> bool:
-    """Whether a value is a turn of a known role that says, thinks or calls something."""
-    told = isinstance(value, dict) and (value.keys() & {*SAID, "tool_calls"})
-    return bool(told) and any(str(value.get(key)).strip().lower() in ROLES for key in SPEAKER)
 
 
 def with_system(turns: list[Turn], row: Row, notes: Notes) -> list[Turn]:
@@ -190,176 +194,6 @@ def with_system(turns: list[Turn], row: Row, notes: Notes) -> list[Turn]:
         notes["system_column_beside_a_system_turn_not_used"] += contents(turns)[0] != system
         return turns
     return [{"role": "system", "content": system}, *turns]
-
-
-def turns_in(value: Any, notes: Notes, exchanges: bool = True) -> list[Turn]:
-    """The turns in a cell: a list of them, one, or a struct of lists; empty when it holds none.
-
-    exchanges: a list of questions with their answers is taken too.
-
-    >>> turns_in([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], Counter())[1]
-    {'role': 'assistant', 'content': 'Hello'}
-    """
-    if isinstance(value, dict):
-        lists = list(value.values())
-        columnar = lists and all(isinstance(each, list) for each in lists) and len({len(each) for each in lists}) == 1
-        single = [value] if is_turn(value) else []
-        value = [dict(zip(value, turn, strict=True)) for turn in zip(*lists, strict=True)] if columnar else single
-    if not isinstance(value, list) or not all(isinstance(turn, dict) and set(SPEAKER) & turn.keys() for turn in value):
-        return exchanges_in(value) if exchanges else []
-    return [to_turn(turn, notes) for turn in value]
-
-
-def exchanges_in(value: Any) -> list[Turn]:
-    """The turns in a list of questions with their answers, each two texts or a mapping of two; empty when it is none.
-
-    >>> [turn["content"] for turn in exchanges_in([["Hi", "Hello"], {"input": "Who?", "output": "Me"}])]
-    ['Hi', 'Hello', 'Who?', 'Me']
-    """
-    said = [two_texts(each) for each in value] if isinstance(value, list) else []
-    if not all(said):
-        return []
-    return [{"role": role, "content": text} for two in said for role, text in zip(("user", "assistant"), two, strict=True)]  # fmt: skip
-
-
-def two_texts(exchange: Any) -> list[str] | None:
-    """The question and the answer of one exchange, or None."""
-    keys = next((keys for keys in EXCHANGES if isinstance(exchange, dict) and exchange.keys() == set(keys)), None)
-    two = [exchange[key] for key in keys] if keys else exchange
-    return two if isinstance(two, list) and [type(text) for text in two] == [str, str] else None
-
-
-def to_turn(turn: Turn, notes: Notes) -> Turn:
-    """A turn of OpenAI's or ShareGPT's form as {"role", "content"}, with what tools and thoughts need; `weight` 0 where it is not to be learnt.
-
-    >>> to_turn({"from": "human", "value": " Hi "}, Counter())
-    {'role': 'user', 'content': 'Hi'}
-    """
-    name = str(first_of(turn, SPEAKER)).strip()
-    said_by = name.lower()
-    role, content = ROLES.get(said_by, name), first_of(turn, SAID)
-    for key in turn.keys() - TURN_KEYS:
-        if turn[key] not in (None, "", [], {}):
-            notes[f"{TURN_KEY}{key}"] += 1
-    thought, content = thought_and_rest(content, text_of(first_of(turn, THOUGHT)))
-    result: Turn = {"role": role, "content": text_of(content, notes, leading=role == "assistant")}
-    if role == "tool" and isinstance(result["content"], (dict, list)):
-        result["content"] = json.dumps(result["content"], ensure_ascii=False, default=str)
-    calls = parsed(turn.get("tool_calls"))
-    if isinstance(called := turn.get("function_call"), dict) and not calls:  # OpenAI's older form
-        calls = [{"type": "function", "function": called}]
-    if said_by in CALLING and isinstance(call := parsed(content), (dict, list)):
-        named = [
-            each for each in (call if isinstance(call, list) else [call]) if isinstance(each, dict) and "name" in each
-        ]
-        if named:
-            calls, result["content"] = [{"type": "function", "function": each} for each in named], ""
-    if isinstance(calls, list) and calls and all(isinstance(call, dict) for call in calls):
-        result["tool_calls"] = [with_parsed_arguments(call) for call in calls]
-    for key in ("name", "tool_call_id"):
-        if isinstance(turn.get(key), str) and role == "tool":
-            result[key] = turn[key]
-    if thought and role == "assistant":
-        result["reasoning_content"] = thought
-    weights = [turn[key] for key in WEIGHTS if turn.get(key) is not None] if role == "assistant" else []
-    if any(map(is_off, weights)):
-        result["weight"] = 0
-    elif not all(map(is_on, weights)):  # 0.5, say
-        notes["turn_weights_taken_as_1"] += 1
-    return result
-
-
-def first_of(turn: Turn, keys: Iterable[str]) -> Any:
-    """The first of these keys' values that is there; Arrow fills those that other rows have with None."""
-    return next((turn[key] for key in keys if turn.get(key) is not None), None)
-
-
-def thought_and_rest(content: Any, thought: Any) -> tuple[Any, Any]:
-    """What a turn thinks and what it says, where its content is a list of parts of which some are thoughts."""
-    thought = thought if isinstance(thought, str) else ""
-    if not isinstance(content, list) or not any(
-        isinstance(part, dict) and part.get("type") in THOUGHT for part in content
-    ):
-        return thought, content
-    thoughts = [first_of(part, (*THOUGHT, *SAID)) for part in content if part.get("type") in THOUGHT]
-    texts = [text_of(each) for each in thoughts]
-    rest = [part for part in content if part.get("type") not in THOUGHT]
-    return thought or "".join(text for text in texts if isinstance(text, str)), rest
-
-
-def is_off(value: Any) -> bool:
-    """Whether a turn's weight says that it is not to be learnt.
-
-    >>> [is_off(value) for value in (0, 0.0, False, "false", "0", None, 1, True)]
-    [True, True, True, True, True, False, False, False]
-    """
-    return value is not None and (value in (0, False) or str(value).strip().lower() in ("0", "0.0", "false", "no"))
-
-
-def is_on(value: Any) -> bool:
-    """Whether a turn's weight says that it is learnt like any other.
-
-    >>> [is_on(value) for value in (1, True, "1.0", "yes", 0.5, 2)]
-    [True, True, True, True, False, False]
-    """
-    return value in (1, True) or str(value).strip().lower() in ("1", "1.0", "true", "yes")
-
-
-def with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    """A tool call whose arguments are a mapping, as chat templates take them; OpenAI's form holds them as JSON text."""
-    function = call.get("function")
-    if not isinstance(function, dict):
-        return call
-    return {**call, "function": {**function, "arguments": parsed(function.get("arguments"))}}
-
-
-def parsed(value: Any) -> Any:
-    """What JSON text of a list or a mapping says; anything else as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
-def text_of(value: Any, notes: Notes | None = None, leading: bool = False) -> Any:
-    """A cell as text; an empty or blank cell is the empty text. What is no text is returned as it is.
-
-    notes: blanks around it are cut, which is noted; leading: those before it stay (code and Markdown begin with some).
-
-    >>> text_of([{"type": "text", "text": "two "}, {"type": "text", "value": "parts"}]), text_of(4), text_of(None)
-    ('two parts', '4', '')
-    """
-    if isinstance(value, list) and value and all(isinstance(part_text(part), str) for part in value):
-        value = "".join(part_text(part) for part in value)
-    if value is None or value == [] or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, (list, dict, bytes)):
-        return value
-    text = str(value)
-    if notes is None:
-        return text
-    cut = text.rstrip() if leading else text.strip()
-    if cut != text and cut:
-        notes["outer_blanks_cut"] += 1
-    return cut
-
-
-def part_text(part: Any) -> Any:
-    """The text of a part of a turn's content, None where it is a picture or another thing."""
-    return (
-        first_of(part, ("text", "value", "content"))
-        if isinstance(part, dict) and not set(SPEAKER) & part.keys()
-        else None
-    )
-
-
-def contents(turns: Iterable[Turn]) -> list[Any]:
-    """What the turns say."""
-    return [turn["content"] for turn in turns]
 
 
 def common_start(one: list[Turn], other: list[Turn]) -> list[Turn]:
@@ -382,7 +216,7 @@ def repair(chat: Row, notes: Notes) -> Row:
     """The chat without questions at its end that nobody answers and answers at its start that nobody asked for.
 
     >>> turns = [{"role": who, "content": "x"} for who in ("assistant", "user", "assistant", "user")]
-    >>> notes = Counter()
+    >>> notes = Notes()
     >>> len(repair({"messages": turns}, notes)["messages"]), [*notes]
     (2, ['unanswered_end_cut', 'unasked_start_cut'])
     """
@@ -403,7 +237,17 @@ def repair(chat: Row, notes: Notes) -> Row:
 def unknown_role(chat: Row) -> str | None:
     """The first role of a chat or a pair that is not known, as the row calls it."""
     turns = (turn for name in ("messages", "prompt", "chosen", "rejected") for turn in chat.get(name, ()))
-    return next((turn["role"] for turn in turns if turn["role"] not in KNOWN), None)
+    return next((printable(turn["role"]) for turn in turns if turn["role"] not in KNOWN), None)
+
+
+def printable(text: str) -> str:
+    """A text that can be written as UTF-8: halves of characters, which JSON can hold, are question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def are_functions(tools: Any) -> bool:
+    """Whether tools are a list of mappings that can be written."""
+    return isinstance(tools, list) and all(isinstance(each, dict) for each in tools) and is_text(as_json(tools))
 
 
 def fault(row: Row) -> str | None:
@@ -416,6 +260,13 @@ def fault(row: Row) -> str | None:
     said = [row["text"]] if "text" in row else contents(turns)
     thoughts = [turn["reasoning_content"] for turn in turns if "reasoning_content" in turn]
     if not all(is_text(each) for each in said + thoughts):
+        return "not_text"
+    if not are_functions(row.get("tools", [])):
+        return "odd_tools"
+    called = [turn["tool_calls"] for turn in turns if "tool_calls" in turn]
+    if not all(are_calls(each) and is_text(as_json(each)) for each in called):
+        return "odd_call"
+    if not all(is_text(turn[key]) for turn in turns for key in ("name", "tool_call_id") if key in turn):
         return "not_text"
     if "text" in row:
         return None if row["text"].strip() else "empty_answer"
@@ -436,7 +287,7 @@ def fault(row: Row) -> str | None:
 def fault_of_pair(pair: Row) -> str | None:
     """Why nothing can be learnt from a pair, as a key of UNUSABLE, or None.
 
-    >>> fault_of_pair(to_pair({"prompt": "2+2?", "chosen": "4", "rejected": "4"}, Counter()))
+    >>> fault_of_pair(to_pair({"prompt": "2+2?", "chosen": "4", "rejected": "4"}, Notes()))
     'equal_answers'
     """
     if any(len(pair[name]) > 1 and pair[name][0]["role"] != "assistant" for name in ("chosen", "rejected")):
@@ -444,7 +295,7 @@ def fault_of_pair(pair: Row) -> str | None:
     if not pair["prompt"] or pair["prompt"][-1]["role"] not in ("user", "tool"):
         return "no_prompt"
     for name in ("chosen", "rejected"):
-        wrong = fault({"messages": pair["prompt"] + pair[name]})
+        wrong = fault({**pair, "messages": pair["prompt"] + pair[name]})
         if wrong:
             return wrong
         if any("weight" in turn for turn in pair[name]):

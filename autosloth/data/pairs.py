@@ -24,7 +24,7 @@ from .encode import (
     without_thoughts,
 )
 from .layout import Placed, Template
-from .normalise import Row
+from .turns import Row
 
 SIDES = ("chosen", "rejected")
 
@@ -47,7 +47,7 @@ def encode_pairs(
                 drop("token_beyond_embeddings", row, found)
                 continue
             ids = [split_ids(each, *side) for each, side in zip(encoded, sides, strict=True)]
-            if fitted := fit(*ids, settings, found):
+            if fitted := fit(*ids, row, settings, found):
                 texts = {"messages": row["prompt"] + row["chosen"], "text": sides[0][0], "rejected_text": sides[1][0]}
                 yield row | texts | fitted
 
@@ -96,7 +96,7 @@ def split_ids(encoded: Any, text: str, start: int, end: int) -> tuple[list[int],
     return encoded.ids[:first], encoded.ids[first:last]
 
 
-def fit(chosen: tuple, rejected: tuple, settings: Settings, found: Findings) -> Row | None:
+def fit(chosen: tuple, rejected: tuple, row: Row, settings: Settings, found: Findings) -> Row | None:
     """The columns of a pair, its answers cut at max_length; None, counted, for a pair that is to be dropped.
 
     The prompt is what both sides begin with: where its last character melts with an answer's first into one token, that
@@ -109,15 +109,12 @@ def fit(chosen: tuple, rejected: tuple, settings: Settings, found: Findings) -> 
     longest = len(prompt) + max(map(len, answers))
     found.lengths.append(longest)
     if len(prompt) >= settings.max_length:
-        found.dropped["prompt_beyond_max_length"] += 1
-        return None
+        return drop("prompt_beyond_max_length", row, found)
     if longest > settings.max_length and settings.long_rows == "drop":
-        found.dropped["longer_than_max_length"] += 1
-        return None
+        return drop("longer_than_max_length", row, found)
     answers = [answer[: settings.max_length - len(prompt)] for answer in answers]
     if answers[0] == answers[1]:
-        found.dropped["equal_when_cut" if longest > settings.max_length else "equal_tokens"] += 1
-        return None
+        return drop("equal_when_cut" if longest > settings.max_length else "equal_tokens", row, found)
     found.truncated += longest > settings.max_length
     prompt, chosen, rejected = (numpy.array(ids, dtype=numpy.int32) for ids in (prompt, *answers))
     labels = numpy.concatenate([numpy.full_like(prompt, IGNORED), chosen])

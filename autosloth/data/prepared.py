@@ -10,7 +10,7 @@ from typing import Any
 
 from .clean import measured_by
 from .encode import IGNORED, batches_of
-from .normalise import Row
+from .turns import Row
 
 AS_JSON = json.JSONEncoder(default=str).encode
 

@@ -10,27 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..errors import DataError
-from .normalise import Row, Turn, parsed, turns_in
-from .schemas import SCHEMAS, Schema, plain_name
+from .schemas import COLUMN_NAMES, SCHEMAS, Schema, plain_name
 from .transforms import makes_rows
+from .turns import Row, Turn, parsed, turns_in
 
 Roles = dict[str, str]  # the role of a column -> the column
 
-# What columns are commonly called (capitals, spaces and dashes do not count); the first name that is present wins.
-COLUMN_NAMES = {
-    "messages": ("messages", "conversations", "conversation", "chat", "dialogue", "turns"),
-    "instruction": ("instruction", "instructions"),
-    "prompt": ("prompt", "question", "query", "problem", "user", "human", "input", "inputs", "user_prompt"),
-    "completion": ("completion", "answer", "response", "output", "solution", "assistant", "reply", "target", "targets"),
-    "input": ("input", "context"),
-    "system": ("system", "system_prompt", "system_message"),
-    "tools": ("tools", "functions"),
-    "text": ("text", "content"),
-    "chosen": ("chosen", "real", "accepted", "preferred", "chosen_response"),
-    "rejected": ("rejected", "generated", "dispreferred", "rejected_response"),
-    "label": ("label", "labels", "kto_tag"),
-    "history": ("history",),
-}
 # (form, the roles that it needs, those that it takes besides); the first one that fits wins.
 FORMS = {
     "sft": (
@@ -87,8 +72,9 @@ def recognise(rows: list[Row], mapping: Roles, name: str, road: Literal["sft", "
         del roles["messages"]
     common, schema = fitting(roles, mapping, road), None
     if not {role for role in mapping.values() if role != IGNORE}:
-        schema = known_schema(rows, columns, common, road)
-        if road == "sft" and schema is None and common is None and (pairs := known_schema(rows, columns, None, "dpo")):
+        free = [column for column in columns if mapping.get(column) != IGNORE]
+        schema = known_schema(rows, free, common, road)
+        if road == "sft" and schema is None and common is None and (pairs := known_schema(rows, free, None, "dpo")):
             raise preferences(name, pairs.columns.values())
     if road == "sft" and schema is None and not {"completion", "messages", "text"} & set(mapping.values()):
         refuse_preferences(rows, roles, name)
@@ -135,6 +121,15 @@ def refuse_media(column: str, value: Any, mapping: Roles, name: str) -> None:
         raise media_refused(name, column)
 
 
+def refuse_late(column: str, row: int, mapping: Roles, name: str) -> None:
+    """Raises DataError for a column of a common name that only later rows have: they would be learnt without it."""
+    if mapping.get(column) != IGNORE and any(plain_name(column) in names for names in COLUMN_NAMES.values()):
+        raise DataError(
+            f"Row {row} of {name} is the first one with a column `{column}`; how rows are read is told from the rows at the beginning, which have none.",
+            f"Put such a row first, or set `columns: {{{written(column)}: {IGNORE}}}`.",
+        )
+
+
 def is_media(value: Any) -> bool:
     """Whether a value of such a column is a picture, sound or video, or the file or address of one.
 
@@ -177,7 +172,7 @@ def recognise_columns(columns: list[str], mapping: Roles, name: str, road: str =
 
 def column_roles(columns: list[str], mapping: Roles, name: str) -> Roles:
     """Each role's column: as mapped, else by its common names. Raises DataError for a mapping that does not fit."""
-    unknown = [column for column in mapping if column not in columns]
+    unknown = [column for column, role in mapping.items() if column not in columns and role != IGNORE]
     if unknown and set(mapping.values()) <= set(columns) and set(mapping) <= COLUMN_NAMES.keys():
         mapping = {
             role: column for column, role in mapping.items()
@@ -202,9 +197,9 @@ def column_roles(columns: list[str], mapping: Roles, name: str) -> Roles:
 def refuse_preferences(rows: list[Row], roles: Roles, name: str) -> None:
     """Raises DataError for rows that tell good answers from bad ones: learnt as they are, the bad ones would be learnt too."""
     some = rows[:SAMPLE]
-    labels = {str(row.get(roles.get("label", ""))).lower() for row in some}
+    labels = {str(row.get(roles.get("label", ""))).lower() for row in some} - {"none", "nan", ""}
     answers = next((role for role in ("messages", "completion") if role in roles), None)
-    if answers and labels <= {"true", "false"}:
+    if answers and labels and labels <= {"true", "false"}:
         raise DataError(
             f"The rows of {name} mark each answer as good or bad (`{roles['label']}`, as KTO takes them): learnt as they are, the bad answers would be learnt too.",
             f"Keep only the good ones, or say with `columns: {{{roles[answers]}: {answers}}}` that all are to be learnt.",

@@ -11,6 +11,23 @@ from typing import Any, NamedTuple
 Row = dict[str, Any]
 
 
+# What columns are commonly called (capitals, spaces and dashes do not count); the first name that is present wins.
+COLUMN_NAMES = {
+    "messages": ("messages", "conversations", "conversation", "chat", "dialogue", "turns"),
+    "instruction": ("instruction", "instructions"),
+    "prompt": ("prompt", "question", "query", "problem", "user", "human", "input", "inputs", "user_prompt"),
+    "completion": ("completion", "answer", "response", "output", "solution", "assistant", "reply", "target", "targets"),
+    "input": ("input", "context"),
+    "system": ("system", "system_prompt", "system_message"),
+    "tools": ("tools", "functions"),
+    "text": ("text", "content"),
+    "chosen": ("chosen", "real", "accepted", "preferred", "chosen_response"),
+    "rejected": ("rejected", "generated", "dispreferred", "rejected_response"),
+    "label": ("label", "labels", "kto_tag"),
+    "history": ("history",),
+}
+
+
 class Schema(NamedTuple):
     """One form. columns: what each means -> its names, any of them; all must be there, but those of `optional`.
 
@@ -53,6 +70,8 @@ SCHEMAS = (
     Schema("transcript", "sft", {"text": "text"}, "messages", "transcript", "timdettmers/openassistant-guanaco"),
     Schema("chat as a list of texts", "sft", {"texts": "conversations|conversation|dialog|dialogue|utterances"}, "messages", "alternating",
            "GAIR/lima, li2017dailydialog/daily_dialog"),
+    Schema("multiple choice, numbered from 1", "sft", {"question": "question|ctx|query|sentence", "choices": "choices|options|endings", "answer": "answerkey|answer_index|answer_idx|answer|label"},
+           "prompt", "choices_from_one", "sets whose answers go from 1 to the number of choices, and are never 0"),
     Schema("multiple choice", "sft", {"question": "question|ctx|query|sentence", "choices": "choices|options|endings", "answer": "answerkey|answer_index|answer_idx|answer|label"},
            "prompt", "choices", "cais/mmlu, allenai/ai2_arc, tau/commonsense_qa, Rowan/hellaswag, TIGER-Lab/MMLU-Pro"),
     Schema("answers in a passage", "sft", {"prompt": "question", "input": "context|passage", "answers": "answers"}, "prompt", "first_answer",
@@ -80,6 +99,8 @@ SCHEMAS = (
     Schema("two answers, the first one better", "dpo", {"prompt": "question|prompt", "chosen": "response_j", "rejected": "response_k"}, "pair", "renamed", "lvwerra/stack-exchange-paired"),
     Schema("two chats and the winner", "dpo", {"a": "conversation_a", "b": "conversation_b", "verdict": "winner"}, "pair", "by_winner",
            "lmsys/chatbot_arena_conversations, lmsys/mt_bench_human_judgments"),
+    Schema("two answers and the winner, numbered from 0", "dpo", {"prompt": "prompt|question|instruction", "a": "response_a|answer_a|output_1", "b": "response_b|answer_b|output_2", "verdict": "winner|preference"}, "pair", "by_winner_from_zero",
+           "sets whose winner is 0 or 1"),
     Schema("two answers and the winner", "dpo", {"prompt": "prompt|question|instruction", "a": "response_a|answer_a|output_1", "b": "response_b|answer_b|output_2", "verdict": "winner|preference"}, "pair", "by_winner",
            "tatsu-lab/alpaca_farm"),
     Schema("two answers and a flag for each", "dpo", {"prompt": "prompt", "a": "response_a", "b": "response_b", "a_wins": "winner_model_a", "b_wins": "winner_model_b"}, "pair", "by_scores",
@@ -94,3 +115,6 @@ SCHEMAS = (
     Schema("single answers, marked good or bad", "dpo", {"prompt": "prompt|question|instruction", "completion": "completion|response|answer", "label": "label|labels|kto_tag"}, "pair", "thumbs", "trl-lib/kto-mix-14k",
            {"system": "system"}),
 )  # fmt: skip
+KNOWN_COLUMNS = {name for names in COLUMN_NAMES.values() for name in names} | {
+    name for schema in SCHEMAS for names in schema.columns.values() for name in names.split("|")
+}  # of any form

@@ -21,10 +21,10 @@ from ..values import is_address, is_hub_id
 from .clean import Findings, draw_parts, refuse_single, streams
 from .encode import BATCH, IGNORED, encode_rows
 from .load import files_of
-from .normalise import TURN_KEY, Row
 from .pairs import encode_pairs
 from .prepared import Prepared, first_whole
 from .preview import histogram
+from .turns import TURN_KEY, Row
 
 BESIDE = ".data-"  # how the folder is called that rows are made ready in
 GROWS = 6  # times the size of the data that is written on the way, at most

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from .normalise import Notes, Row, first_of, parsed, text_of
+from .turns import Notes, Row, are_turns, first_of, parsed, text_of
 
 Made = list[Row] | str | None
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -25,10 +25,12 @@ SPEAKERS = {"human": "user", "user": "user", "instruction": "user", "input": "us
 NAMES = "|".join(sorted(SPEAKERS, key=len, reverse=True))
 # How a text tells who speaks: after hashes, in capitals, or at the beginning of a line.
 TRANSCRIPTS = (
-    re.compile(rf"###\s*({NAMES})\s*:", re.IGNORECASE),
+    re.compile(rf"###\s*({NAMES})\s*:", re.IGNORECASE | re.ASCII),
     re.compile(r"(?:^|(?<=[\s>]))(SYSTEM|USER|HUMAN|ASSISTANT|GPT|FUNCTION RESPONSE)\s*:"),
     re.compile(r"^(System|User|Human|Assistant|Bot|AI|Question|Answer|Q|A)\s*:", re.MULTILINE),
 )
+LABELS = dict.fromkeys(("true", "1", "1.0", "good", "desirable", "yes", "up", "chosen"), True)
+LABELS |= dict.fromkeys(("false", "0", "0.0", "bad", "undesirable", "no", "down", "rejected", "-1", "-1.0"), False)
 ENDS = re.compile(r"\s*(<\|endoftext\|>|</s>|<\|im_end\|>)\s*\Z")
 
 
@@ -73,8 +75,8 @@ def alternating(row: Row, notes: Notes, pairs: str) -> Made:
     return [{"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]}]
 
 
-def choices(row: Row, notes: Notes, pairs: str) -> Made:
-    """A question with what can be chosen, and the choice, by its number, its letter or its text.
+def choices(row: Row, notes: Notes, pairs: str, first: int = 0) -> Made:
+    """A question with what can be chosen, and the choice, by its letter, its text or its number, from 0.
 
     >>> choices({"question": "1+1?", "choices": ["1", "2"], "answer": 1}, Counter(), "best")
     [{'prompt': '1+1?\\n\\nA. 1\\nB. 2', 'completion': 'B. 2'}]
@@ -96,19 +98,43 @@ def choices(row: Row, notes: Notes, pairs: str) -> Made:
         if isinstance(labels, list) and len(labels) == len(texts) and all(labels)
         else list(LETTERS[: len(texts)])
     )
-    given, right = row["answer"], None
+    given, question = row["answer"], text_of(row["question"])
     if given in (None, "", -1):
         return "no_answer"
-    if str(given).strip() in labels:
-        right = labels.index(str(given).strip())
-    elif isinstance(given, int) or str(given).strip().isdigit():
-        right = int(given)
-    elif str(given) in texts:
-        right = texts.index(str(given))
-    if right is None or not 0 <= right < len(texts):
+    if not question:
+        return "empty_question"
+    right = chosen_one(given, labels, texts, first)
+    if right is None:
         return "answer_not_among_choices"
     listed = "\n".join(f"{label}. {text}" for label, text in zip(labels, texts, strict=True))
-    return [{"prompt": f"{text_of(row['question'])}\n\n{listed}", "completion": f"{labels[right]}. {texts[right]}"}]
+    asked = f"{question}\n\n{listed}" if isinstance(question, str) else question
+    return [{"prompt": asked, "completion": f"{labels[right]}. {texts[right]}"}]
+
+
+def chosen_one(given: Any, labels: list[str], texts: list[str], first: int) -> int | None:
+    """Which choice an answer means: by its label, by its very text, or by its number, counted from `first`; None for none of them."""
+    told = str(given).strip()
+    if told in labels:
+        return labels.index(told)
+    if isinstance(given, str) and told in texts:
+        return texts.index(told)
+    number = number_of(given)
+    if number is None:
+        return None
+    return int(number) - first if 0 <= number - first < len(texts) and number.is_integer() else None
+
+
+def choices_from_one(row: Row, notes: Notes, pairs: str) -> Made:
+    """The same where the numbers begin at 1."""
+    return choices(row, notes, pairs, first=1)
+
+
+def counted_from_one(sample: list[Row]) -> bool:
+    """Whether the answers to these questions are numbers of choices of which the last one's is how many there are, and none is 0."""
+    counts = [len(texts) if isinstance(texts := parsed(row["choices"]), list) else 0 for row in sample]
+    numbers = [number_of(row["answer"]) for row in sample]
+    named = any(isinstance(row["answer"], str) and row["answer"].strip() in map(str, parsed(row["choices"]) or ()) for row in sample if isinstance(parsed(row["choices"]), list))  # fmt: skip
+    return not named and 0 not in numbers and any(number == count > 0 for number, count in zip(numbers, counts, strict=True))  # fmt: skip
 
 
 def first_answer(row: Row, notes: Notes, pairs: str) -> Made:
@@ -159,8 +185,9 @@ def as_function(tool: dict[str, Any]) -> dict[str, Any]:
 def with_thought(row: Row, notes: Notes, pairs: str) -> Made:
     """A question, what was thought about it, and the answer."""
     thought = row["thought"]
-    if isinstance(thought, list):
-        thought = thought[0] if len(thought) == 1 else None
+    if isinstance(thought, list) and thought and all(isinstance(each, str) for each in thought):
+        notes["thoughts_joined"] += len(thought) > 1
+        thought = "\n\n".join(thought)
     if thought is not None and not isinstance(thought, str):
         return None
     answer = {"role": "assistant", "content": row["completion"], "reasoning_content": thought}
@@ -179,9 +206,9 @@ def translation(row: Row, notes: Notes, pairs: str) -> Made:
 
 
 def number_of(value: Any) -> float | None:
-    """A verdict as a number; None where it is none."""
+    """A verdict as a number, true and false, as text too, as 1 and 0; None where it is none."""
     try:
-        number = float(value)
+        number = float({"true": 1, "false": 0}.get(str(value).strip().lower(), value))
     except (TypeError, ValueError):
         return None
     return None if math.isnan(number) else number
@@ -195,7 +222,12 @@ def pair(row: Row, first: bool | None) -> Made:
     prompt = row.get("prompt")
     if isinstance(prompt, dict):  # WebGPT's question has its text in a key
         prompt = first_of(prompt, ("full_text", "text", "post", "article"))
-    return [({"prompt": prompt} if "prompt" in row else {}) | {"chosen": parsed(chosen), "rejected": parsed(rejected)} | ({"system": row["system"]} if "system" in row else {})]  # fmt: skip
+    return [({"prompt": prompt} if "prompt" in row else {}) | {"chosen": turns_or_text(chosen), "rejected": turns_or_text(rejected)} | ({"system": row["system"]} if "system" in row else {})]  # fmt: skip
+
+
+def turns_or_text(value: Any) -> Any:
+    """The turns of a conversation, as JSON text too; any other text is an answer as it stands."""
+    return held if are_turns(held := parsed(value)) else value
 
 
 def by_number(row: Row, notes: Notes, pairs: str) -> Made:
@@ -210,9 +242,15 @@ def first_if_true(row: Row, notes: Notes, pairs: str) -> Made:
 
 
 def by_winner(row: Row, notes: Notes, pairs: str) -> Made:
-    """The winner by name (`model_a`, `a`) or by number from 1; ties have none."""
+    """The winner by name (`model_a`, `a`) or by number from 1; ties, and 0, have none."""
     told = re.sub(r"^(model|response|answer|output|assistant|player)[_ ]?", "", str(row["verdict"]).strip().lower())
-    return pair(row, {"a": True, "1": True, "b": False, "2": False}.get(told))
+    return pair(row, {"a": True, "1": True, "1.0": True, "b": False, "2": False, "2.0": False}.get(told))
+
+
+def by_winner_from_zero(row: Row, notes: Notes, pairs: str) -> Made:
+    """The winner by its number from 0."""
+    number = number_of(row["verdict"])
+    return pair(row, number == 0) if number in (0, 1) else "no_preference" if number is None else "other_form"
 
 
 def by_sign(row: Row, notes: Notes, pairs: str) -> Made:
@@ -263,14 +301,15 @@ def ranked(row: Row, notes: Notes, pairs: str) -> Made:
 def tree(rows: list[Row], pairs: str) -> tuple[list[tuple[int, Row]], dict[str, list[int]]]:
     """Chats from messages that name the one they reply to: from each beginning on, the best-ranked reply at each step; other branches are left out."""
     replies: dict[Any, list[int]] = {}
-    known = {row["id"] for row in rows}
-    for i, row in enumerate(rows):
-        if not row.get("deleted"):
-            replies.setdefault(row["parent"] if row["parent"] in known else None, []).append(i)
+    names = [(str(row["id"]), str(row["parent"])) for row in rows]
+    place = {name: i for i, (name, _) in reversed([*enumerate(names)]) if rows[i]["id"] is not None}
+    for i, (_, parent) in enumerate(names):
+        if not rows[i].get("deleted"):  # a reply stands behind what it replies to, or somewhere else than itself
+            replies.setdefault(parent if place.get(parent, i) != i else None, []).append(i)
     chats, used = [], set()
     for start in replies.get(None, []):
         thread = [start]
-        while following := replies.get(rows[thread[-1]]["id"]):
+        while following := [i for i in replies.get(names[thread[-1]][0], ()) if i not in thread]:
             thread.append(min(following, key=lambda i: (number_of(rows[i].get("rank")) is None, number_of(rows[i].get("rank")) or 0)))  # fmt: skip
         used.update(thread)
         chats.append((start + 1, {"messages": [{"role": rows[i]["role"], "content": rows[i]["text"]} for i in thread]}))
@@ -280,7 +319,10 @@ def tree(rows: list[Row], pairs: str) -> tuple[list[tuple[int, Row]], dict[str, 
 def thumbs(rows: list[Row], pairs: str) -> tuple[list[tuple[int, Row]], dict[str, list[int]]]:
     """Pairs from single answers that are marked good or bad, where a prompt has both; the others are left out."""
     by_prompt: dict[str, dict[bool, list[int]]] = {}
+    unmarked = [i for i, row in enumerate(rows) if is_good(row["label"]) is None]
     for i, row in enumerate(rows):
+        if i in unmarked:
+            continue
         key = json.dumps([row["prompt"], row.get("system")], sort_keys=True, default=str)
         by_prompt.setdefault(key, {True: [], False: []})[is_good(row["label"])].append(i)
     made, used = [], set()
@@ -292,22 +334,23 @@ def thumbs(rows: list[Row], pairs: str) -> tuple[list[tuple[int, Row]], dict[str
                 (good + 1, each)
                 for each in pair({**rows[good], "a": rows[good]["completion"], "b": rows[bad]["completion"]}, True)
             ]
-    return made, {"no_counterpart": [i + 1 for i in range(len(rows)) if i not in used]}
+    alone = [i + 1 for i in range(len(rows)) if i not in used and i not in unmarked]
+    return made, {"no_counterpart": alone, "no_label": [i + 1 for i in unmarked]}
 
 
-def is_good(label: Any) -> bool:
-    """Whether a label marks an answer as good.
+def is_good(label: Any) -> bool | None:
+    """Whether a label marks an answer as good or bad; None where it tells neither.
 
-    >>> [is_good(label) for label in (True, 1, "desirable", "good", False, "0", "undesirable")]
-    [True, True, True, True, False, False, False]
+    >>> [is_good(label) for label in (True, 1, "desirable", "good", False, "0", "undesirable", None, 0.5)]
+    [True, True, True, True, False, False, False, None, None]
     """
-    return str(label).strip().lower() in ("true", "1", "1.0", "good", "desirable", "yes", "up", "chosen")
+    return LABELS.get(str(label).strip().lower())
 
 
 TRANSFORMS: dict[str, Callable[[Row, Notes, str], Made]] = {
     each.__name__: each
-    for each in (renamed, transcript, alternating, choices, first_answer, calls, with_thought, translation,
-                 by_number, first_if_true, by_winner, by_sign, by_scores, by_choice, ranked)
+    for each in (renamed, transcript, alternating, choices, choices_from_one, first_answer, calls, with_thought, translation,
+                 by_number, first_if_true, by_winner, by_winner_from_zero, by_sign, by_scores, by_choice, ranked)
 }  # fmt: skip
 WHOLE: dict[str, Callable[[list[Row], str], Any]] = {each.__name__: each for each in (tree, thumbs)}
 
@@ -317,7 +360,11 @@ def makes_rows(transform: str, sample: list[Row]) -> bool:
     if transform == "tree":
         return bool(tree(sample, "best")[0])
     if transform == "thumbs":
-        labels = {str(row["label"]).strip().lower() for row in sample}
-        return labels <= {"true", "false", "0", "1", "0.0", "1.0", "desirable", "undesirable", "good", "bad"}
+        labels = {str(row["label"]).strip().lower() for row in sample} - {"none", "nan", ""}
+        return bool(labels) and labels <= LABELS.keys()
+    if transform == "choices_from_one" and not counted_from_one(sample):
+        return False
+    if transform == "by_winner_from_zero" and {number_of(row["verdict"]) for row in sample} - {None} != {0, 1}:
+        return False
     made = [TRANSFORMS[transform](row, Counter(), "best") for row in sample]
     return sum(each is not None for each in made) > len(made) / 2 and any(isinstance(each, list) for each in made)

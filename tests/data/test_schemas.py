@@ -37,6 +37,9 @@ ROWS = {
     "DailyDialog": ({"dialog": ["Who?", "Me", "Oh"], "act": [1, 2, 1]}, ASKED),
     "MMLU": ({"question": "1+1?", "subject": "x", "choices": ["1", "2"], "answer": 1}, ["u:1+1?\n\nA. 1\nB. 2", "a:B. 2"]),
     "ARC": ({"question": "1+1?", "choices": {"text": ["1", "2"], "label": ["1", "2"]}, "answerKey": "2"}, ["u:1+1?\n\n1. 1\n2. 2", "a:2. 2"]),
+    "choices numbered from 1": ({"question": "1+1?", "choices": ["1", "two"], "answer": 2}, ["u:1+1?\n\nA. 1\nB. two", "a:B. two"]),
+    "a choice by its text": ({"question": "1+1?", "choices": ["1", "2"], "answer": "2"}, ["u:1+1?\n\nA. 1\nB. 2", "a:B. 2"]),
+    "a choice by its text, numbers throughout": ({"question": "2+1?", "choices": ["3", "4", "5", "6"], "answer": "3"}, ["u:2+1?\n\nA. 3\nB. 4\nC. 5\nD. 6", "a:A. 3"]),
     "HellaSwag": ({"ctx": "One and", "endings": ["two", "x"], "label": "0", "ind": 3}, ["u:One and\n\nA. two\nB. x", "a:A. two"]),
     "MMLU-Pro": ({"question": "1+1?", "options": ["1", "2"], "answer": "B", "answer_index": 1}, ["u:1+1?\n\nA. 1\nB. 2", "a:B. 2"]),
     "SQuAD": ({"question": "Who?", "context": "Me and you.", "answers": {"text": ["Me"], "answer_start": [0]}}, ["u:Who?\n\nMe and you.", "a:Me"]),
@@ -70,6 +73,10 @@ ROWS = {
     "stack exchange, paired": ({"question": "Who?", "response_j": "Me", "response_k": "No"}, (ASKED, "No")),
     "chatbot arena": ({"conversation_a": chat("u:Who?", "a:No")["messages"], "conversation_b": chat(*ASKED)["messages"], "winner": "model_b"}, (ASKED, "No")),
     "AlpacaFarm": ({"instruction": "Who?", "output_1": "No", "output_2": "Me", "preference": 2}, (ASKED, "No")),
+    "a winner from 0": ([{"prompt": "Who?", "response_a": "Me", "response_b": "No", "winner": 0}, {"prompt": "Who?", "response_a": "No", "response_b": "Me", "winner": 1}], (ASKED, "No")),
+    "a winner as pandas has it": ({"prompt": "Who?", "response_a": "No", "response_b": "Me", "winner": 2.0}, (ASKED, "No")),
+    "answers that are JSON": ({"prompt": "Who?", "response_a": '[{"value": "Me"}]', "response_b": "No", "winner": "model_a"}, (["u:Who?", 'a:[{"value": "Me"}]'], "No")),
+    "arena 55k, flags in words": ({"prompt": "Who?", "response_a": "Me", "response_b": "No", "winner_model_a": "True", "winner_model_b": "False"}, (ASKED, "No")),
     "arena 55k": ({"prompt": "Who?", "response_a": "Me", "response_b": "No", "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}, (ASKED, "No")),
     "WebGPT": ({"question": {"full_text": "Who?", "id": 1}, "answer_0": "No", "score_0": -1.0, "answer_1": "Me", "score_1": 1.0}, (ASKED, "No")),
     "HelpSteer3": ({"context": chat("u:Who?")["messages"], "response1": "Me", "response2": "No", "overall_preference": -2}, (ASKED, "No")),
@@ -98,7 +105,7 @@ def test_a_row_of_much_used_columns_becomes_what_is_meant(name):
         assert told(made["prompt"] + made["chosen"]) == chat_of_chosen and told(made["rejected"]) == [f"a:{rejected}"]
     else:
         assert (made["text"] if isinstance(expected, str) else told(made["messages"])) == expected
-    assert set(+found.dropped) <= {"other_branch"}
+    assert set(+found.dropped) <= {"other_branch", "duplicate"}
 
 
 def test_each_schema_has_a_row_here_and_its_columns_alone_are_known():
@@ -120,6 +127,8 @@ def test_each_schema_has_a_row_here_and_its_columns_alone_are_known():
         ("Nectar", {"answers": [{"answer": "No", "rank": 1.0}, {"answer": "Me", "rank": 1.0}]}, "no_preference"),
         ("arena 55k", {"winner_model_a": 0}, "no_preference"),
         ("MMLU", {"answer": 7}, "answer_not_among_choices"),
+        ("MMLU", {"question": None}, "empty_question"),
+        ("MMLU", {"question": {"stem": "1+1?"}}, "not_text"),
         ("MMLU", {"answer": -1}, "no_answer"),
         ("SQuAD", {"answers": {"text": [], "answer_start": []}}, "empty_answer"),
         ("guanaco", {"text": "Once upon a time."}, "other_form"),
