@@ -125,7 +125,7 @@ def chosen_one(given: Any, labels: list[str], texts: list[str], first: int) -> i
 
 
 def choices_from_one(row: Row, notes: Notes, pairs: str) -> Made:
-    """The same where the numbers begin at 1."""
+    """A question with what can be chosen, and the choice by its number, from 1."""
     return choices(row, notes, pairs, first=1)
 
 

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import VerifyError
+from ..errors import StorageError, VerifyError
 from ..export import lay_source, llama_cpp
 from ..models import adapter_folder, export_base
 from ..output import say
-from ..run import Run, stage
+from ..run import Run, file_hash, stage
 from .behaviour import SHORT_FROM, compare_behaviour
 from .reference import reference_of
 from .tensors import compare_weights
@@ -46,6 +46,17 @@ def verify_gguf(run: Run) -> None:
     say(str(failure))
 
 
+def refuse_unproven(run: Run, folder: Path) -> None:
+    """Raises StorageError when a GGUF in this folder of the run is not the one that was proven, by its SHA-256."""
+    for proof in run.facts.get("verify", {}).get("files", []):
+        path = folder / proof["file"]
+        if "sha256" in proof and file_hash(path) != proof["sha256"]:
+            raise StorageError(
+                f"{path} is not the file that was proven: its content has changed since.",
+                f"Run `autosloth export {run.folder}`, which makes it again, then `autosloth verify {run.folder}`.",
+            )
+
+
 def verify_file(file: Path, model: str, adapter: str | None = None) -> dict[str, Any]:
     """Hold any GGUF against any model in the transformers format, with an adapter of PEFT if one is named, and show the figures.
 
@@ -73,7 +84,7 @@ def prove(file: Path, reference: Path, base: Path, adapter: Path | None, told: P
         source = Path(temporary, "model")
         lay_source(source, base, adapter if adapter and (adapter / "tokenizer_config.json").is_file() else base)
         weights = compare_weights(file, source, adapter, told)
-    facts = {"file": file.name, "type": coarsest(weights["types"]), "weights": weights}
+    facts = {"file": file.name, "sha256": file_hash(file), "type": coarsest(weights["types"]), "weights": weights}
     if weights["whole_model"]:
         facts["limits"] = limits(facts["type"], known["quantized"])
         short = file.stat().st_size > SHORT_FROM

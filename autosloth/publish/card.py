@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import StorageError
 from ..hardware import GB
 from ..output import say
-from ..proof import proof_rows
+from ..proof import proof_rows, refuse_unproven
 from ..run import Run, clear_before, read_json, stage, write_text
 from ..values import is_hub_id
 from .hub import repo_id
@@ -32,6 +32,7 @@ def write_card(run: Run) -> None:
     """Fill publish/ with exactly what goes to the Hub: the merged model or the adapter, the GGUF, and README.md last."""
     for earlier in ("train", "merge", "gguf"):
         refuse_altered(run, earlier)
+    refuse_unproven(run, run.path("gguf"))
     model = run.path("merged") if run.settings.merged else run.path("adapter")
     plots = run.path("rounds").glob("*.png")  # of self-play
     with run.replaced("publish") as folder:

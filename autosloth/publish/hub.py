@@ -13,6 +13,7 @@ from ..errors import HubError
 from ..hardware import GB
 from ..hub_client import first_lines, hub_api
 from ..output import say
+from ..proof import refuse_unproven
 from ..run import Run, file_hash, stage
 from ..settings import Settings
 
@@ -28,6 +29,7 @@ def publish(run: Run) -> None:
     refuse_unverified(run)
     folder, started = run.path("publish"), time.perf_counter()
     repo = repo_id(run.settings)
+    refuse_unproven(run, folder)
     with hub_errors(repo):
         api, url = hub_api(), upload(folder, repo, run.settings)
         commit = compare_with_hub(api, folder, repo)

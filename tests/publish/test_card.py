@@ -195,3 +195,17 @@ def test_a_published_adapter_does_not_say_where_its_base_lay(copied, base):
     published = (copied / "publish" / "adapter_config.json").read_text()
     assert str(base) not in published and f'"base_model_name_or_path": "{base.name}"' in published
     assert str(base) in (copied / "adapter" / "adapter_config.json").read_text()
+
+
+def test_a_file_of_the_same_size_with_another_content_is_not_taken_for_the_proven_one(copied):
+    from autosloth.errors import StorageError
+    from autosloth.publish.card import write_card
+
+    run, (path,) = Run.open(copied), (copied / "gguf").glob("*.gguf")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.unlink()  # publish/ holds the same file by another name
+    path.write_bytes(content)
+    with pytest.raises(StorageError, match="is not the file that was proven"):
+        write_card.again(run)
+    assert (copied / "publish" / "README.md").is_file()
