@@ -25,7 +25,6 @@ demo: setup
 test: export OMP_NUM_THREADS := 1
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
-	$(DEMO) AUTOSLOTH_STORAGE=$$(mktemp -d) $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 notebooks
 
 check: setup
 	$(BIN)/ruff check .

@@ -33,19 +33,19 @@ def cli():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, worker_id, base):
-    """The whole road on the embedded default. Not to be changed: use `copied` for that."""
+    """The whole road on the embedded default, by the notebook. Not to be changed: use `copied` for that."""
     return made_once(tmp_path_factory, worker_id, "runs", partial(whole_road, "sft")) / "short"
 
 
 @pytest.fixture(scope="session")
 def preferred(tmp_path_factory, worker_id, base):
-    """The whole road of DPO on the embedded default. Not to be changed."""
+    """The whole road of DPO on the embedded default, by the notebook. Not to be changed."""
     return made_once(tmp_path_factory, worker_id, "preferred", partial(whole_road, "dpo")) / "short"
 
 
 @pytest.fixture(scope="session")
 def played(tmp_path_factory, worker_id, base):
-    """The whole road of self-play on the embedded default. Not to be changed."""
+    """The whole road of self-play on the embedded default, by the notebook. Not to be changed."""
     return made_once(tmp_path_factory, worker_id, "played", partial(whole_road, "spin", sft_arm=True)) / "short"
 
 

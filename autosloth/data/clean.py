@@ -166,7 +166,7 @@ def usable(
 
     seen: the keys of rows that stand there already; those of these rows are added. share: of the rows that are taken, drawn by the seed.
     """
-    numbers = random.Random(f"{settings.seed} {name}")
+    numbers = random.Random(f"{settings.seed} {len(found.readings)}")  # another one for each dataset, wherever it lies
     rows = iter(rows)
     first = list(itertools.islice(rows, LOOKED_AT))
     if not first:

@@ -29,6 +29,7 @@ def test_the_form_is_the_same_on_the_widgets_of(name):
     assert " passed" in pytest_there(name, "tests/notebook/test_store.py", "tests/notebook/test_form.py")
 
 
+@pytest.mark.slow
 def test_in_the_browser_as_a_person_would(base):
     """JupyterLab, and the classic Notebook with Colab's widgets, in Chromium; screenshots go to $SCREENSHOTS."""
     if not shutil.which("chromium"):

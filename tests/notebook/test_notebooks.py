@@ -8,6 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from support.commands import NOTEBOOK_OF
+
+from autosloth.run import read_json
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -99,6 +102,14 @@ def test_the_cells_are_the_stages_of_the_road_in_their_order(notebook):
     of_the_run = [call for call in calls if [ast.unparse(argument) for argument in call.args] == ["run"]]
     called = [call.func.id for call in sorted(of_the_run, key=lambda call: call.lineno)]
     assert called == [*(stage.__name__ for stage in stages(road)), "summary"]
+
+
+@pytest.mark.parametrize("run, road", [("finished", "sft"), ("preferred", "dpo"), ("played", "spin")])
+def test_each_notebook_runs_to_the_end_on_the_demo(request, run, road):
+    """nbmake executes it (`whole_road`); other tests look at what it leaves."""
+    folder = request.getfixturevalue(run)
+    assert (folder / "publish" / "README.md").is_file() and read_json(folder / "settings.json")["road"] == road
+    assert NOTEBOOK_OF.keys() == {"sft", "dpo", "spin"} and {*NOTEBOOK_OF.values()} == {path.name for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize(

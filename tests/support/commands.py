@@ -10,6 +10,8 @@ from pathlib import Path
 
 from support.patience import HUNG
 
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+NOTEBOOK_OF = {"sft": "AutoSloth-SFT.ipynb", "dpo": "AutoSloth-DPO.ipynb", "spin": "SPIN-iter.ipynb"}
 DEMO = {"model": "demo", "dataset": "demo", "run_name": "short"}
 SHORT = {**DEMO, "max_steps": 40, "save_steps": 20, "eval_answers": 8, "max_new_tokens": 16}
 
@@ -68,6 +70,17 @@ def sets(**values):
 
 
 def whole_road(road, storage, **settings):
-    """One finished run of a road on the embedded default."""
-    result = command_line(road, *sets(**DEMO, storage=storage, **settings))
-    assert result.returncode == 0, result.stdout + result.stderr
+    """One finished run of a road on the embedded default: its notebook, executed by nbmake."""
+    values = {
+        f"AUTOSLOTH_{name.upper()}": str(value) for name, value in {**DEMO, "storage": storage, **settings}.items()
+    }
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("AUTOSLOTH_", "PYTEST_")) or name == "AUTOSLOTH_CACHE"
+    }
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbmake", f"--nbmake-timeout={HUNG}"]
+    result = subprocess.run(
+        [*command, NOTEBOOKS / NOTEBOOK_OF[road]], capture_output=True, text=True, timeout=2 * HUNG, env=clean | values
+    )
+    assert result.returncode == 0 and "1 passed" in result.stdout, result.stdout + result.stderr
