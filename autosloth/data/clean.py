@@ -73,6 +73,7 @@ class Findings:
     )  # a row that was changed or dropped, by the name of what was done
     unused: list[str] = field(default_factory=list)  # columns that nothing reads, and keys of turns
     truncated: int = 0
+    cut_tokens: int = 0  # of these, beyond max_length
     answers_not_learnt: int = 0  # of earlier turns that a template does not show whole once the chat goes on
     lengths: list[int] = field(default_factory=list)
     readings: list[tuple[str, Reading]] = field(default_factory=list)  # of each dataset and split, how it is read
@@ -172,6 +173,11 @@ def usable(
     if not first:
         raise DataError(f"The dataset {name} is empty.", "Give one with at least two rows.")
     reading = recognise(first, settings.columns, name, FORMS_OF[settings.road])
+    if settings.road == "spin" and reading.form == "text":
+        raise DataError(
+            f"The rows of {name} are plain texts; self-play needs questions with their answers.",
+            "AutoSloth-SFT learns texts.",
+        )
     found.readings.append((name, reading))
     wrong, columns = ByReason(), Columns(first, reading, settings.columns, name)
     good = made = 0

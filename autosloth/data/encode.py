@@ -131,6 +131,7 @@ def cut_and_label(
         if settings.long_rows == "drop":
             return drop("longer_than_max_length", row, found)
         found.truncated += 1
+        found.cut_tokens += len(ids) - settings.max_length
     return {"input_ids": ids[: settings.max_length], "labels": labels[: settings.max_length]}
 
 
@@ -190,13 +191,21 @@ def changes(layout: Layout) -> Counter:
 
 def without_thoughts(row: Row, template: Template, settings: Settings, found: Findings) -> Row:
     """The row without its thoughts where `thinking` is off and the template has that switch: its prompts say that there are none."""
-    if settings.thinking or "enable_thinking" not in template.tokenizer.chat_template:
+    if settings.thinking:
+        return row
+    if "enable_thinking" not in template.tokenizer.chat_template:
+        found.noted["thoughts_as_the_template_has_no_switch"] += any(map(thinks, row["messages"] if "messages" in row else row["chosen"]))  # fmt: skip
         return row
     changed = {name: [thoughtless(turn) for turn in row[name]] for name in ("messages", "prompt", "chosen", "rejected") if name in row}  # fmt: skip
     if all(row[name] == turns for name, turns in changed.items()):
         return row
     note(Counter(thought_left_out_as_thinking_is_off=1), row, found)
     return row | changed
+
+
+def thinks(turn: Turn) -> bool:
+    """Whether an answer comes with a thought."""
+    return turn["role"] == "assistant" and ("reasoning_content" in turn or THOUGHT_END in turn["content"])
 
 
 def thoughtless(turn: Turn) -> Turn:

@@ -33,7 +33,7 @@ WITH_SPLITS = re.compile(rb'\A(\xef\xbb\xbf)?\s*\{\s*"(train|test|validation|val
 BATCH = 1000  # rows of a table that are in memory at once
 JSON_GROWS = 8  # times its size that a JSON document takes in memory, at most
 PROSE = (".txt", ".md")
-PASSAGE = 4000  # characters: about 1000 tokens
+PASSAGE = 4000  # characters of a row of a plain text, at most: about 1000 tokens
 PACKED = 8  # times its size that a gzipped file may unpack to, as texts do
 
 
@@ -131,10 +131,11 @@ def suffix_of(name: str) -> str | None:
     return suffix if suffix in READERS else None
 
 
-def read_source(source: Source) -> Iterator[Row]:
-    """The rows of one data file. Raises DataError."""
+def read_source(source: Source, passage: int = PASSAGE) -> Iterator[Row]:
+    """The rows of one data file; passage: characters that a row of a plain text may have. Raises DataError."""
+    read = partial(read_text, passage=passage) if source.form in PROSE else READERS[source.form]
     with archive_errors(source.name):
-        for number, row in enumerate(READERS[source.form](source), start=1):
+        for number, row in enumerate(read(source), start=1):
             if not isinstance(row, dict):
                 what = f"Row {number} of {source.name} is {json.dumps(row)[:60]}, and no record with named columns."
                 raise DataError(what, 'Write each row as {"question": "...", "answer": "..."}.')
@@ -236,17 +237,17 @@ def read_json(source: Source) -> Iterator[Any]:
     yield from unwrapped(source.name, content)
 
 
-def read_text(source: Source) -> Iterator[Row]:
-    """A plain text as passages of whole paragraphs, of at most PASSAGE characters where the paragraphs allow it."""
-    passage = ""
+def read_text(source: Source, passage: int = PASSAGE) -> Iterator[Row]:
+    """A plain text as rows of whole paragraphs, of at most so many characters where the paragraphs allow it."""
+    row = ""
     for paragraph in re.split(r"(?<=\n)[ \t\r]*\n(?=\s*\S)", whole_text(source)):
-        if passage and len(passage) + len(paragraph) > PASSAGE:
-            yield {"text": passage.strip("\r\n")}
-            passage = ""
-        passage += ("\n" if passage else "") + paragraph
-    if not passage.strip():
+        if row and len(row) + len(paragraph) > passage:
+            yield {"text": row.strip("\r\n")}
+            row = ""
+        row += ("\n" if row else "") + paragraph
+    if not row.strip():
         raise empty(source.name)
-    yield {"text": passage.strip("\r\n")}
+    yield {"text": row.strip("\r\n")}
 
 
 def parse_json(text: str) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from ..errors import DataError
@@ -13,18 +14,19 @@ from ..hub_client import ask_for, first_lines, is_offline, reading
 from ..output import say
 from ..settings import Settings
 from ..values import DATA_SUFFIXES, is_address, is_hub_id
-from .files import BATCH, Source, plain, read_source, sources_of, unread_in
+from .files import BATCH, PASSAGE, Source, plain, read_source, sources_of, unread_in
 from .recognise import IGNORE, media_refused
 from .turns import Row
 
 MAX_NAMED = 5  # files in a line
+CHARACTERS = 3  # a token has, at least, in the prose of most languages that Latin letters write
 
 
 def load_raw(settings: Settings, setting: str = "split") -> tuple[Iterator[Row], str | None]:
     """The rows of the split that a setting (`split`, `eval_split`) names, one at a time, and the commit they come from when they come from the Hub. Raises DataError."""
     if is_hub_id(settings.dataset):
         return load_from_hub(settings, setting)
-    return load_from_files(settings.dataset, getattr(settings, setting), setting), None
+    return load_from_files(settings, setting), None
 
 
 def load_from_hub(settings: Settings, setting: str) -> tuple[Iterator[Row], str | None]:
@@ -96,30 +98,33 @@ def dataset_errors(name: str) -> Iterator[None]:
         raise DataError(f"The dataset {name} could not be loaded ({first_lines(error)}).", todo) from None
 
 
-def load_from_files(name: str, split: str, setting: str) -> Iterator[Row]:
-    """The rows of a split of a local file, folder or archive, or of one at an address. Raises DataError.
+def load_from_files(settings: Settings, setting: str) -> Iterator[Row]:
+    """The rows of the split that a setting names of a local file, folder or archive, or of one at an address. Raises DataError.
 
     Files belong to the split that their name or folder tells, by the convention of `datasets`
     (huggingface.co/docs/datasets/repository_structure); where none tells, all are `train`.
     """
+    name, split = settings.dataset, getattr(settings, setting)
     sources = files_of(name)
-    splits = by_split(sources)
-    tell_files(name, sources, splits)
-    wanted = split_names(name, split)
+    splits, wanted = by_split(sources), split_names(name, split)
     refuse_missing(name.partition("?")[0], wanted, list(splits), setting)
+    if setting == "split":
+        others = split_names(name, settings.eval_split) if settings.eval_split else []
+        tell_files(name, sources, {part: files for part, files in splits.items() if part not in wanted + others})
+    read = partial(read_source, passage=min(PASSAGE, settings.max_length * CHARACTERS))
     if "+".join(wanted) == split.replace(" ", ""):  # whole splits
-        return (row for part in wanted for source in splits[part] for row in read_source(source))
-    return parts_of_splits(name, split, {part: splits[part] for part in wanted})
+        return (row for part in wanted for source in splits[part] for row in read(source))
+    return parts_of_splits(name, split, {part: splits[part] for part in wanted}, read)
 
 
-def tell_files(name: str, sources: list[Source], splits: dict[str, list[Source]]) -> None:
-    """Say which files of a folder or an archive are not read, and which belong to another split than `train`."""
+def tell_files(name: str, sources: list[Source], left_out: dict[str, list[Source]]) -> None:
+    """Say which files of a folder or an archive are not read, and which are left out as they belong to a split that is not asked for."""
     path = Path(name).expanduser()
     if unread := [] if is_address(name) else unread_in(path, sources):
         say(f"data: not read of {path.name}: {listed(unread)}")
-    for split, files in splits.items() if "train" in splits else ():
-        if split != "train":
-            say(f"data: the split {split}, by their names: {listed([source.name for source in files])}")
+    for split, files in left_out.items():
+        names = listed([source.name for source in files])
+        say(f"data: left out as the split `{split}`, by name: {names}; `eval_split: {split}` measures with it")
 
 
 def listed(names: list[str]) -> str:
@@ -133,17 +138,19 @@ def files_of(name: str) -> list[Source]:
     return sources_of(path, name)
 
 
-def parts_of_splits(name: str, split: str, splits: dict[str, list[Source]]) -> Iterator[Row]:
+def parts_of_splits(
+    name: str, split: str, splits: dict[str, list[Source]], read: Callable[[Source], Iterator[Row]]
+) -> Iterator[Row]:
     """The rows of `train[:10%]+test[5:]`; for that the rows of each split are counted first. Raises DataError."""
     from datasets import ReadInstruction
 
-    counts = {part: sum(1 for source in sources for _ in read_source(source)) for part, sources in splits.items()}
+    counts = {part: sum(1 for source in sources for _ in read(source)) for part, sources in splits.items()}
     try:
         parts = ReadInstruction.from_spec(split).to_absolute(counts)
     except (ValueError, AssertionError) as error:
         raise wrong_split(name, split, error) from None
     for part in parts:
-        rows = (row for source in splits[part.splitname] for row in read_source(source))
+        rows = (row for source in splits[part.splitname] for row in read(source))
         yield from itertools.islice(rows, part.from_, part.to)
 
 

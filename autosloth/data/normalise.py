@@ -42,7 +42,7 @@ UNUSABLE = {
     "prompts_differ": "with answers to different prompts",
     "no_preference": "without a preference between their answers",
     "no_label": "whose label is neither good nor bad",
-    "no_counterpart": "(single answers, as KTO takes them) whose prompt has no answer that is marked otherwise",
+    "no_counterpart": "(single answers, as KTO takes them) whose prompt has no answer left that is marked otherwise",
     "other_branch": "of branches of a conversation that are not followed",
     "answer_not_among_choices": "with an answer that is none of its choices",
     "other_form": "of another form than most",

@@ -116,6 +116,7 @@ def fit(chosen: tuple, rejected: tuple, row: Row, settings: Settings, found: Fin
     if answers[0] == answers[1]:
         return drop("equal_when_cut" if longest > settings.max_length else "equal_tokens", row, found)
     found.truncated += longest > settings.max_length
+    found.cut_tokens += max(0, longest - settings.max_length)
     prompt, chosen, rejected = (numpy.array(ids, dtype=numpy.int32) for ids in (prompt, *answers))
     labels = numpy.concatenate([numpy.full_like(prompt, IGNORED), chosen])
     columns = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}

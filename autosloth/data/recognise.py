@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..errors import DataError
 from .schemas import COLUMN_NAMES, SCHEMAS, Schema, plain_name
-from .transforms import makes_rows
+from .transforms import LABELS, makes_rows
 from .turns import Row, Turn, parsed, turns_in
 
 Roles = dict[str, str]  # the role of a column -> the column
@@ -31,6 +31,7 @@ FORMS = {
         ("pair", ("chosen", "rejected"), ("system", "tools")),
     ),
 }
+LONG_NAME = 60  # characters: what is longer is no column's name
 SAMPLE = 100  # rows that a column's content is judged by
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # columns of what a text model cannot take in
 MEDIA_FILE = re.compile(r"(https?|data):|.*\.(png|jpe?g|gif|webp|bmp|tiff?|mp4|webm|mov|avi|mkv|wav|mp3|flac|ogg|m4a)$", re.IGNORECASE)  # fmt: skip
@@ -68,8 +69,8 @@ def recognise(rows: list[Row], mapping: Roles, name: str, road: Literal["sft", "
     """
     columns = list(dict.fromkeys(column for row in rows for column in row))
     roles = column_roles(columns, mapping, name)
-    if "messages" in roles and not any(turns_of(row, roles) for row in rows[:SAMPLE]):
-        del roles["messages"]
+    if "messages" in roles and 2 * sum(bool(turns_of(row, roles)) for row in rows[:SAMPLE]) < len(rows[:SAMPLE]):
+        del roles["messages"]  # which few rows have, or none: something else may be what most are
     common, schema = fitting(roles, mapping, road), None
     if not {role for role in mapping.values() if role != IGNORE}:
         free = [column for column in columns if mapping.get(column) != IGNORE]
@@ -197,9 +198,9 @@ def column_roles(columns: list[str], mapping: Roles, name: str) -> Roles:
 def refuse_preferences(rows: list[Row], roles: Roles, name: str) -> None:
     """Raises DataError for rows that tell good answers from bad ones: learnt as they are, the bad ones would be learnt too."""
     some = rows[:SAMPLE]
-    labels = {str(row.get(roles.get("label", ""))).lower() for row in some} - {"none", "nan", ""}
+    labels = {str(row.get(roles.get("label", ""))).strip().lower() for row in rows} - {"none", "nan", ""}
     answers = next((role for role in ("messages", "completion") if role in roles), None)
-    if answers and labels and labels <= {"true", "false"}:
+    if answers and "label" in roles and labels <= LABELS.keys() and not all(LABELS[label] for label in labels):
         raise DataError(
             f"The rows of {name} mark each answer as good or bad (`{roles['label']}`, as KTO takes them): learnt as they are, the bad answers would be learnt too.",
             f"Keep only the good ones, or say with `columns: {{{roles[answers]}: {answers}}}` that all are to be learnt.",
@@ -224,6 +225,11 @@ def not_recognised(rows: list[Row], columns: list[str], roles: Roles, name: str,
         example = str(rows[0].get("messages"))[:60]
         return DataError(
             f"`messages` of {name} holds no list of turns: {example}.", "Give turns such as {role: user, content: ...}."
+        )
+    if rows and any(len(column) > LONG_NAME or column.strip()[-1:] in ("?", ".", "!") for column in columns):
+        return DataError(
+            f"The columns of {name} have no names: its first line is a row ({', '.join(columns)[:80]}).",
+            "Write a line of names above it, such as question,answer.",
         )
     guess = guessed(rows, columns, road)
     todo = (
@@ -259,6 +265,8 @@ def guessed(rows: list[Row], columns: list[str], road: str) -> str | None:
     lengths = {column: texts_of(rows, column) for column in columns}
     free = [column for column in columns if lengths[column]] if rows else list(columns)
     wanted = ["chosen", "rejected", "prompt"] if road == "dpo" else ["completion", "prompt"]
+    if road == "dpo" and not any(word in plain_name(column) for column in free for word in (*WORDS["chosen"], *WORDS["rejected"])):  # fmt: skip
+        return None  # of two answers nothing tells the better one
     found: dict[str, str] = {}
     for role in wanted:
         named = [column for column in free if any(word in plain_name(column) for word in WORDS[role])]

@@ -196,6 +196,7 @@ def describe(
         "noted": {reason: count for reason, count in found.noted.items() if count},
         "unused": [name.removeprefix(TURN_KEY) if name.startswith(TURN_KEY) else name for name in found.unused],
         "truncated": found.truncated,
+        "cut_tokens": found.cut_tokens,
         "answers_not_learnt": found.answers_not_learnt,
         "train_rows": len(train),
         "eval_rows": len(held_out),
@@ -233,4 +234,6 @@ def report(facts: dict[str, Any], settings: Settings, found: Findings) -> None:
             f"data: {facts['answers_not_learnt']} answers of earlier turns are not learnt: the chat template does not show them whole once the chat goes on"
         )
     if facts["truncated"]:
-        say(f"data: {facts['truncated']} cut at {settings.max_length} tokens")
+        say(
+            f"data: {facts['truncated']} cut at {settings.max_length} tokens; {facts['cut_tokens']} tokens beyond are not learnt"
+        )

@@ -29,8 +29,10 @@ TRANSCRIPTS = (
     re.compile(r"(?:^|(?<=[\s>]))(SYSTEM|USER|HUMAN|ASSISTANT|GPT|FUNCTION RESPONSE)\s*:"),
     re.compile(r"^(System|User|Human|Assistant|Bot|AI|Question|Answer|Q|A)\s*:", re.MULTILINE),
 )
-LABELS = dict.fromkeys(("true", "1", "1.0", "good", "desirable", "yes", "up", "chosen"), True)
-LABELS |= dict.fromkeys(("false", "0", "0.0", "bad", "undesirable", "no", "down", "rejected", "-1", "-1.0"), False)
+LABELS = dict.fromkeys(("true", "1", "1.0", "good", "desirable", "yes", "up", "thumbs_up", "chosen"), True)
+LABELS |= dict.fromkeys(
+    ("false", "0", "0.0", "bad", "undesirable", "no", "down", "thumbs_down", "rejected", "-1", "-1.0"), False
+)
 ENDS = re.compile(r"\s*(<\|endoftext\|>|</s>|<\|im_end\|>)\s*\Z")
 
 

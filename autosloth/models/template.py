@@ -38,7 +38,7 @@ def template_for(tokenizer: Any, settings: Settings, tools: bool) -> str:
     if fixed != template:
         say("tokenizer: the chat template writes the date; for this run and its file that is today's")
         template = fixed
-    return template if settings.thinking else without_thinking(template)
+    return with_thinking(template) if settings.thinking else without_thinking(template)
 
 
 def one_of(templates: dict[str, str], settings: Settings, tools: bool) -> str:
@@ -155,8 +155,20 @@ def without_thinking(template: str) -> str:
     >>> without_thinking("{{ messages[0].content }}")
     '{{ messages[0].content }}'
     """
+    template = template.removeprefix("{% set enable_thinking = true %}")
     off = "{% set enable_thinking = false %}"
     return off + template if "enable_thinking" in template and not template.startswith(off) else template
+
+
+def with_thinking(template: str) -> str:
+    """A chat template with its thinking mode switched on, if it has one: some have it off by themselves.
+
+    >>> with_thinking(without_thinking("{{ enable_thinking }}"))
+    '{% set enable_thinking = true %}{{ enable_thinking }}'
+    """
+    template = template.removeprefix("{% set enable_thinking = false %}")
+    on = "{% set enable_thinking = true %}"
+    return on + template if "enable_thinking" in template and not template.startswith(on) else template
 
 
 def named_template(name: str) -> str:

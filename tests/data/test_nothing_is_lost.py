@@ -13,7 +13,7 @@ from support.rows import encode_rows, load_rows, usable
 from autosloth.data.clean import LOOKED_AT, Findings
 from autosloth.data.transforms import tree
 from autosloth.errors import DataError
-from autosloth.settings import DPOSettings, SFTSettings
+from autosloth.settings import DPOSettings, SFTSettings, SPINSettings
 
 DPO = DPOSettings(model="demo", dataset="demo", adapter=None, bad_rows="drop")
 DROPS = SFTSettings(model="demo", bad_rows="drop")
@@ -151,6 +151,40 @@ def test_bad_answers_are_not_learnt_where_some_labels_are_missing():
         usable(rows, "x", DROPS, Findings())
 
 
+@pytest.mark.parametrize("good, bad", [(1, 0), ("good", "bad"), (1, -1), ("thumbs_up", "thumbs_down"), (True, False)])
+def test_what_dpo_takes_for_thumbs_sft_refuses(good, bad):
+    rows = [{"prompt": f"{i // 2}?", "completion": f"{i}", "label": [good, bad][i % 2]} for i in range(4)]
+    assert len(usable(rows, "x", DPO, Findings())) == 2
+    with pytest.raises(DataError, match="mark each answer as good or bad"):
+        usable(rows, "x", DROPS, Findings())
+    assert len(usable(rows[::2], "x", DROPS, Findings())) == 2, "all of them good"
+
+
+def test_what_most_rows_are_wins_over_a_column_that_few_have():
+    rows = [{"prompt": f"{i}?", "completion": "x"} for i in range(20)] + [chat("u:a", "a:b")] * 3
+    found = Findings()
+    assert len(usable(rows, "x", DROPS, found)) == 20 and found.unused == ["messages"]
+
+
+def test_answers_of_one_kind_are_not_guessed_to_be_better_and_worse_ones():
+    with pytest.raises(DataError, match="hold one answer each, and no pairs") as told:
+        usable([{"instruction": "Translate", "input": "Hund", "output": "dog"}], "x", DPO, Findings())
+    assert "rejected" not in told.value.todo or "prompt/chosen/rejected" in told.value.todo
+
+
+def test_self_play_refuses_plain_texts():
+    settings = SPINSettings(model="demo", dataset="demo")
+    with pytest.raises(DataError, match="plain texts; self-play needs questions"):
+        usable([{"text": "Once."}], "x", settings, Findings())
+
+
+def test_thoughts_that_no_switch_can_turn_off_are_counted(tokenizer):
+    tokenizer.chat_template, found = CHATML, Findings()
+    rows = [chat("u:a", "a:<think>hm</think>b"), chat("u:c", "a:d")]
+    assert len(encode_rows(tokenizer, usable(rows, "x", SETTINGS, found), SETTINGS, found)) == 2
+    assert found.noted["thoughts_as_the_template_has_no_switch"] == 1
+
+
 def test_an_answer_without_a_label_is_not_a_bad_one():
     rows = [{"prompt": "a?", "completion": f"{i}", "label": label} for i, label in enumerate([True, False, None])]
     rows += [{"prompt": "b?", "completion": "good", "label": True}, {"prompt": "b?", "completion": "unmarked", "label": None}]  # fmt: skip
@@ -229,6 +263,7 @@ def test_a_document_of_one_row_is_that_row(tmp_path, rows):
     [
         ("a.csv", 'question,answer\n"q1", "line1\nline2"\n"q2","b"\n', "Line 2 of a.csv has a blank before a quote"),
         ("a.csv", 'question,answer\n"q1", "said"\n"q2","b"\n', "Line 2 of a.csv has a blank before a quote"),
+        ("a.csv", "What is A?,It is a.\nWhat is B?,It is b.\n", "its first line is a row"),
         ("a.csv", "question,answer\na,b\rc\nd,e\n", "a carriage return stands alone within a cell"),
         ("a.tsv", 'question\tanswer\nq1\t"multi\nline"\nq2\tb\n', "Line 3 of a.tsv goes on with a quoted cell"),
         ("a.jsonl", '{"prompt": "a", "completion": "b", "completion": "c"}\n', r"Line 1 of a.jsonl is no valid JSON \(the key 'completion' stands twice"),
@@ -258,6 +293,17 @@ def test_splits_are_found_in_packed_documents_too(tmp_path):
         assert len(train) + len(held_out) == count
 
 
+def test_rows_of_a_plain_text_are_no_longer_than_what_is_learnt(tmp_path, tokenizer):
+    paragraphs = [f"{i} " + "word " * 20 for i in range(60)]
+    (tmp_path / "book.txt").write_text("\n\n".join(paragraphs))
+    found, settings = Findings(), SFTSettings(model="demo", dataset=str(tmp_path / "book.txt"), max_length=128)
+    train, held_out = load_rows(settings, found)
+    assert max(len(row["text"]) for row in train + held_out) <= 3 * 128 and len(train) > 15
+    assert sum(row["text"].count("word") for row in train + held_out) == 60 * 20
+    encode_rows(tokenizer, train, settings.model_copy(update={"max_length": 20}), found)
+    assert found.truncated == len(train) and found.cut_tokens == sum(found.lengths) - 20 * len(train)
+
+
 def test_files_that_are_not_read_are_named(tmp_path, capsys):
     for name in (
         "part1.jsonl",
@@ -272,7 +318,9 @@ def test_files_that_are_not_read_are_named(tmp_path, capsys):
     load_rows(SFTSettings(model="demo", dataset=str(tmp_path)), Findings())
     said = capsys.readouterr().out
     assert f"data: not read of {tmp_path.name}: notes.txt, part2.jsonl.zst, part3.xlsx\n" in said
-    assert "data: the split test, by their names: test-cases.jsonl\n" in said
+    assert (
+        "data: left out as the split `test`, by name: test-cases.jsonl; `eval_split: test` measures with it\n" in said
+    )
 
 
 @pytest.mark.parametrize(

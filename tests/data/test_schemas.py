@@ -156,7 +156,9 @@ def test_thumbs_without_their_counterpart_are_dropped_or_refused():
     found = Findings()
     assert len(usable([*rows, {"prompt": "Else?", "completion": "b", "label": True}], "x", DPO, found)) == 1
     assert +found.dropped == {"no_counterpart": 1}
-    with pytest.raises(DataError, match=r"as KTO takes them\) whose prompt has no answer that is marked otherwise"):
+    with pytest.raises(
+        DataError, match=r"as KTO takes them\) whose prompt has no answer left that is marked otherwise"
+    ):
         usable(rows[:1], "x", DPO, Findings())
     with pytest.raises(DataError, match="mark each answer as good or bad"):
         usable(rows, "x", SFT, Findings())

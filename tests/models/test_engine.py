@@ -87,7 +87,8 @@ def test_thinking_is_off_in_the_published_template_too_unless_it_is_asked_for(en
     published = (tmp_path / "saved" / "chat_template.jinja").read_text()
     assert published == quiet.chat_template == chats.without_thinking(own) == chats.without_thinking(published)
     thinking = model.load_tokenizer(SFTSettings(model=str(tmp_path), thinking=True))
-    assert thinking.chat_template == own and chats.render_chat(thinking, ask, answer_next=True).endswith("<think>")
+    assert thinking.chat_template == chats.with_thinking(own) == chats.with_thinking(chats.without_thinking(own))
+    assert chats.render_chat(thinking, ask, answer_next=True).endswith("<think>")
 
 
 @pytest.mark.parametrize(
