@@ -33,6 +33,7 @@ CALLED_WITH = ("arguments", "parameters", "args")  # what a call's arguments are
 PART_TYPES = (None, "text", "input_text", "output_text", "summary_text")  # parts of a content that are texts
 NO_TEXT = ("cache_control", "annotations")  # keys of such a part that say nothing to the model
 NOTHING = (None, "", [], {})
+PLAIN = ({"role", "content", "tool_calls"}, {"from", "value"})  # the keys of most turns
 EXCHANGES = (("input", "output"), ("user", "assistant"), ("human", "assistant"), ("question", "answer"), ("prompt", "response"))  # fmt: skip
 
 
@@ -130,6 +131,8 @@ def first_filled(turn: Turn, keys: Iterable[str]) -> Any:
 
 def unread_keys(turn: Turn, role: str) -> list[str]:
     """The keys of a turn that say something and that nothing reads; besides a second text, a user's thought, a name that is no tool's."""
+    if any(turn.keys() <= plain for plain in PLAIN):  # most are
+        return []
     filled = {key for key, value in turn.items() if value not in NOTHING}
     unread = filled - TURN_KEYS
     for keys in (SAID, THOUGHT, ("tool_calls", "function_call")):
