@@ -75,7 +75,7 @@ def render_rows(
     for row in rows:
         row = without_thoughts(row, template, settings, found)
         try:
-            text, spans = render_row(template, row, found)
+            text, spans = render_row(template, row, settings, found)
         except ModelError as error:
             refuse(row, error, found)
             continue
@@ -144,7 +144,9 @@ def token_from(encoded: Any, character: int, length: int) -> int:
     return len(encoded.ids)
 
 
-def render_row(template: Template, row: Row, found: Findings) -> tuple[str, list[tuple[int, int]] | str]:
+def render_row(
+    template: Template, row: Row, settings: Settings, found: Findings
+) -> tuple[str, list[tuple[int, int]] | str]:
     """The text of a row as the model reads it, and where in it stands what is learnt, as (start, end) characters; or why the row cannot be used. Raises ModelError."""
     if not row["messages"]:
         found.noted["special_tokens_in_a_text"] += bool(template.special.search(row["text"]))
@@ -164,6 +166,7 @@ def render_row(template: Template, row: Row, found: Findings) -> tuple[str, list
     found.noted["answers_marked_not_to_learn"] += len(masked)
     found.noted["answers_behind_another_opening"] += placed.layout.other_opening
     found.noted["special_tokens_in_a_text"] += has_special(template, row["messages"])
+    note_thoughts(row["messages"], placed.layout, settings, found)
     return placed.text, spans
 
 
@@ -191,16 +194,18 @@ def changes(layout: Layout) -> Counter:
 
 def without_thoughts(row: Row, template: Template, settings: Settings, found: Findings) -> Row:
     """The row without its thoughts where `thinking` is off and the template has that switch: its prompts say that there are none."""
-    if settings.thinking:
-        return row
-    if "enable_thinking" not in template.tokenizer.chat_template:
-        found.noted["thoughts_as_the_template_has_no_switch"] += any(map(thinks, row["messages"] if "messages" in row else row["chosen"]))  # fmt: skip
+    if settings.thinking or "enable_thinking" not in template.tokenizer.chat_template:
         return row
     changed = {name: [thoughtless(turn) for turn in row[name]] for name in ("messages", "prompt", "chosen", "rejected") if name in row}  # fmt: skip
     if all(row[name] == turns for name, turns in changed.items()):
         return row
     note(Counter(thought_left_out_as_thinking_is_off=1), row, found)
     return row | changed
+
+
+def note_thoughts(turns: list[Turn], layout: Layout, settings: Settings, found: Findings) -> None:
+    """Count a row whose thoughts are learnt though `thinking` is off: its chat template has no switch, so what stands there is shown."""
+    found.noted["thoughts_learnt_as_the_template_has_no_switch"] += not settings.thinking and not layout.thought_hidden and any(map(thinks, turns))  # fmt: skip
 
 
 def thinks(turn: Turn) -> bool:

@@ -17,6 +17,7 @@ from .encode import (
     drop,
     has_special,
     note,
+    note_thoughts,
     one_ahead,
     refuse,
     token_from,
@@ -70,6 +71,7 @@ def render_pairs(
             drop(missing, row, found)
             continue
         note(changes(sides[0].layout) | changes(sides[1].layout), row, found)
+        note_thoughts(row["prompt"] + row["chosen"], sides[0].layout, settings, found)
         found.noted["special_tokens_in_a_text"] += any(
             has_special(template, row["prompt"] + row[side]) for side in SIDES
         )

@@ -182,7 +182,11 @@ def test_thoughts_that_no_switch_can_turn_off_are_counted(tokenizer):
     tokenizer.chat_template, found = CHATML, Findings()
     rows = [chat("u:a", "a:<think>hm</think>b"), chat("u:c", "a:d")]
     assert len(encode_rows(tokenizer, usable(rows, "x", SETTINGS, found), SETTINGS, found)) == 2
-    assert found.noted["thoughts_as_the_template_has_no_switch"] == 1
+    assert found.noted["thoughts_learnt_as_the_template_has_no_switch"] == 1
+    hidden = [{"question": "a", "complex_cot": "hm", "response": "b"}]
+    assert len(encode_rows(tokenizer, usable(hidden, "x", SETTINGS, found), SETTINGS, found)) == 1
+    assert found.noted["thoughts_learnt_as_the_template_has_no_switch"] == 1, "left out by the template"
+    assert found.changed["thought_left_out_by_template"] == 1
 
 
 def test_an_answer_without_a_label_is_not_a_bad_one():
