@@ -93,7 +93,7 @@ def unread_in(path: Path, sources: list[Source]) -> list[str]:
             names = [member.filename for member in archive.infolist() if not member.is_dir()]
     else:
         return []
-    read = {source.name.partition(" (")[0] for source in sources} | {source.name for source in sources}
+    read = {source.name for source in sources} | {source.name.rpartition(" (")[0] for source in sources}  # of splits
     packed = [name for name in names if name.lower().endswith(".zip") and path.is_dir()]  # whose members are sources
     others = (name for name in names if name not in read and name not in packed)
     return [name for name in others if not NO_DATA.search(name) and not ABOUT_IT.search(name)]
@@ -447,7 +447,7 @@ def arrow_errors(name: str, form: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, KeyError, TypeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(
             f"{name} cannot be read as {form} ({first_lines(error)}).",
             "Write or download the file again, without what the message names.",

@@ -69,8 +69,11 @@ def recognise(rows: list[Row], mapping: Roles, name: str, road: Literal["sft", "
     """
     columns = list(dict.fromkeys(column for row in rows for column in row))
     roles = column_roles(columns, mapping, name)
-    if "messages" in roles and 2 * sum(bool(turns_of(row, roles)) for row in rows[:SAMPLE]) < len(rows[:SAMPLE]):
-        del roles["messages"]  # which few rows have, or none: something else may be what most are
+    others = {role: column for role, column in roles.items() if role != "messages"}
+    some = rows[:SAMPLE]
+    with_turns = sum(bool(turns_of(row, roles)) for row in some) if "messages" in roles else 0
+    if not with_turns or (2 * with_turns < len(some) and fitting(others, mapping, road)):
+        roles = others  # most rows are something else
     common, schema = fitting(roles, mapping, road), None
     if not {role for role in mapping.values() if role != IGNORE}:
         free = [column for column in columns if mapping.get(column) != IGNORE]
@@ -226,7 +229,7 @@ def not_recognised(rows: list[Row], columns: list[str], roles: Roles, name: str,
         return DataError(
             f"`messages` of {name} holds no list of turns: {example}.", "Give turns such as {role: user, content: ...}."
         )
-    if rows and any(len(column) > LONG_NAME or column.strip()[-1:] in ("?", ".", "!") for column in columns):
+    if rows and all(len(column) > LONG_NAME or column.strip()[-1:] in ("?", ".", "!") for column in columns):
         return DataError(
             f"The columns of {name} have no names: its first line is a row ({', '.join(columns)[:80]}).",
             "Write a line of names above it, such as question,answer.",

@@ -306,7 +306,7 @@ def tree(rows: list[Row], pairs: str) -> tuple[list[tuple[int, Row]], dict[str, 
     names = [(str(row["id"]), str(row["parent"])) for row in rows]
     place = {name: i for i, (name, _) in reversed([*enumerate(names)]) if rows[i]["id"] is not None}
     for i, (_, parent) in enumerate(names):
-        if not rows[i].get("deleted"):  # a reply stands behind what it replies to, or somewhere else than itself
+        if not rows[i].get("deleted"):  # what replies to itself, or to nothing that is there, begins a conversation
             replies.setdefault(parent if place.get(parent, i) != i else None, []).append(i)
     chats, used = [], set()
     for start in replies.get(None, []):
@@ -321,7 +321,7 @@ def tree(rows: list[Row], pairs: str) -> tuple[list[tuple[int, Row]], dict[str, 
 def thumbs(rows: list[Row], pairs: str) -> tuple[list[tuple[int, Row]], dict[str, list[int]]]:
     """Pairs from single answers that are marked good or bad, where a prompt has both; the others are left out."""
     by_prompt: dict[str, dict[bool, list[int]]] = {}
-    unmarked = [i for i, row in enumerate(rows) if is_good(row["label"]) is None]
+    unmarked = {i for i, row in enumerate(rows) if is_good(row["label"]) is None}
     for i, row in enumerate(rows):
         if i in unmarked:
             continue
@@ -337,7 +337,7 @@ def thumbs(rows: list[Row], pairs: str) -> tuple[list[tuple[int, Row]], dict[str
                 for each in pair({**rows[good], "a": rows[good]["completion"], "b": rows[bad]["completion"]}, True)
             ]
     alone = [i + 1 for i in range(len(rows)) if i not in used and i not in unmarked]
-    return made, {"no_counterpart": alone, "no_label": [i + 1 for i in unmarked]}
+    return made, {"no_counterpart": alone, "no_label": [i + 1 for i in sorted(unmarked)]}
 
 
 def is_good(label: Any) -> bool | None:

@@ -164,12 +164,20 @@ def test_what_most_rows_are_wins_over_a_column_that_few_have():
     rows = [{"prompt": f"{i}?", "completion": "x"} for i in range(20)] + [chat("u:a", "a:b")] * 3
     found = Findings()
     assert len(usable(rows, "x", DROPS, found)) == 20 and found.unused == ["messages"]
+    alone = [{"messages": []}] * 20 + [chat("u:a", "a:b"), chat("u:c", "a:d")]
+    assert len(usable(alone, "x", DROPS, Findings())) == 2, "there is nothing else that most could be"
+
+
+def test_questions_may_be_names_of_columns():
+    rows = [{"Timestamp": "1", "What is it?": "a", "Why?": "because"}]
+    with pytest.raises(DataError, match="are not recognised"):
+        usable(rows, "x", DROPS, Findings())
 
 
 def test_answers_of_one_kind_are_not_guessed_to_be_better_and_worse_ones():
     with pytest.raises(DataError, match="hold one answer each, and no pairs") as told:
         usable([{"instruction": "Translate", "input": "Hund", "output": "dog"}], "x", DPO, Findings())
-    assert "rejected" not in told.value.todo or "prompt/chosen/rejected" in told.value.todo
+    assert "columns" not in told.value.todo
 
 
 def test_self_play_refuses_plain_texts():
@@ -231,7 +239,8 @@ def test_messages_that_reply_to_each_other_do_not_end_in_a_loop():
     chats, left = tree(rows, "best")
     assert [[turn["content"] for turn in made["messages"]] for _, made in chats] == [["q"], ["a", "b"]]
     assert left == {"other_branch": []}
-    assert tree([{"id": "1", "parent": "2", "role": "x", "text": "a"}, {"id": "2", "parent": "1", "role": "x", "text": "b"}], "best")  # fmt: skip
+    round_about = [{"id": "1", "parent": "2", "role": "prompter", "text": "a"}, {"id": "2", "parent": "1", "role": "assistant", "text": "b"}]  # fmt: skip
+    assert tree(round_about, "best") == ([], {"other_branch": [1, 2]})
 
 
 def read(tmp_path, name, content):
@@ -327,14 +336,12 @@ def test_files_that_are_not_read_are_named(tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize(
-    "row", [{"question": "a", "answer": "b", "note": "\ud83d"}, {"question": "a", "answer": "\ud83d"}]
-)
-def test_halves_of_characters_end_in_no_error(tmp_path, row):
+@pytest.mark.parametrize("row, left", [({"question": "a", "answer": "b", "note": "\ud83d"}, 3), ({"question": "a", "answer": "\ud83d"}, 2)])  # fmt: skip
+def test_halves_of_characters_end_in_no_error(tmp_path, row, left):
     lines = [json.dumps(each) for each in (row, GOOD, GOOD | {"answer": "You"})]
     rows, found = read(tmp_path, "a.jsonl", "\n".join(lines))
     json.dumps(found.examples, ensure_ascii=False).encode()
-    assert len(rows) in (2, 3)
+    assert len(rows) == left
 
 
 def test_parquet_that_python_cannot_hold_is_a_named_problem(tmp_path):
