@@ -45,12 +45,13 @@ class Problems(AutoSlothError):
         super().__init__("\n".join(f"{problem.what}\n  {problem.todo}" for problem in problems))
 
 
-def check(settings: Settings, setting_up: bool = False) -> None:
-    """Look for every problem that can be known before training; setting_up: a GPU may come later. Raises Problems."""
+def check(settings: Settings, setting_up: bool = False) -> Findings:
+    """Look for every problem that can be known before training; setting_up: a GPU may come later. What was found in rows on this disk. Raises Problems."""
+    found = Findings()
     checks: list[Callable[[Settings], object]] = [
         check_run,
         check_storage,
-        check_dataset,
+        partial(check_dataset, found=found),
         check_model,
         check_memory,
         check_template,
@@ -72,6 +73,7 @@ def check(settings: Settings, setting_up: bool = False) -> None:
     if problems:
         raise Problems(problems)
     say("check: no problem found")
+    return found
 
 
 def check_run(settings: Settings) -> None:
@@ -97,7 +99,7 @@ def check_storage(settings: Settings) -> None:
         raise StorageError(f"The run folder {settings.folder} cannot be made ({error.strerror}).", todo) from None
 
 
-def check_dataset(settings: Settings) -> None:
+def check_dataset(settings: Settings, found: Findings) -> None:
     """Whether the dataset is there, recognised and enough to be split; of a Hub dataset no row is fetched. Raises DataError, StorageError."""
     refuse_full_disk(settings)
     on_hub = [settings.of_part(part) for part in settings.parts if is_hub_id(part["path"])]
@@ -106,7 +108,7 @@ def check_dataset(settings: Settings) -> None:
             recognise_columns(columns, alone.columns, alone.dataset, FORMS_OF[alone.road])
     if local := [part for part in settings.parts if not is_hub_id(part["path"])]:
         here = settings if not on_hub else settings.model_copy(update={"dataset": local})
-        look_through(here, Findings(), alone=not on_hub)
+        look_through(here, found, alone=not on_hub)
 
 
 def check_model(settings: Settings) -> None:

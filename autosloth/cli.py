@@ -86,25 +86,27 @@ def spin(settings: File = None, set: Set = None) -> None:
 @check_app.command("sft")
 def check_sft(settings: File = None, set: Set = None) -> None:
     """Find every problem of a supervised run that can be known before training; exit code 1 if there is any."""
-    from .check import check
-
-    check(load_settings(SFTSettings, settings, set))
+    check_alone(load_settings(SFTSettings, settings, set))
 
 
 @check_app.command("dpo")
 def check_dpo(settings: File = None, set: Set = None) -> None:
     """Find every problem of a preference run that can be known before training; exit code 1 if there is any."""
-    from .check import check
-
-    check(load_settings(DPOSettings, settings, set))
+    check_alone(load_settings(DPOSettings, settings, set))
 
 
 @check_app.command("spin")
 def check_spin(settings: File = None, set: Set = None) -> None:
     """Find every problem of a self-play run that can be known before training; exit code 1 if there is any."""
-    from .check import check
+    check_alone(load_settings(SPINSettings, settings, set))
 
-    check(load_settings(SPINSettings, settings, set))
+
+def check_alone(settings: Settings) -> None:
+    """Check, and say how the rows would be read. Raises Problems."""
+    from .check import check
+    from .data import report_readings
+
+    report_readings(check(settings))
 
 
 @app.command()

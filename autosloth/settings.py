@@ -258,11 +258,12 @@ class Settings(BaseModel):
     @classmethod
     def _take_the_id_from_a_page(cls, value: Any) -> Any:
         if isinstance(value, list):
+            parts = [{"path": part} if isinstance(part, str) else part for part in value]
             return [
                 {**part, "path": cls._take_the_id_from_a_page(part["path"])}
                 if isinstance(part, dict) and "path" in part
                 else part
-                for part in value
+                for part in parts
             ]
         page = HUB_PAGE.fullmatch(value.strip()) if isinstance(value, str) else None
         return page[1] if page else value

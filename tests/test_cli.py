@@ -92,7 +92,10 @@ def test_check_names_every_problem_at_once(tmp_path, base):
 
 def test_check_passes_on_good_settings_and_leaves_nothing_behind(good, base):
     result = command_line("check", "sft", *sets(**good))
-    assert (result.returncode, result.stdout) == (0, "check: no problem found\n")
+    assert result.returncode == 0 and result.stdout.splitlines() == [
+        "check: no problem found",
+        f"data: {good['dataset']} read as prompt (question as prompt, answer as completion)",
+    ]
     assert not good["storage"].exists()
 
 

@@ -3,7 +3,7 @@
 What is left is tokenised, labelled, shown and written as the trainer takes it.
 """
 
-from .clean import FORMS_OF, Findings, look_through
+from .clean import FORMS_OF, Findings, look_through, report_readings
 from .encode import IGNORED
 from .load import look_up
 from .preview import show_preview
@@ -19,5 +19,6 @@ __all__ = [
     "prepare_data",
     "recognise_columns",
     "refuse_full_disk",
+    "report_readings",
     "show_preview",
 ]

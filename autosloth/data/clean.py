@@ -22,7 +22,7 @@ from .load import load_raw
 from .normalise import UNUSABLE, fault, fault_of_pair, printable, repair, to_chat, to_pair, unknown_role
 from .recognise import Reading, recognise, refuse_late, refuse_media
 from .transforms import TRANSFORMS, WHOLE
-from .turns import TURN_KEY, Row
+from .turns import NOTHING, TURN_KEY, Row, text_of
 
 FORMS_OF = {"sft": "sft", "dpo": "dpo", "spin": "sft"}  # the forms of rows that a road takes
 LOOKED_AT = 1000  # rows that tell the form
@@ -155,6 +155,16 @@ def look_through(settings: Settings, found: Findings, alone: bool) -> None:
         refuse_single(found, settings)
 
 
+def report_readings(found: Findings) -> None:
+    """Say how the rows are read, how they could be read too, and which columns and keys of turns nothing reads."""
+    for name, reading in found.readings:
+        say(f"data: {name} read as {reading.name} ({reading.told()})")
+        for others in reading.others:
+            say(f"data: {others} could be read too; if that is meant, say so with `columns`")
+    if found.unused:
+        say(f"data: not used: {', '.join(name.removeprefix(TURN_KEY) for name in found.unused)}")
+
+
 def demo_rows(road: str) -> tuple[list[Row], list[Row]]:
     """The demo's rows for a road, to train on and held out."""
     return dpo_rows() if road == "dpo" else sft_rows()
@@ -184,6 +194,8 @@ def usable(
     for number, raw, row, notes in made_of(columns.watched(itertools.chain(first, rows)), reading, settings):
         made += 1
         normalised, reason = (row, row) if isinstance(row, str) else normalise(row, reading.form, notes)
+        if reason and holds_elsewhere(raw, reading):
+            reason = "other_form"
         if reason:
             wrong.add((reason, f" `{unknown_role(normalised)}`" if reason == "unknown_role" else ""), number)
             found.example(reason, raw)
@@ -207,12 +219,22 @@ def usable(
         found.dropped[reason] += count
     told = [f"{count} {UNUSABLE[reason]}{named} ({first})" for (reason, named), count, first in wrong.listed()]
     if told and (settings.bad_rows == "refuse" or not good):
-        todo = "Correct them" + (
-            ", or set `bad_rows: drop`." if good else ", or say with `columns` what the columns mean."
+        todo = (
+            "Correct them, or set `bad_rows: drop`."
+            if good
+            else "Correct them, or say with `columns` what the columns mean."
         )
+        if not all(row.keys() & first[0].keys() for row in first):
+            todo = "Files with other columns are datasets of their own: `dataset: [one.jsonl, other.jsonl]`."
         raise DataError(f"Of the {columns.rows} rows of {name}, {', '.join(told)}.", todo)
     for line in told:
         say(f"data: of {columns.rows} rows, {line}: dropped")
+
+
+def holds_elsewhere(row: Row, reading: Reading) -> bool:
+    """Whether a row says something, though nothing in the columns that are read."""
+    filled = {column for column, value in row.items() if text_of(value) not in NOTHING}
+    return bool(filled) and filled.isdisjoint(reading.columns.values())
 
 
 def made_of(rows: Iterable[Row], reading: Reading, settings: Settings) -> Iterator[tuple[int, Row, Row | str, Counter]]:

@@ -20,7 +20,7 @@ from .layout import THOUGHT_END, Layout, Template
 from .turns import Row, Turn
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
-BATCH = 1000  # rows that are tokenised at once
+BATCH = 200  # rows that are tokenised at once
 OWN_THOUGHT = re.compile(r"\A\s*(<think>)?.*?</think>\s*", re.DOTALL)
 
 

@@ -24,14 +24,14 @@ from .turns import Turn
 
 MARK = re.compile(r"Zq(\d+)qZ")  # letters and digits: filters such as `trim` and `tojson` leave it as it is
 THINK, THOUGHT_END = "<think>", "</think>"
-SHORT = 16  # turns up to which a layout is kept for other chats of the same shape
-KEPT = 4096  # layouts
+SHORT = 16  # turns up to which what stands around an answer is found out anew, not looked up
+KEPT = 65_536  # turns in the layouts that are kept for other chats of the same shape
 Boundary = tuple[int, int]  # in which of the literal stretches of a layout, and how far into it
 
 
 @dataclass
 class Shape:
-    """A chat with marks for texts: `turns`, the `texts` in the order of the marks, and the numbers of each turn's marks."""
+    """A chat with marks for texts: `turns`, the `texts` in the order of the marks, and of each turn the numbers of the marks in what it says and thinks."""
 
     turns: list[Turn] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Shape:
     @property
     def key(self) -> str:
         """The same for chats of the same shape."""
-        return json.dumps(self.turns, sort_keys=True, default=str)
+        return json.dumps(self.turns, default=str)
 
 
 @dataclass
@@ -80,6 +80,7 @@ class Template:
         self.looked_for = looked_for(tokenizer.chat_template)
         self.special = re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)))
         self.layouts: dict[tuple[str, str], Layout] = {}
+        self.kept = 0  # turns in them
         self.tools_shown: dict[str, bool] = {}
         self.openings: dict[tuple, tuple[str, bool]] = {}
         self.closings: dict[tuple, str] = {}
@@ -101,13 +102,13 @@ class Template:
 
     def layout_of(self, shape: Shape, tools: list | None) -> Layout:
         """The layout of a shape, found or remembered. Raises ModelError."""
-        if len(shape.turns) > SHORT:
-            return Finder(self, shape, tools).layout()
         key = (shape.key, json.dumps(tools, default=str))
         if key not in self.layouts:
-            if len(self.layouts) >= KEPT:
+            if self.kept >= KEPT:
                 self.layouts.clear()
+                self.kept = 0
             self.layouts[key] = Finder(self, shape, tools).layout()
+            self.kept += len(shape.turns)
         return self.layouts[key]
 
     def shows(self, tools: list) -> bool:
@@ -132,13 +133,28 @@ class Template:
                 for name in ("reasoning_content", "content")
                 if turn.get(name)
             }
-            shape.turns.append({**turn, **marked})
             shape.marks.append(list(range(first, len(shape.texts))))
+            if "tool_calls" in turn:
+                marked["tool_calls"] = [self.marked_call(call, shape.texts) for call in turn["tool_calls"]]
+            shape.turns.append({**turn, **marked})
         return shape
+
+    def marked_call(self, call: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+        """A call with marks in place of the texts in its arguments."""
+        function = call["function"]
+        return {**call, "function": {**function, "arguments": self.marked_leaves(function["arguments"], texts)}}
+
+    def marked_leaves(self, value: Any, texts: list[str]) -> Any:
+        """A value with marks in place of the texts in it, at any depth."""
+        if isinstance(value, str):
+            return self.marked(value, texts) if value else value
+        if isinstance(value, dict):
+            return {key: self.marked_leaves(each, texts) for key, each in value.items()}
+        return [self.marked_leaves(each, texts) for each in value] if isinstance(value, list) else value
 
     def marked(self, text: str, texts: list[str]) -> str:
         """A text with marks in place of what it says, which is added to `texts`."""
-        parts = self.looked_for.split(text)
+        parts = self.looked_for.split(text) if self.looked_for.search(text) else [text]
         for i in range(0, len(parts), 2):
             said = parts[i].strip()
             if said:

@@ -14,8 +14,10 @@ from ..hub_client import ask_for, first_lines, is_offline, reading
 from ..output import say
 from ..settings import Settings
 from ..values import DATA_SUFFIXES, is_address, is_hub_id
-from .files import BATCH, PASSAGE, Source, plain, read_source, sources_of, unread_in
+from .files import PASSAGE, read_source, sources_of, unread_in
 from .recognise import IGNORE, media_refused
+from .sources import Source
+from .tables import BATCH, plain
 from .turns import Row
 
 MAX_NAMED = 5  # files in a line

@@ -264,7 +264,7 @@ def fault(row: Row) -> str | None:
     if not are_functions(row.get("tools", [])):
         return "odd_tools"
     called = [turn["tool_calls"] for turn in turns if "tool_calls" in turn]
-    if not all(are_calls(each) and is_text(as_json(each)) for each in called):
+    if not (all(map(are_calls, called)) and is_text(as_json(called))):
         return "odd_call"
     if not all(is_text(turn[key]) for turn in turns for key in ("name", "tool_call_id") if key in turn):
         return "not_text"

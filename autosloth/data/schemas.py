@@ -63,6 +63,7 @@ def plain_name(column: str) -> str:
     return re.sub(r"[\s-]+", "_", column.strip().lower())
 
 
+LATER_CHOICES = {each: f"{each}|option_{each}|op{each}|choice_{each}" for each in "cdef"}
 SCHEMAS = (
     Schema("message tree", "sft", {"id": "message_id", "parent": "parent_id", "role": "role", "text": "text"}, "messages", "tree",
            "OpenAssistant/oasst1, OpenAssistant/oasst2", {"rank": "rank", "deleted": "deleted"}),
@@ -74,6 +75,10 @@ SCHEMAS = (
            "prompt", "choices_from_one", "sets whose answers go from 1 to the number of choices, and are never 0"),
     Schema("multiple choice", "sft", {"question": "question|ctx|query|sentence", "choices": "choices|options|endings", "answer": "answerkey|answer_index|answer_idx|answer|label"},
            "prompt", "choices", "cais/mmlu, allenai/ai2_arc, tau/commonsense_qa, Rowan/hellaswag, TIGER-Lab/MMLU-Pro"),
+    Schema("multiple choice, a column for each choice, numbered from 1", "sft", {"question": "question|prompt|query", "a": "a|option_a|opa|choice_a", "b": "b|option_b|opb|choice_b", "answer": "answer|answerkey|answer_key|cop|label|target"},
+           "prompt", "choices_from_one", "sets of which the same holds", LATER_CHOICES),
+    Schema("multiple choice, a column for each choice", "sft", {"question": "question|prompt|query", "a": "a|option_a|opa|choice_a", "b": "b|option_b|opb|choice_b", "answer": "answer|answerkey|answer_key|cop|label|target"},
+           "prompt", "choices", "openai/MMMLU, ceval/ceval-exam, openlifescienceai/medmcqa", LATER_CHOICES),
     Schema("answers in a passage", "sft", {"prompt": "question", "input": "context|passage", "answers": "answers"}, "prompt", "first_answer",
            "rajpurkar/squad, rajpurkar/squad_v2"),
     Schema("answer with its aliases", "sft", {"prompt": "question", "answers": "answer"}, "prompt", "first_answer", "mandarjoshi/trivia_qa, google-research-datasets/nq_open"),

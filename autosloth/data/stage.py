@@ -18,7 +18,7 @@ from ..output import say
 from ..run import Run, existing_parent, file_hash, fingerprint, stage, write_json, write_text
 from ..settings import Settings
 from ..values import is_address, is_hub_id
-from .clean import Findings, draw_parts, refuse_single, streams
+from .clean import Findings, draw_parts, refuse_single, report_readings, streams
 from .encode import BATCH, IGNORED, encode_rows
 from .load import files_of
 from .pairs import encode_pairs
@@ -194,7 +194,7 @@ def describe(
         "dropped": {reason: count for reason, count in found.dropped.items() if count},
         "changed": {reason: count for reason, count in found.changed.items() if count},
         "noted": {reason: count for reason, count in found.noted.items() if count},
-        "unused": [name.removeprefix(TURN_KEY) if name.startswith(TURN_KEY) else name for name in found.unused],
+        "unused": [name.removeprefix(TURN_KEY) for name in found.unused],
         "truncated": found.truncated,
         "cut_tokens": found.cut_tokens,
         "answers_not_learnt": found.answers_not_learnt,
@@ -218,13 +218,8 @@ def describe(
 def report(facts: dict[str, Any], settings: Settings, found: Findings) -> None:
     """Say what was recognised, kept, dropped and cut."""
     say(f"data: {facts['read']} rows read")
-    for name, reading in found.readings:
-        say(f"data: {name} read as {reading.name} ({reading.told()})")
-        for others in reading.others:
-            say(f"data: {others} could be read too; if that is meant, say so with `columns`")
+    report_readings(found)
     say(f"data: {facts['train_rows']} to train on, {facts['eval_rows']} held out")
-    if facts["unused"]:
-        say(f"data: not used: {', '.join(facts['unused'])}")
     for verb in ("dropped", "changed", "noted"):
         counts = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in facts[verb].items())
         if counts or verb == "dropped":

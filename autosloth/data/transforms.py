@@ -83,7 +83,7 @@ def choices(row: Row, notes: Notes, pairs: str, first: int = 0) -> Made:
     >>> choices({"question": "1+1?", "choices": ["1", "2"], "answer": 1}, Counter(), "best")
     [{'prompt': '1+1?\\n\\nA. 1\\nB. 2', 'completion': 'B. 2'}]
     """
-    offered = parsed(row["choices"])
+    offered = offered_in(row)
     if isinstance(offered, list) and offered and all(isinstance(each, dict) for each in offered):
         offered = {key: [each.get(key) for each in offered] for key in ("text", "label")}
     texts = offered.get("text") if isinstance(offered, dict) else offered
@@ -113,6 +113,20 @@ def choices(row: Row, notes: Notes, pairs: str, first: int = 0) -> Made:
     return [{"prompt": asked, "completion": f"{labels[right]}. {texts[right]}"}]
 
 
+def offered_in(row: Row) -> Any:
+    """What can be chosen: the column of choices, or those of each choice, up to the last that holds something.
+
+    >>> offered_in({"question": "1+1?", "a": "1", "b": "2", "c": None, "answer": "B"})
+    ['1', '2']
+    """
+    if "choices" in row:
+        return parsed(row["choices"])
+    offered = [row.get(each) for each in "abcdef"]
+    while offered and offered[-1] in (None, ""):
+        offered.pop()
+    return offered
+
+
 def chosen_one(given: Any, labels: list[str], texts: list[str], first: int) -> int | None:
     """Which choice an answer means: by its label, by its very text, or by its number, counted from `first`; None for none of them."""
     told = str(given).strip()
@@ -120,6 +134,8 @@ def chosen_one(given: Any, labels: list[str], texts: list[str], first: int) -> i
         return labels.index(told)
     if isinstance(given, str) and told in texts:
         return texts.index(told)
+    if told.upper() in labels:
+        return labels.index(told.upper())
     number = number_of(given)
     if number is None:
         return None
@@ -133,9 +149,10 @@ def choices_from_one(row: Row, notes: Notes, pairs: str) -> Made:
 
 def counted_from_one(sample: list[Row]) -> bool:
     """Whether the answers to these questions are numbers of choices of which the last one's is how many there are, and none is 0."""
-    counts = [len(texts) if isinstance(texts := parsed(row["choices"]), list) else 0 for row in sample]
+    offered = [offered_in(row) for row in sample]
+    counts = [len(texts) if isinstance(texts, list) else 0 for texts in offered]
     numbers = [number_of(row["answer"]) for row in sample]
-    named = any(isinstance(row["answer"], str) and row["answer"].strip() in map(str, parsed(row["choices"]) or ()) for row in sample if isinstance(parsed(row["choices"]), list))  # fmt: skip
+    named = any(isinstance(row["answer"], str) and row["answer"].strip() in map(str, texts) for row, texts in zip(sample, offered, strict=True) if isinstance(texts, list))  # fmt: skip
     return not named and 0 not in numbers and any(number == count > 0 for number, count in zip(numbers, counts, strict=True))  # fmt: skip
 
 

@@ -121,12 +121,18 @@ def to_turn(turn: Turn, notes: Notes) -> Turn:
 
 def first_of(turn: Turn, keys: Iterable[str]) -> Any:
     """The first of these keys' values that is there; Arrow fills those that other rows have with None."""
-    return next((turn[key] for key in keys if turn.get(key) is not None), None)
+    for key in keys:
+        if (value := turn.get(key)) is not None:
+            return value
+    return None
 
 
 def first_filled(turn: Turn, keys: Iterable[str]) -> Any:
     """The first of these keys' values that says something."""
-    return next((turn[key] for key in keys if turn.get(key) not in NOTHING), None)
+    for key in keys:
+        if (value := turn.get(key)) not in NOTHING:
+            return value
+    return None
 
 
 def unread_keys(turn: Turn, role: str) -> list[str]:
@@ -167,6 +173,8 @@ def calls_in(value: Any) -> Any:
     >>> calls_in('{"name": "f", "arguments": "{}"}')
     [{'type': 'function', 'function': {'name': 'f', 'arguments': {}}}]
     """
+    if value is None:
+        return None
     value = parsed(value)
     calls = [as_call(parsed(each)) for each in (value if isinstance(value, list) else [value])]
     return calls if all(calls) else value
@@ -174,7 +182,15 @@ def calls_in(value: Any) -> Any:
 
 def are_calls(value: Any) -> bool:
     """Whether a value is a list of calls as `calls_in` gives them."""
-    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) and isinstance(each.get("function"), dict) for each in value)  # fmt: skip
+    return isinstance(value, list) and bool(value) and all(map(is_call, value))
+
+
+def is_call(value: Any) -> bool:
+    """Whether a value is a call as `as_call` gives it: with a name and arguments, and nothing else to tell."""
+    if not isinstance(value, dict) or not isinstance(value.get("function"), dict):
+        return False
+    function = value["function"]
+    return value.keys() <= {"type", "id", "function"} and function.keys() == {"name", "arguments"} and isinstance(function["name"], str)  # fmt: skip
 
 
 def as_call(call: Any) -> dict[str, Any] | None:
@@ -218,14 +234,20 @@ def as_json(value: Any) -> Any:
     >>> as_json({"a": [1]}), as_json([b"a"])
     ('{"a": [1]}', [b'a'])
     """
-    return value if holds_bytes(value) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        return AS_JSON.encode(value)
+    except TypeError:
+        return value
 
 
-def holds_bytes(value: Any) -> bool:
-    """Whether a value is bytes or holds some."""
-    if isinstance(value, (dict, list)):
-        return any(map(holds_bytes, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, bytes)
+def written(value: Any) -> str:
+    """What JSON does not know, a date say, as text. Raises TypeError for bytes."""
+    if isinstance(value, bytes):
+        raise TypeError
+    return str(value)
+
+
+AS_JSON = json.JSONEncoder(ensure_ascii=False, default=written)
 
 
 def parsed(value: Any) -> Any:

@@ -13,8 +13,9 @@ from support.rows import encode_pairs, encode_rows, usable
 
 from autosloth.data.clean import Findings
 from autosloth.data.encode import IGNORED
-from autosloth.data.files import Source, read_source
+from autosloth.data.files import read_source
 from autosloth.data.layout import Template
+from autosloth.data.sources import Source
 from autosloth.errors import DataError
 from autosloth.models.template import held_date, named_template, render_chat, with_fixed_date, without_thinking
 from autosloth.settings import DPOSettings, SFTSettings
@@ -341,6 +342,32 @@ def test_a_long_chat_is_read_as_its_turns_say_and_costs_no_more_for_each(tokeniz
     assert exact.place(turns, None) == placed
     assert len(placed.answers) == 40
     assert all(turns[turn]["content"] in placed.text[start:end] for turn, start, end in placed.answers)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"city": 'Köln "West"'}, {"city": "x </think> y"}, {"city": "  "}, {"city": ["a", "b\nc", ""]}, {"city": "Zq0qZ"}],
+)
+def test_chats_with_calls_of_one_shape_are_looked_through_once_and_read_alike(tokenizer, arguments, monkeypatch):
+    """What a call is made with does not matter for where the answers stand, however it is written."""
+    from autosloth.data import layout
+
+    def called(**arguments):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        turns = chat("u:Where?", "a:", "t:there", "a:There.")["messages"]
+        return [{**turn, "tool_calls": [call]} if turn["content"] == "" else turn for turn in turns]
+
+    tokenizer.chat_template, rendered = ALL["calls"], []
+    template = Template(tokenizer)
+    template.place(called(city="Ulm" if isinstance(arguments["city"], str) else ["u", "v", ""]), None)
+    monkeypatch.setattr(layout, "render_chat", lambda *args, **kwargs: rendered.append(args) or render_chat(*args, **kwargs))  # fmt: skip
+    placed = template.place(called(**arguments), None)
+    of_one_shape = arguments["city"] not in ("x </think> y", "  ")
+    assert (len(rendered) == 1) == of_one_shape
+    assert placed == Template(tokenizer).place(called(**arguments), None)
+    assert len(placed.answers) == 2 and not placed.layout.hidden
+    learnt = [placed.text[start:end] for _, start, end in placed.answers]
+    assert json.dumps(arguments["city"], ensure_ascii=False) in learnt[0] and learnt[1].startswith("There.")
 
 
 def test_a_turn_that_a_template_drops_is_missed_even_where_its_text_stands_elsewhere(tokenizer):

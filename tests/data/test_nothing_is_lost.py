@@ -53,6 +53,8 @@ def answered(**turn):
         (answered(function_call="f"), "odd_call"),
         (answered(tool_calls=[{"name": "f", "arguments": {}, "more": 1}]), "odd_call"),
         (answered(tool_calls=[{"name": "\ud83d", "arguments": {}}]), "odd_call"),
+        (answered(tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {}, "when": "now"}}]), "odd_call"),
+        (answered(tool_calls=[{"type": "function", "function": {"name": "f"}, "result": 4}]), "odd_call"),
         (answered(reasoning={"steps": ["x"]}), "not_text"),
         (answered(reasoning=["step 1", "step 2"]), "not_text"),
     ],
@@ -352,3 +354,16 @@ def test_parquet_that_python_cannot_hold_is_a_named_problem(tmp_path):
     for name, told in (("a", "cannot be read as Parquet"), ("b", "two columns are named 'completion'")):
         with pytest.raises(DataError, match=told):
             load_rows(SFTSettings(model="demo", dataset=str(tmp_path / f"{name}.parquet")), Findings())
+
+
+def test_rows_of_a_file_with_other_columns_are_no_empty_questions(tmp_path):
+    one, other = [{"question": f"{i}?", "answer": str(i)} for i in range(4)], [{"title": "x", "body": "y"}] * 2
+    found = Findings()
+    assert len(usable(one + other, "x", DROPS, found)) == 4 and +found.dropped == {"other_form": 2}
+    for name, rows in {"a": one, "b": [{"prompt": "a?", "response": "b"}]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError) as error:
+        load_rows(SFTSettings(model="demo", dataset=str(tmp_path)), Findings())
+    assert "Files with other columns are datasets of their own" in error.value.todo
+    each = SFTSettings.load({"model": "demo", "dataset": [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]})
+    assert sum(map(len, load_rows(each, Findings()))) == 5
