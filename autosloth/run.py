@@ -42,6 +42,7 @@ REMADE = (
     "verify",
 )  # of these what can be made again from the adapter
 UNCLEARED = ".uncleared"  # in a run before: what can be made again is still there
+HUSK = {"settings.json", "facts.json", ".done"}  # all that a run before has where nothing was moved there
 BEFORE = "before"  # of a run folder: where what was trained there goes when it is trained anew
 HALF_WRITTEN = ".partial"  # the end of a temporary file's or folder's name, which a kill leaves behind
 MARKED = ("fingerprint", "result", "settings", "files")  # what the mark of a finished stage tells
@@ -275,10 +276,10 @@ def existing_parent(path: Path) -> Path:
     return path
 
 
-def changes(settings: Settings) -> str | None:
-    """What these settings change of the run that is in their folder, and what is done again for it; None where nothing is.
+def changes(settings: Settings, *stages: Callable) -> str | None:
+    """What changed of the run that is in the folder of these settings, and what is done again for it; None where nothing is.
 
-    Raises SettingsError when a training of another road, model or dataset is there: it is another run.
+    stages: those whose inputs, such as the content of local files, are looked at too. Raises SettingsError when a training of another road, model or dataset is there: it is another run.
     """
     run, now = Run(settings.folder, settings), json.loads(json.dumps(settings.model_dump() | {"road": settings.road}))
     begun, old = run.begun(), {"road": read_json(settings.folder / "settings.json").get("road", settings.road)}
@@ -295,15 +296,35 @@ def changes(settings: Settings) -> str | None:
             f"`adapter` is {settings.adapter}, the run that is to be trained: it would be moved away before it is read.",
             f"Set `run_name` to another name, for example `{free_name(run.folder)}`.",
         )
-    again: list[str] = []
-    for name, each in begun.items():  # in the order of the road
-        if changed.keys() & each["settings"].keys() or set(again) & set(each["after"]):
-            again.append(name)
-    if not run.is_trained or not again:
+    if not run.is_trained:
         return None
-    told = ", ".join(f"{name} {value} -> {now[name]}" for name, value in changed.items())
-    kept = f"; what is there goes to {run.path(BEFORE)}, where its adapter, figures and card stay" if "train" in again else ""  # fmt: skip
-    return f"run: {told}: {', '.join(again)} again{kept}"
+    told = [f"{name} {value} -> {now[name]}" for name, value in changed.items()]
+    inputs = {stage.stage: stage.inputs for stage in stages}
+    again, anew, others = (
+        [],
+        set(),
+        set(),
+    )  # all; those of other inputs, for which a training is set aside; those that others follow from
+    for name, each in begun.items():  # in the order of the road
+        if "inputs" in each and name in inputs and fingerprint(inputs[name](run)) != each["inputs"]:
+            told.append(f"the content of what `{name}` reads changed")
+            anew.add(name)
+        if changed.keys() & each["settings"].keys() or anew & set(each["after"]):
+            anew.add(name)
+        elif lost := run.lost(name):
+            told.append(f"{lost[0]} is missing")
+        if name in anew or lost_or_follows(run, name, each, others):
+            again.append(name)
+            others |= {name} if name in anew or not each.get("steady") else set()
+    if not again:
+        return None
+    kept = f"; what is there goes to {run.path(BEFORE)}, where its adapter, figures and card stay" if "train" in anew else ""  # fmt: skip
+    return f"run: {', '.join(told)}: {', '.join(again)} again{kept}"
+
+
+def lost_or_follows(run: Run, name: str, begun: dict[str, Any], others: set[str]) -> bool:
+    """Whether a finished stage has lost files, or follows from one that leaves others."""
+    return bool(run.lost(name) or others & set(begun["after"]))
 
 
 def free_name(folder: Path) -> str:
@@ -349,11 +370,7 @@ def clear_before(run: Run) -> None:
             elif path.exists():
                 shutil.rmtree(path)
         (folder / UNCLEARED).unlink()
-        if {path.name for path in folder.iterdir()} == {
-            "settings.json",
-            "facts.json",
-            ".done",
-        }:  # nothing was moved there
+        if {path.name for path in folder.iterdir()} == HUSK:
             shutil.rmtree(folder)
 
 
@@ -394,7 +411,8 @@ def stage(
                 started, earlier = time.perf_counter(), run.mark(name)
                 try:
                     made = [prepares(run)] if prepares else []
-                    begin_stage(run, name, wanted, reads, after, facts, scratch if replaces else [*outputs, *scratch], sets_aside)  # fmt: skip
+                    more = {"inputs": fingerprint(inputs(run) if inputs else None), "steady": result is not None}
+                    begin_stage(run, name, wanted, reads, after, facts, scratch if replaces else [*outputs, *scratch], sets_aside, more)  # fmt: skip
                     if together:
                         of_first(lambda: True)
                     function(run, *made)
@@ -420,7 +438,7 @@ def stage(
                     return say(f"{name}: done already, skipped")
             again(run)
 
-        run_stage.again, run_stage.together = again, together
+        run_stage.again, run_stage.together, run_stage.stage, run_stage.inputs = again, together, name, inputs
         return run_stage
 
     return decorate
@@ -494,7 +512,7 @@ def file_sizes(run: Run, outputs: Iterable[str]) -> dict[str, int]:
 
 
 def begin_stage(
-    run: Run, name: str, wanted: str, reads: Iterable[str], after: Iterable[str], facts: Iterable[str], outputs: Iterable[str], sets_aside: bool
+    run: Run, name: str, wanted: str, reads: Iterable[str], after: Iterable[str], facts: Iterable[str], outputs: Iterable[str], sets_aside: bool, more: dict[str, Any]
 ) -> None:  # fmt: skip
     """Take back the old mark, and what the stage left when it was begun with other inputs."""
     same = run.begun().get(name, {}).get("fingerprint") == wanted
@@ -510,7 +528,13 @@ def begin_stage(
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     begun = run.begun()
     number = begun.get(name, {}).get("number", len(begun))
-    told = {"fingerprint": wanted, "settings": chosen_settings(run, reads), "after": list(after), "number": number}
+    told = {
+        "fingerprint": wanted,
+        "settings": chosen_settings(run, reads),
+        "after": list(after),
+        "number": number,
+        **more,
+    }
     write_json(run.path(".done", "begun", f"{name}.json"), told)
 
 

@@ -56,6 +56,7 @@ def good(tmp_path):
         ),
         (lambda folder: {"columns": "{frage: prompt}"}, "`columns` names frage", "It has: question, answer."),
         (lambda folder: {"model": folder / "no-model"}, "no-model does not exist.", "Give a Hub id"),
+        (lambda folder: {"sixteen_bit_model": folder / "nope"}, "nope does not exist.", "Give a Hub id"),
         (lambda folder: {"model": folder}, "is no model in the transformers format", "Give one that has"),
         (
             lambda folder: {"storage": folder / "rows.jsonl" / "runs"},

@@ -257,6 +257,19 @@ def test_a_file_that_cannot_be_made_anew_leaves_the_old_one(tmp_path):
     assert follow(settings_of(tmp_path, quantizations=["f16"])).mark("gguf")
 
 
+def test_what_changed_on_the_disk_is_told_beforehand(tmp_path):
+    run = follow(settings_of(tmp_path))
+    same = settings_of(tmp_path)
+    assert runs.changes(same, data) is None
+    run.path("gguf", "file").unlink()
+    assert runs.changes(same, data) == "run: gguf/file is missing: gguf, card again"
+    run.path("adapter", "weights").unlink()
+    assert runs.changes(same, data) == "run: adapter/weights is missing, gguf/file is missing: train, gguf, card again"
+    (tmp_path / "d.json").write_text("others")
+    told = runs.changes(same, data)
+    assert told.startswith("run: the content of what `data` reads changed: data, train, gguf, card again; what is there goes to")  # fmt: skip
+
+
 def test_before_a_training_anything_may_change(tmp_path):
     follow(settings_of(tmp_path), data)
     other = settings_of(tmp_path, model="n", dataset="e.json")
