@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from .data import FORMS_OF, Findings, look_through, look_up, recognise_columns, refuse_full_disk
+from .data import FORMS_OF, Findings, look_through, look_up, prepare_data, recognise_columns, refuse_full_disk
 from .errors import AutoSlothError, ModelError, StorageError
 from .export import refuse_unknown_architecture, size_in_bases
 from .hardware import GB
@@ -53,6 +53,7 @@ def check(settings: Settings, setting_up: bool = False) -> Findings:
         check_storage,
         partial(check_dataset, found=found),
         check_model,
+        check_original,
         check_memory,
         check_template,
         starting_adapter,
@@ -77,8 +78,8 @@ def check(settings: Settings, setting_up: bool = False) -> Findings:
 
 
 def check_run(settings: Settings) -> None:
-    """Whether the run folder is free for these settings; says what they change of the run that is there. Raises SettingsError, StorageError."""
-    if told := changes(settings):
+    """Whether the run folder is free for these settings; says what changed of the run that is there. Raises SettingsError, StorageError."""
+    if told := changes(settings, prepare_data):
         say(told)
 
 
@@ -116,6 +117,13 @@ def check_model(settings: Settings) -> None:
     if settings.model == "demo" or (is_offline() and is_hub_id(settings.model)):
         return
     check_disk(settings)
+
+
+def check_original(settings: Settings) -> None:
+    """Whether the 16-bit original that the settings name is there, when it is needed. Raises ModelError."""
+    name = settings.sixteen_bit_model
+    if name and (settings.quantizations or settings.merged) and not (is_offline() and is_hub_id(name)):
+        weights_gb(name)
 
 
 def check_architecture(settings: Settings) -> None:

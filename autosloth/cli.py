@@ -6,12 +6,14 @@ import os
 import sys
 import tempfile
 import traceback
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .errors import AutoSlothError, Interrupted
+from .errors import INTERRUPTED, AutoSlothError, Interrupted
+from .run import Run, lock, storage_errors
 from .settings import DPOSettings, Settings, SFTSettings, SPINSettings
 from .values import in_words, parse_value, shown
 
@@ -31,6 +33,22 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given several times.")
 ]
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/my-run.")]
+
+
+def print_version(asked: bool) -> None:
+    """`--version`."""
+    if asked:
+        print(f"autosloth {installed('autosloth')}")
+        raise typer.Exit
+
+
+@app.callback()
+def with_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 def settings_help(road: type[Settings]) -> str:
@@ -152,38 +170,43 @@ def publish(run: Folder) -> None:
     """Upload the publish folder now, whatever `publish_to_hub` says."""
     from .publish import publish as upload
     from .publish import refuse_foreign_token, refuse_unverified, write_card
-    from .run import Run
 
-    opened = Run.open(run)
-    opened = Run(opened.folder, opened.settings.model_copy(update={"publish_to_hub": True}))
+    kept = locked(run)
+    opened = Run(kept.folder, kept.settings.model_copy(update={"publish_to_hub": True}))
     refuse_unverified(opened)
     refuse_foreign_token(opened.settings)
-    write_card(opened)
-    upload.again(opened)
+    try:
+        write_card(opened)
+        upload.again(opened)
+    finally:
+        kept.write_settings()  # that of the run stay as they were
 
 
 @app.command()
 def show(run: Folder) -> None:
     """Print what a run measured and where its files are."""
     from .notebook import summary
-    from .run import Run
 
     summary(Run.open(run))
 
 
 def redo(folder: Path, *stages: object) -> None:
     """Run stages of a run folder whether or not they are done."""
-    from .run import Run, lock, storage_errors
-
-    run = Run.open(folder)
-    with storage_errors(run.folder):
-        lock(run.folder)
+    run = locked(folder)
     for stage in stages:
         stage.again(run)
 
 
+def locked(folder: Path) -> Run:
+    """A run folder that is there, kept for this process."""
+    run = Run.open(folder)
+    with storage_errors(run.folder):
+        lock(run.folder)
+    return run
+
+
 def main() -> None:
-    """The console script."""
+    """The commands, and how they end."""
     os.environ.setdefault(
         "TOKENIZERS_PARALLELISM", "false"
     )  # the converter is a process forked off after tokenisers ran
@@ -199,7 +222,7 @@ def main() -> None:
         fail(error.what, error.todo)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of Ctrl-C
-            print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+            print(f"\n{INTERRUPTED}", file=sys.stderr)
         raise
     except Exception as error:
         with tempfile.NamedTemporaryFile("w", prefix="autosloth-error-", suffix=".log", delete=False) as log:

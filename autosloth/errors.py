@@ -12,6 +12,8 @@ AutoSlothError
 └── Interrupted     the user stopped it; what is done is kept
 """
 
+INTERRUPTED = "Interrupted. The same command goes on from the last checkpoint."
+
 
 class AutoSlothError(Exception):
     """A problem with a name.

@@ -44,6 +44,15 @@ def render_html(template: str, **view: Any) -> str:
     return environment.get_template(template).render(view)
 
 
+def counted(number: float, noun: str) -> str:
+    """So many of a thing.
+
+    >>> counted(1, "row"), counted(1.0, "epoch"), counted(1200, "row"), counted(0, "step")
+    ('1 row', '1 epoch', '1200 rows', '0 steps')
+    """
+    return f"{number:.10g} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """A time span as people say it: `48 s`, `12 min`, `3.5 h`."""
     if seconds < 100:

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -40,8 +41,12 @@ REMADE = (
     "publish",
     "verify",
 )  # of these what can be made again from the adapter
+UNCLEARED = ".uncleared"  # in a run before: what can be made again is still there
+HUSK = {"settings.json", "facts.json", ".done"}  # all that a run before has where nothing was moved there
 BEFORE = "before"  # of a run folder: where what was trained there goes when it is trained anew
 HALF_WRITTEN = ".partial"  # the end of a temporary file's or folder's name, which a kill leaves behind
+MARKED = ("fingerprint", "result", "settings", "files")  # what the mark of a finished stage tells
+BEGUN = ("fingerprint", "settings", "after", "number")  # what is kept of a stage that was begun
 LOCKS: dict[Path, FileLock] = {}  # held until the process ends
 
 _waits: dict[str, float] = {}  # what the stage at work waited for -> seconds
@@ -92,7 +97,10 @@ class Run:
 
     @classmethod
     def create(cls, settings: Settings) -> Run:
-        """Make the run folder (or take the one that is there, see `changes`) and write settings.json. Raises SettingsError, StorageError."""
+        """Make the run folder, or take the one that is there (see `changes`). Raises SettingsError, StorageError.
+
+        settings.json tells what lies in the folder: a stage that begins writes it, and here it is written where there is none.
+        """
         run = cls(settings.folder, settings)
         if not first():
             return run
@@ -102,7 +110,8 @@ class Run:
             lock(run.folder)
             for left in [*run.folder.rglob(f".*{HALF_WRITTEN}")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-            write_json(run.folder / "settings.json", {"road": settings.road, **settings.model_dump()})
+            if not read_json(run.path("settings.json")):
+                run.write_settings()
         return run
 
     @classmethod
@@ -110,12 +119,11 @@ class Run:
         """A run folder that is there already. Raises SettingsError when it is none."""
         folder = Path(folder).expanduser()
         path = folder / "settings.json"
-        if not path.is_file():
+        if not (values := read_json(path)):
             raise SettingsError(
                 f"{folder} is not a run folder: it has no settings.json.",
                 "Give the folder that the run printed, for example runs/my-run.",
             )
-        values = read_json(path)
         road = ROADS.get(values.get("road", "sft"))
         if road is None:
             raise SettingsError(
@@ -123,6 +131,10 @@ class Run:
                 "Install the version that made it, or a newer one.",
             )
         return cls(folder, road.from_values(values, str(path)))
+
+    def write_settings(self) -> None:
+        """Write settings.json."""
+        write_json(self.path("settings.json"), {"road": self.settings.road, **self.settings.model_dump()})
 
     def path(self, *parts: str) -> Path:
         """A path in the run folder."""
@@ -156,7 +168,7 @@ class Run:
 
     def mark(self, stage: str) -> dict[str, Any] | None:
         """The mark of a finished stage, or None."""
-        return read_json(self.path(".done", f"{stage}.json")) or None
+        return read_json(self.path(".done", f"{stage}.json"), MARKED) or None
 
     def lost(self, stage: str) -> list[str]:
         """The files of a finished stage that are not there any more, by their path in the run."""
@@ -165,11 +177,14 @@ class Run:
     def command(self, stage: str) -> str:
         """The command that makes again what a stage left."""
         own = {"merge": "export", "gguf": "export", "verify": "verify", "card": "card"}.get(stage)
-        return f"`autosloth {own} {self.folder}`" if own else f"`autosloth {self.settings.road}` with the settings of {self.folder}"  # fmt: skip
+        words = [own, self.folder] if own else [self.settings.road, self.path("settings.json")]
+        if not own and self.settings.folder.resolve() != self.folder.resolve():  # it was moved, or lies in before/
+            words += ["--set", f"storage={self.folder.parent}", "--set", f"run_name={self.folder.name}"]
+        return f"`autosloth {shlex.join(map(str, words))}`"
 
     def begun(self) -> dict[str, dict[str, Any]]:
         """By stage, in the order in which they were first begun: `settings` that it was last begun with, and the stages that come before it (`after`)."""
-        told = {path.stem: read_json(path) for path in self.path(".done", "begun").glob("*.json")}
+        told = {path.stem: read_json(path, BEGUN) for path in self.path(".done", "begun").glob("*.json")}
         return dict(sorted(told.items(), key=lambda item: item[1]["number"]))
 
     def rows(self, name: str) -> Any:
@@ -210,12 +225,20 @@ def lock(folder: Path) -> None:
         ) from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping; empty when the file is missing. Raises StorageError when it is damaged."""
+def read_json(path: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
+    """A JSON file's mapping; empty when there is no such file. Raises StorageError when it is damaged, or lacks a name that is needed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
-        raise StorageError(f"{path} is damaged.", "Delete it and run again: what it told is measured anew.") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (ValueError, RecursionError, IsADirectoryError):
+        content = None
+    if not isinstance(content, dict) or not set(needed) <= content.keys():
+        raise StorageError(
+            f"{path} is {'a folder' if path.is_dir() else 'damaged'}.",
+            "Move it away and run `autosloth sft`, `dpo` or `spin` again with the settings of the run: what it told is written anew.",
+        )
+    return content
 
 
 class storage_errors:
@@ -253,10 +276,10 @@ def existing_parent(path: Path) -> Path:
     return path
 
 
-def changes(settings: Settings) -> str | None:
-    """What these settings change of the run that is in their folder, and what is done again for it; None where nothing is.
+def changes(settings: Settings, *stages: Callable) -> str | None:
+    """What changed of the run that is in the folder of these settings, and what is done again for it; None where nothing is.
 
-    Raises SettingsError when a training of another road, model or dataset is there: it is another run.
+    stages: those whose inputs, such as the content of local files, are looked at too. Raises SettingsError when a training of another road, model or dataset is there: it is another run.
     """
     run, now = Run(settings.folder, settings), json.loads(json.dumps(settings.model_dump() | {"road": settings.road}))
     begun, old = run.begun(), {"road": read_json(settings.folder / "settings.json").get("road", settings.road)}
@@ -273,15 +296,35 @@ def changes(settings: Settings) -> str | None:
             f"`adapter` is {settings.adapter}, the run that is to be trained: it would be moved away before it is read.",
             f"Set `run_name` to another name, for example `{free_name(run.folder)}`.",
         )
-    again: list[str] = []
-    for name, each in begun.items():  # in the order of the road
-        if changed.keys() & each["settings"].keys() or set(again) & set(each["after"]):
-            again.append(name)
-    if not run.is_trained or not again:
+    if not run.is_trained:
         return None
-    told = ", ".join(f"{name} {value} -> {now[name]}" for name, value in changed.items())
-    kept = f"; what is there goes to {run.path(BEFORE)}, where its adapter, figures and card stay" if "train" in again else ""  # fmt: skip
-    return f"run: {told}: {', '.join(again)} again{kept}"
+    told = [f"{name} {value} -> {now[name]}" for name, value in changed.items()]
+    inputs = {stage.stage: stage.inputs for stage in stages}
+    again, anew, others = (
+        [],
+        set(),
+        set(),
+    )  # all; those of other inputs, for which a training is set aside; those that others follow from
+    for name, each in begun.items():  # in the order of the road
+        if "inputs" in each and name in inputs and fingerprint(inputs[name](run)) != each["inputs"]:
+            told.append(f"the content of what `{name}` reads changed")
+            anew.add(name)
+        if changed.keys() & each["settings"].keys() or anew & set(each["after"]):
+            anew.add(name)
+        elif lost := run.lost(name):
+            told.append(f"{lost[0]} is missing")
+        if name in anew or lost_or_follows(run, name, each, others):
+            again.append(name)
+            others |= {name} if name in anew or not each.get("steady") else set()
+    if not again:
+        return None
+    kept = f"; what is there goes to {run.path(BEFORE)}, where its adapter, figures and card stay" if "train" in anew else ""  # fmt: skip
+    return f"run: {', '.join(told)}: {', '.join(again)} again{kept}"
+
+
+def lost_or_follows(run: Run, name: str, begun: dict[str, Any], others: set[str]) -> bool:
+    """Whether a finished stage has lost files, or follows from one that leaves others."""
+    return bool(run.lost(name) or others & set(begun["after"]))
 
 
 def free_name(folder: Path) -> str:
@@ -300,9 +343,12 @@ def set_aside(run: Run, after: Iterable[str]) -> None:
     write_json(aside / "settings.json", settings)
     write_json(aside / "facts.json", run.facts)
     shutil.copytree(run.path(".done"), aside / ".done")
+    (aside / UNCLEARED).touch()
     for path in (run.path(name) for name in FOLLOWS):
-        if path.exists():
-            path.rename(aside / path.name)
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+        elif path.exists():
+            shutil.move(path, aside / path.name)  # which copies where before/ lies on another disk
     run.forget(*run.facts.keys() - set(after))
     for path in run.path(".done").rglob("*.json"):
         if path.stem not in after:
@@ -311,8 +357,11 @@ def set_aside(run: Run, after: Iterable[str]) -> None:
 
 
 def clear_before(run: Run) -> None:
-    """Delete what can be made again of the runs before, now that this one is whole; their adapters, facts and cards stay."""
-    for folder in run.path(BEFORE).glob("*"):
+    """Delete what can be made again of the runs before, once, now that this one is whole; their adapters, facts and cards stay.
+
+    What a stage made there since is the user's: `begin_stage` takes the note away that it is to be cleared.
+    """
+    for folder in (note.parent for note in run.path(BEFORE).glob(f"*/{UNCLEARED}")):
         if (folder / "publish" / "README.md").is_file():
             (folder / "publish" / "README.md").rename(folder / "README.md")
         for path in (folder / name for name in REMADE if (folder / "adapter").is_dir()):
@@ -320,6 +369,9 @@ def clear_before(run: Run) -> None:
                 path.unlink()
             elif path.exists():
                 shutil.rmtree(path)
+        (folder / UNCLEARED).unlink()
+        if {path.name for path in folder.iterdir()} == HUSK:
+            shutil.rmtree(folder)
 
 
 def stage(
@@ -359,7 +411,8 @@ def stage(
                 started, earlier = time.perf_counter(), run.mark(name)
                 try:
                     made = [prepares(run)] if prepares else []
-                    begin_stage(run, name, wanted, reads, after, facts, scratch if replaces else [*outputs, *scratch], sets_aside)  # fmt: skip
+                    more = {"inputs": fingerprint(inputs(run) if inputs else None), "steady": result is not None}
+                    begin_stage(run, name, wanted, reads, after, facts, scratch if replaces else [*outputs, *scratch], sets_aside, more)  # fmt: skip
                     if together:
                         of_first(lambda: True)
                     function(run, *made)
@@ -385,7 +438,7 @@ def stage(
                     return say(f"{name}: done already, skipped")
             again(run)
 
-        run_stage.again, run_stage.together = again, together
+        run_stage.again, run_stage.together, run_stage.stage, run_stage.inputs = again, together, name, inputs
         return run_stage
 
     return decorate
@@ -416,15 +469,35 @@ def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inpu
                 f"{run.path(lost[0])} is missing, which the stage `{earlier}` wrote.",
                 f"Run {run.command(earlier)}: it is made again.",
             )
-        now_set = json.loads(json.dumps(chosen_settings(run, mark["settings"])))
-        changed = [field for field, value in mark["settings"].items() if now_set[field] != value]
-        if changed:
+        refuse_altered(run, earlier)
+        before[earlier] = mark["result"]
+    refuse_other_settings(run, after)
+    return fingerprint([chosen_settings(run, reads), before, inputs(run) if inputs else None])
+
+
+def refuse_altered(run: Run, stage: str, kinds: Iterable[str] = ("data", "adapter", "reference")) -> None:
+    """Raises StorageError when a file of these kinds that a stage left is of another size now: it is not the one that was measured."""
+    for name, size in (run.mark(stage) or {}).get("files", {}).items():
+        now = run.path(name).stat().st_size if run.path(name).is_file() else 0
+        if now != size and Path(name).parts[0] in kinds:
+            raise StorageError(
+                f"{run.path(name)} has {now:,} bytes, and had {size:,} when the stage `{stage}` was done: it is another file.",
+                f"Run {run.command(stage)}: it is made again.",
+            )
+
+
+def refuse_other_settings(run: Run, stages: Iterable[str]) -> None:
+    """Raises SettingsError when one of these stages, or one that came before it, was done with other settings than the run has now."""
+    begun, looked_at = run.begun(), [*stages]
+    for earlier in looked_at:  # which grows
+        told = begun.get(earlier, {"settings": {}, "after": []})
+        looked_at += [name for name in told["after"] if name not in looked_at]
+        now_set = json.loads(json.dumps(chosen_settings(run, told["settings"])))
+        if changed := [field for field, value in told["settings"].items() if now_set.get(field) != value]:
             raise SettingsError(
                 f"The stage `{earlier}` of {run.folder} was done with other settings ({', '.join(changed)}).",
                 f"Run `autosloth {run.settings.road}` to the end, or set them back.",
             )
-        before[earlier] = mark["result"]
-    return fingerprint([chosen_settings(run, reads), before, inputs(run) if inputs else None])
 
 
 def chosen_settings(run: Run, names: Iterable[str]) -> dict[str, Any]:
@@ -439,12 +512,14 @@ def file_sizes(run: Run, outputs: Iterable[str]) -> dict[str, int]:
 
 
 def begin_stage(
-    run: Run, name: str, wanted: str, reads: Iterable[str], after: Iterable[str], facts: Iterable[str], outputs: Iterable[str], sets_aside: bool
+    run: Run, name: str, wanted: str, reads: Iterable[str], after: Iterable[str], facts: Iterable[str], outputs: Iterable[str], sets_aside: bool, more: dict[str, Any]
 ) -> None:  # fmt: skip
     """Take back the old mark, and what the stage left when it was begun with other inputs."""
     same = run.begun().get(name, {}).get("fingerprint") == wanted
     if sets_aside and not same and run.is_trained:
         set_aside(run, after)
+    run.write_settings()
+    run.path(UNCLEARED).unlink(missing_ok=True)
     run.path(".done", f"{name}.json").unlink(missing_ok=True)
     if same:
         return
@@ -453,7 +528,13 @@ def begin_stage(
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     begun = run.begun()
     number = begun.get(name, {}).get("number", len(begun))
-    told = {"fingerprint": wanted, "settings": chosen_settings(run, reads), "after": list(after), "number": number}
+    told = {
+        "fingerprint": wanted,
+        "settings": chosen_settings(run, reads),
+        "after": list(after),
+        "number": number,
+        **more,
+    }
     write_json(run.path(".done", "begun", f"{name}.json"), told)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import math
 import re
@@ -18,7 +19,18 @@ from typing import (  # pydantic takes typing's only from Python 3.12 on
     get_args,
 )
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import TypedDict
 
 from .errors import SettingsError
@@ -34,6 +46,8 @@ from .values import (
     explain,
     is_home,
     is_jinja,
+    misspelt,
+    no_truth,
     read_settings_file,
     refuse_unknown,
     refuse_unknown_variables,
@@ -85,6 +99,13 @@ def otherwise(name: str, default: Any, **extra: Any) -> Any:
     return field
 
 
+def refuse_misspelt_meaning(name: str, other: str, meanings: tuple[str, ...]) -> None:
+    """Raises ValueError where in `{name: other}`, of which neither is a meaning, the first looks like one with a slip in it."""
+    near = difflib.get_close_matches(name, meanings, n=1, cutoff=0.8)
+    if near and not name.startswith(near[0]):  # as `inputs` and `text_2` do, which may well be columns
+        raise ValueError(f"{misspelt([name], near, 'a meaning')}; write {{{other}: {near[0]}}}, or {{{name}: {near[0]}}} if a column is called so")  # fmt: skip
+
+
 NotEmpty = Annotated[str, Field(min_length=1)]
 
 
@@ -94,7 +115,7 @@ class Part(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     path: Required[NotEmpty]
-    share: Annotated[float, Field(gt=0, le=1)]
+    share: Annotated[float, Field(gt=0, le=1), BeforeValidator(lambda value: no_truth(value, [float]))]
     split: NotEmpty
     columns: dict[str, str]
 
@@ -254,6 +275,12 @@ class Settings(BaseModel):
             return {**cls.DEMO_DEFAULTS, **values}
         return values
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[info.field_name].annotation
+        return no_truth(value, get_args(kind) or [kind])
+
     @field_validator("model", "dataset", mode="before")
     @classmethod
     def _take_the_id_from_a_page(cls, value: Any) -> Any:
@@ -317,6 +344,9 @@ class Settings(BaseModel):
             for way, pair in zip(ways, value.items(), strict=True)
         ]
         pairs = [(column, named[meaning]) for column, meaning in given]
+        for column, meaning in given:
+            if meaning not in meanings:
+                refuse_misspelt_meaning(column, meaning, meanings)
         if len(dict(pairs)) < len(pairs):
             raise ValueError("it gives one column two meanings; give each column once")
         return dict(pairs)
@@ -407,9 +437,7 @@ class Settings(BaseModel):
         asked, taken = self._warmup_asked(steps), self.warmup_steps(steps)
         if asked == taken:
             return None
-        return (
-            f"the warm-up is {taken} instead of {asked} steps: in {steps} there would be none at the full learning rate"
-        )
+        return f"the warm-up is {taken} instead of {asked} step{'' if asked == 1 else 's'}: in {steps} there would be none at the full learning rate"
 
     @property
     def folder(self) -> Path:

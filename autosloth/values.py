@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticKnownError
 
 from .errors import SettingsError
 
@@ -102,7 +103,7 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML as settings are written: what looks like a date is text, and no name is given twice."""
+    """YAML as settings are written: what looks like a date is text, as is `1:30`, and no name is given twice."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -117,11 +118,22 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def plain_number(loader: Loader, node: yaml.ScalarNode) -> Any:
+    """A number in tens, or text: YAML 1.1 takes `1:30` for 90 and `010` for 8."""
+    if ":" in node.value or re.fullmatch(r"[-+]?0[0-7_]+", node.value):
+        return node.value
+    return yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
+
+
+for kind in ("int", "float"):
+    Loader.add_constructor(f"tag:yaml.org,2002:{kind}", plain_number)
+
+
 def load_yaml(text: str) -> Any:
     """What YAML text says. Raises yaml.YAMLError, ValueError.
 
-    >>> load_yaml("2024-02-30"), load_yaml("{a: 1}")
-    ('2024-02-30', {'a': 1})
+    >>> load_yaml("2024-02-30"), load_yaml("{a: 1}"), load_yaml("1:30"), load_yaml("010"), load_yaml("1_000")
+    ('2024-02-30', {'a': 1}, '1:30', '010', 1000)
     """
     return yaml.load(text, Loader)
 
@@ -148,13 +160,21 @@ def refuse_unknown_variables(names: Iterable[str]) -> None:
 
 
 def misspelt(unknown: Iterable[str], known: Iterable[str], kind: str) -> str:
-    """What is wrong with names that are not known, with the nearest that is.
+    """What is wrong with names that are not known, with the nearest that is, whatever their case.
 
-    >>> misspelt(["modle"], ["model", "seed"], "a setting")
-    '`modle` is not a setting (did you mean `model`?)'
+    >>> misspelt(["modle", "SEED"], ["model", "seed"], "a setting")
+    '`modle` is not a setting (did you mean `model`?); `SEED` is not a setting (did you mean `seed`?)'
     """
-    nearest = {name: difflib.get_close_matches(name, list(known), n=1, cutoff=0.5) for name in unknown}
-    return "; ".join(f"`{name}` is not {kind}" + (f" (did you mean `{near[0]}`?)" if near else "") for name, near in nearest.items())  # fmt: skip
+    folded = {name.casefold(): name for name in known}
+    nearest = {name: difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5) for name in unknown}
+    return "; ".join(f"`{name}` is not {kind}" + (f" (did you mean `{folded[near[0]]}`?)" if near else "") for name, near in nearest.items())  # fmt: skip
+
+
+def no_truth(value: Any, kinds: Iterable[Any]) -> Any:
+    """A value for a field of these kinds; pydantic would take true for the number 1. Raises pydantic's error for that."""
+    if isinstance(value, bool) and bool not in kinds and {int, float} & set(kinds):
+        raise PydanticKnownError("int_type" if int in kinds else "float_type")
+    return value
 
 
 def yaml_text(values: Mapping[str, Any]) -> str:

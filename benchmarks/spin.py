@@ -338,7 +338,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         for number, figures in enumerate(places):
             if number == 0 and curve:
                 continue  # the start is that of all curves
-            after = f"round {number - 1}" if "self-play" in name else f"steps of {number} round{'s' * (number > 1)}"
+            after = f"round {number}" if "self-play" in name else f"steps of {number} round{'s' * (number > 1)}"
             cells = [spread(figures, column, digits) for column, (_, digits) in COLUMNS.items()]
             first = f"{name} | {after}" if number else "the start | "
             lines.append(f"| {first} | {' | '.join(cells)} | {stopped(figures)} |")
@@ -358,7 +358,7 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
         draw(left, range(len(places)), places, "kl", color, line, name)
         if "self-play" in name:
             draw(right, range(1, len(places)), places[1:], "reward_accuracy", color, line, name)
-    names = ["start", *(f"round {number}" for number in range(len(places) - 1))]
+    names = ["start", *(f"round {number}" for number in range(1, len(places)))]
     left.set_xticks(range(len(names)), names)
     left.set_yscale("log")
     for which in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,12 @@ from support.locks import released
 from support.patience import HUNG, until
 
 from autosloth.check import Problems, check
-from autosloth.errors import StorageError
-from autosloth.run import Run, lock, storage_errors
+from autosloth.errors import SettingsError, StorageError
+from autosloth.export import write_gguf
+from autosloth.notebook import summary
+from autosloth.proof import verify_gguf
+from autosloth.publish import write_card
+from autosloth.run import Run, clear_before, lock, read_json, set_aside, storage_errors, write_json
 from autosloth.settings import ROADS, SFTSettings
 
 
@@ -51,6 +56,7 @@ def good(tmp_path):
         ),
         (lambda folder: {"columns": "{frage: prompt}"}, "`columns` names frage", "It has: question, answer."),
         (lambda folder: {"model": folder / "no-model"}, "no-model does not exist.", "Give a Hub id"),
+        (lambda folder: {"sixteen_bit_model": folder / "nope"}, "nope does not exist.", "Give a Hub id"),
         (lambda folder: {"model": folder}, "is no model in the transformers format", "Give one that has"),
         (
             lambda folder: {"storage": folder / "rows.jsonl" / "runs"},
@@ -171,11 +177,46 @@ def test_a_run_folder_that_another_process_works_in_is_refused(copied, base):
     assert result.returncode == 1 and "Another process is working in" in result.stderr
 
 
-def test_a_stage_done_with_other_settings_is_not_described_as_done_with_these(copied):
-    values = {"model": "demo", "dataset": "demo", "run_name": "short", "storage": str(copied.parent), "lora_r": 64}
-    released(Run.create(SFTSettings.load(values)))
-    result = subprocess.run([sys.executable, "-m", "autosloth", "card", str(copied)], capture_output=True, text=True)
-    assert result.returncode == 1 and "done with other settings (lora_r)" in result.stderr
+def test_card_and_show_tell_the_settings_that_the_files_were_made_with(copied):
+    """Not those of a run that was not yet begun anew; and of settings that no stage was begun with there is no card."""
+    old = Run.open(copied).settings
+    released(Run.create(old.model_copy(update={"storage": str(copied.parent), "seed": 77, "max_new_tokens": 5})))
+    assert command_line("card", copied).returncode == 0
+    assert "| seed | 3407 |" in (copied / "publish" / "README.md").read_text()
+    facts = read_json(copied / "facts.json")
+    facts["eval"]["after"]["answers_cut"] = 3
+    write_json(copied / "facts.json", facts)
+    Run(copied, old.model_copy(update={"max_new_tokens": 5})).write_settings()
+    assert "3cutat24tokens" in shown(copied)
+    with pytest.raises(SettingsError, match=r"The stage `data` of .* was done with other settings \(seed\)"):
+        write_card(Run(copied, old.model_copy(update={"seed": 77})))
+
+
+@pytest.mark.parametrize("content", ["null", "[]", '{"train": {"st', "a folder", b"\xff"])
+@pytest.mark.parametrize("name", ["settings.json", "facts.json", ".done/train.json", ".done/begun/data.json"])
+def test_a_damaged_file_of_a_run_is_a_named_problem_and_stays(copied, name, content):
+    path = copied / name
+    path.unlink()
+    if content == "a folder":
+        path.mkdir()
+        (path / "mine").touch()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    settings = SFTSettings.load(DEMO | {"storage": str(copied.parent)})
+    with pytest.raises(StorageError, match=f"{name} is (damaged|a folder)") as error:
+        summary(Run.open(copied)), write_card(Run.create(settings))
+    assert "Move it away and run" in error.value.todo and path.exists()
+
+
+@pytest.mark.parametrize("name", ["reference/rows.json", "reference/logprobs.npy", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"])  # fmt: skip
+def test_a_file_that_was_cut_short_is_a_named_problem(copied, name):
+    with (copied / name).open("rb+") as file:
+        file.truncate(100)
+    for again in (write_gguf.again, verify_gguf.again, write_card.again):
+        with pytest.raises(
+            StorageError, match=f"{name} has 100 bytes, and had .*`train` was done.*Run `autosloth sft "
+        ):
+            again(Run.open(copied))
 
 
 def test_damaged_facts_are_a_named_problem(copied):
@@ -244,6 +285,29 @@ def test_a_file_of_another_size_is_not_shown_as_the_one_that_was_proven(copied):
     assert f"MBthatwereproven:`autoslothverify{copied}`tells" in shown(copied)
 
 
+def test_nobody_is_invited_to_talk_to_a_file_that_failed_its_proof(copied):
+    facts = read_json(copied / "facts.json")
+    write_json(copied / "facts.json", facts | {"verify": facts["verify"] | {"passed": False}})
+    said = shown(copied)
+    assert "NOTpassed" in said and "talktoit" not in said and "inPython" not in said
+
+
+def test_of_a_run_before_the_card_that_was_kept_is_shown(copied):
+    run = Run.open(copied)
+    set_aside(run, ["data"])
+    clear_before(run)
+    (aside,) = (copied / "before").iterdir()
+    said = shown(aside)
+    assert f"card{aside}/README.md" in said and "publish" not in said.replace("publish_to_hub", "")
+    assert f"GGUF{aside}/gguf/short-Q8_0.ggufismissing:`autoslothexport{aside}`makesitagain" in said
+
+
+def test_publishing_waits_for_no_other_process(copied):
+    lock(copied)
+    result = command_line("publish", copied)
+    assert result.returncode == 1 and "Another process is working in" in result.stderr
+
+
 def test_a_file_that_is_made_again_is_not_proven_yet(copied):
     assert command_line("export", copied).returncode == 0
     assert f"notdoneofthesefiles:`autoslothverify{copied}`doesit" in shown(copied)
@@ -262,11 +326,17 @@ def test_a_file_of_another_size_reaches_no_card(copied):
 
 def test_without_its_adapter_a_run_says_so(copied):
     shutil.rmtree(copied / "adapter")
-    assert "adapter_config.jsonismissing:`autoslothsft`withthesettingsof" in shown(copied)
+    assert (
+        f"adapter_config.jsonismissing:`autoslothsft{copied}/settings.json--setstorage={copied.parent}--setrun_name=short`makesitagain"
+        in shown(copied)
+    )
     for command in ("export", "verify", "card"):
         result = command_line(command, copied)
         assert result.returncode == 1 and "adapter_config.json is missing" in result.stderr, command
-        assert "Run `autosloth sft` with the settings of" in result.stderr
+        assert (
+            f"Run `autosloth sft {copied}/settings.json --set storage={copied.parent} --set run_name=short`"
+            in result.stderr
+        )
 
 
 def test_what_other_settings_change_of_a_finished_run_is_told_beforehand(copied):
@@ -298,6 +368,19 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(tmp_path, base):
     assert process.returncode == 130 and "with a checkpoint" in errors and "Traceback" not in errors, said + errors
     step = int(re.search(r"after step (\d+) of 2000", errors)[1])
     assert (tmp_path / "short" / "checkpoints" / f"checkpoint-{step}").is_dir()
+
+
+def test_an_interrupt_while_the_commands_are_imported_ends_in_the_same_way(tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    result = command_line("show", tmp_path, PYTHONPATH=paths)
+    said = "\nInterrupted. The same command goes on from the last checkpoint.\n"
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", said)
+
+
+def test_the_version_is_told():
+    result = command_line("--version")
+    assert (result.returncode, result.stdout) == (0, f"autosloth {version('autosloth')}\n")
 
 
 def test_import_is_instant():

@@ -115,7 +115,40 @@ def test_what_is_trained_anew_is_told_and_what_was_there_is_kept(tmp_path):
     assert run.path("adapter", "weights").read_text() == run.path("gguf", "file").read_text() == "0.0001"
     assert run.facts["train"]["rate"] == 1e-4 and runs.changes(changed) is None
     gguf(old)  # of the adapter that was kept its file can be made again
+    card(run)  # and stays there when the card is written once more
     assert old.path("gguf", "file").read_text() == "0.001"
+
+
+def test_what_was_made_by_hand_of_a_run_before_stays_when_the_new_one_is_whole(tmp_path):
+    follow(settings_of(tmp_path))
+    run = follow(settings_of(tmp_path, learning_rate=1e-4), data, train)
+    (aside,) = befores(tmp_path)
+    gguf.again(Run.open(aside))
+    gguf(run), card(run)
+    assert (aside / "gguf" / "file").read_text() == "0.001"
+
+
+def test_a_folder_that_a_kill_left_without_anything_is_cleared(tmp_path):
+    run = follow(settings_of(tmp_path))
+    for name in ("husk", "mine"):
+        (run.path("before", name, ".done")).mkdir(parents=True)
+        for file in ("settings.json", "facts.json", ".uncleared", *(["notes.txt"] if name == "mine" else [])):
+            run.path("before", name, file).touch()
+    card.again(run)
+    assert [path.name for path in befores(tmp_path)] == ["mine"]
+
+
+def test_a_before_on_another_disk_takes_what_was_there(tmp_path, monkeypatch):
+    def rename(old, new):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    run = follow(settings_of(tmp_path))
+    run.path("verify").mkdir()
+    monkeypatch.setattr("os.rename", rename)
+    follow(settings_of(tmp_path, learning_rate=1e-4), data, train)
+    (aside,) = befores(tmp_path)
+    assert (aside / "adapter" / "weights").read_text() == (aside / "gguf" / "file").read_text() == "0.001"
+    assert not (aside / "verify").exists() and run.path("adapter", "weights").read_text() == "0.0001"
 
 
 def test_a_training_that_was_begun_is_kept_too_and_goes_on_where_it_stood(tmp_path):
@@ -161,6 +194,29 @@ def test_work_that_fails_before_a_stage_begins_leaves_the_run_as_it_was(tmp_path
     assert files == {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
 
 
+def test_settings_json_tells_what_lies_there_until_a_stage_begins_anew(tmp_path):
+    @runs.stage("data", reads=("seed",), facts=("data",), outputs=("data/rows",), prepares=lambda run: 1 / 0, sets_aside=True)  # fmt: skip
+    def failing(run, made):
+        raise AssertionError
+
+    follow(settings_of(tmp_path))
+    with pytest.raises(ZeroDivisionError):
+        follow(settings_of(tmp_path, seed=77, learning_rate=1e-4), failing)
+    assert Run.open(tmp_path / "mine").settings == settings_of(tmp_path)
+    with pytest.raises(Interrupted):
+        follow(settings_of(tmp_path, learning_rate=NEVER_ENDS))
+    (aside,) = befores(tmp_path)
+    assert Run.open(aside).settings == settings_of(tmp_path)
+    assert Run.open(tmp_path / "mine").settings.learning_rate == NEVER_ENDS
+
+
+def test_a_stage_of_other_settings_is_refused_however_early_it_came(tmp_path):
+    run = follow(settings_of(tmp_path))
+    other = Run(run.folder, settings_of(tmp_path, dataset="e.json"))
+    with pytest.raises(SettingsError, match=r"The stage `data` of .* was done with other settings \(dataset\)"):
+        card(other)
+
+
 def test_the_run_itself_is_no_adapter_to_start_from(tmp_path):
     run = follow(settings_of(tmp_path))
     with pytest.raises(SettingsError, match="the run that is to be trained"):
@@ -199,6 +255,19 @@ def test_a_file_that_cannot_be_made_anew_leaves_the_old_one(tmp_path):
         card(run)
     run.path("full").unlink()
     assert follow(settings_of(tmp_path, quantizations=["f16"])).mark("gguf")
+
+
+def test_what_changed_on_the_disk_is_told_beforehand(tmp_path):
+    run = follow(settings_of(tmp_path))
+    same = settings_of(tmp_path)
+    assert runs.changes(same, data) is None
+    run.path("gguf", "file").unlink()
+    assert runs.changes(same, data) == "run: gguf/file is missing: gguf, card again"
+    run.path("adapter", "weights").unlink()
+    assert runs.changes(same, data) == "run: adapter/weights is missing, gguf/file is missing: train, gguf, card again"
+    (tmp_path / "d.json").write_text("others")
+    told = runs.changes(same, data)
+    assert told.startswith("run: the content of what `data` reads changed: data, train, gguf, card again; what is there goes to")  # fmt: skip
 
 
 def test_before_a_training_anything_may_change(tmp_path):

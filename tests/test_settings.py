@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from autosloth.errors import SettingsError
-from autosloth.settings import DPOSettings, SFTSettings
+from autosloth.settings import DPOSettings, SFTSettings, SPINSettings
 from autosloth.values import is_hub_id
 
 
@@ -223,3 +223,39 @@ def test_columns_are_turned_as_a_whole_where_names_are_common_ones(given, meant)
 
 def test_an_empty_name_of_a_run_is_made_up():
     assert SFTSettings.load({"model": "demo", "dataset": "demo", "run_name": None, "repo": None}).run_name == "demo-sft"
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("max_steps: true", "`max_steps` is true, but it should be a whole number"),
+        ("learning_rate: yes", "`learning_rate` is true, but it should be a number"),
+        ("last_beta: on", "`last_beta` is true, but it should be a number"),
+        ("max_steps: 1:30", '`max_steps` is "1:30", but it should be a whole number'),
+        ("learning_rate: 1:30.5", '`learning_rate` is "1:30.5", but it should be a number'),
+        ("dataset: [{path: a, share: true}]", "`dataset.0.share` is true, but it should be a number"),
+    ],
+)
+def test_what_is_no_number_is_taken_for_none(tmp_path, text, words):
+    (tmp_path / "s.yaml").write_text(f"model: demo\n{text}\n")
+    with pytest.raises(SettingsError) as error:
+        SPINSettings.load(tmp_path / "s.yaml")
+    assert words in error.value.what, error.value.what
+    assert SPINSettings.load({"max_steps": "010", "merged": "yes", "stop_early": 0}).max_steps == 10
+
+
+def test_a_variable_in_small_letters_is_told_as_the_same_one_in_capitals(monkeypatch):
+    monkeypatch.setenv("AUTOSLOTH_max_steps", "3")
+    with pytest.raises(SettingsError, match="did you mean `AUTOSLOTH_MAX_STEPS`"):
+        SFTSettings.load({})
+
+
+@pytest.mark.parametrize("given", [{"promt": "question"}, {"promt": "frage"}, {"completion": "a", "promt": "question"}])
+def test_a_misspelt_meaning_is_not_taken_for_a_column(given):
+    other = given["promt"]
+    told = rf"`promt` is not a meaning .did you mean `prompt`.*; write {{{other}: prompt}}, or {{promt: prompt}}"
+    with pytest.raises(SettingsError, match=told):
+        SFTSettings.load({"columns": given})
+    for column in ("promt", "inputs", "prompt_2"):
+        assert SFTSettings.load({"columns": {column: "prompt"}}).columns == {column: "prompt"}
+    assert SFTSettings.load({"columns": {"inputs": "question"}}).columns == {"inputs": "prompt"}

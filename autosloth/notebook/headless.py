@@ -5,8 +5,15 @@ The notebook's file stays as it is: its outputs go to the terminal.
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
+
+
+def plain(text: str) -> str:
+    """The text, without the escape codes for colours and the like where no terminal shows them."""
+    return text if sys.stdout.isatty() else re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", text)
 
 
 def execute(path: Path) -> None:
@@ -17,9 +24,9 @@ def execute(path: Path) -> None:
     class Printing(NotebookClient):
         def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
             if msg["msg_type"] == "stream":
-                print(msg["content"]["text"], end="", flush=True)
+                print(plain(msg["content"]["text"]), end="", flush=True)
             elif msg["msg_type"] == "display_data":
-                print(msg["content"]["data"].get("text/plain", ""), flush=True)
+                print(plain(msg["content"]["data"].get("text/plain", "")), flush=True)
             return super().process_message(msg, cell, cell_index)
 
     Printing(nbformat.read(path, as_version=4), timeout=None, kernel_name="python3").execute()

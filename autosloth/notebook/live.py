@@ -11,8 +11,8 @@ import time
 from typing import Any
 
 from ..errors import SettingsError
-from ..hardware import GB
-from ..output import duration, render_html, say, show
+from ..hardware import GB, peak_ram_gb, peak_vram_gb
+from ..output import counted, duration, render_html, say, show
 from ..run import Run
 from .runtime import front_end_attached
 
@@ -57,7 +57,7 @@ class Interruption:
 
 
 def progress_callback(interruption: Interruption) -> Any:
-    """A trainer callback that shows the training, keeps the seconds spent in the trainer's log, over resumes too, and ends it when asked to."""
+    """A trainer callback that shows the training, keeps the seconds spent and the peaks of memory in the trainer's log, over resumes too, and ends it when asked to."""
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
@@ -74,7 +74,8 @@ def progress_callback(interruption: Interruption) -> Any:
             if "loss" not in logs:
                 return
             elapsed = time.perf_counter() - self.started
-            state.log_history[-1]["seconds"] = round(elapsed, 2)
+            memory = {"peak_ram_gb": peak_ram_gb(), "peak_vram_gb": peak_vram_gb()}
+            state.log_history[-1] |= {"seconds": round(elapsed, 2), **memory}
             done, total = state.global_step, state.max_steps
             pace = (time.perf_counter() - self.resumed_at) / (done - self.first_step)
             told = ", ".join(filter(None, [f"loss {float(logs['loss']):.4f}", preference_line(logs)]))
@@ -179,7 +180,7 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
     if missing or "after" not in facts["eval"]:
         raise SettingsError(
             f"The run {run.folder} is not finished: nothing is measured yet of {', '.join(missing) or 'eval'}.",
-            f"Run `autosloth {run.settings.road}` with its settings to the end.",
+            f"Run {run.command('train')} to the end.",
         )
     before, after = facts["eval"]["before"], facts["eval"]["after"]
     lines = [("run folder", str(run.folder)), held_out_line(before, after, facts["data"]["eval_rows"])]
@@ -189,13 +190,14 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
     if reason := (facts.get("rounds") or [{}])[-1].get("stopped"):
         lines.append(("no further round", reason))
     if arm := facts.get("sft_arm"):
-        lines.append(("plain SFT", f"held-out loss {arm['nll']:.4f} after {arm['steps']} steps from the start, for comparison"))  # fmt: skip
+        lines.append(("plain SFT", f"held-out loss {arm['nll']:.4f} after {counted(arm['steps'], 'step')} from the start, for comparison"))  # fmt: skip
     if "exact_match" in after:
-        cut = f"; {after['answers_cut']} cut at {run.settings.max_new_tokens} tokens" if after["answers_cut"] else ""
+        longest = after.get("max_new_tokens", run.settings.max_new_tokens)
+        cut = f"; {after['answers_cut']} cut at {longest} tokens" if after["answers_cut"] else ""
         lines.append(
             (
                 "task accuracy",
-                f"{before['exact_match']:.1%} before, {after['exact_match']:.1%} after (exact match of {after['answers_compared']} held-out answers{cut})",
+                f"{before['exact_match']:.1%} before, {after['exact_match']:.1%} after (exact match of {counted(after['answers_compared'], 'held-out answer')}{cut})",
             )
         )
         lines.append(("sample question", after["samples"][0]["question"]))
@@ -206,7 +208,7 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
     lines.append(
         (
             "training",
-            f"{facts['train']['steps']} steps in {duration(facts['train']['seconds'])}, {facts['train']['tokens_per_second']:.0f} tokens per second, {memory_facts(facts)}",
+            f"{counted(facts['train']['steps'], 'step')} in {duration(facts['train']['seconds'])}, {facts['train']['tokens_per_second']:.0f} tokens per second, {memory_facts(facts)}",
         )
     )
     if run.lost("train"):
@@ -218,7 +220,7 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
         )
     if run.mark("verify") is None:
         lines.append(("verification", f"not done of these files: {run.command('verify')} does it"))
-    elif (proof := facts["verify"])["passed"] is not None:
+    elif (proof := facts["verify"])["passed"] is not None or proof.get("no_verdict"):
         altered = [
             file
             for file in facts["export"]["gguf"]
@@ -226,10 +228,16 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
         ]
         of = "of files that are missing now: " if lost else "of a file that is another one now: " if altered else ""
         lines.append(("verification", f"{of}{proof_line(proof)}"))
-        if proof["passed"] and not altered:
-            lines.append(("which means", run.settings.passed_means()))
-    gone = run.lost("card")
-    lines.append(("publish folder", missing_line(run, "card", gone[0]) if gone else str(run.path("publish"))))
+        if proof["passed"] is not False and not altered:
+            lines.append(("which means", proof.get("no_verdict") or run.settings.passed_means()))
+    gone, kept = (
+        run.lost("card"),
+        run.path("README.md"),
+    )  # of a run in before/ the card is kept, and not what is published
+    if gone and kept.is_file():
+        lines.append(("card", str(kept)))
+    else:
+        lines.append(("publish folder", missing_line(run, "card", gone[0]) if gone else str(run.path("publish"))))
     lines += talk_lines(run, lost)
     lines.append(("on the Hub", ", ".join(facts["publish"]["repos"]) or "no (publish_to_hub is off)"))
     return lines
@@ -248,13 +256,15 @@ def file_line(run: Run, file: dict[str, Any]) -> str:
 
 
 def talk_lines(run: Run, lost: list[str]) -> list[tuple[str, str]]:
-    """How to talk to the first GGUF of the run, where it is a whole model and not among the lost files."""
+    """How to talk to the first GGUF of the run, where it is a whole model, not among the lost files, and did not fail its proof."""
     models = [file["path"] for file in run.facts["export"]["gguf"] if file["type"] != "ADAPTER"]
-    if not models or lost:
+    if not models or lost or run.facts["verify"]["passed"] is False:
         return []
     name = run.settings.run_name.lower()  # which Ollama wants
     ollama = f"ollama create {name} -f {shlex.quote(str(run.path('gguf', 'Modelfile')))} && ollama run {name}"
-    return [("talk to it", ollama), ("in Python", f"llama_cpp.Llama({str(run.path(models[0]))!r}); more in the card, {run.path('publish', 'README.md')}")]  # fmt: skip
+    cards = [path for path in (run.path("publish", "README.md"), run.path("README.md")) if path.is_file()]
+    more = f"; more in the card, {cards[0]}" if cards else ""
+    return [("talk to it", ollama), ("in Python", f"llama_cpp.Llama({str(run.path(models[0]))!r}){more}")]
 
 
 def missing_line(run: Run, stage: str, name: str) -> str:
@@ -264,7 +274,7 @@ def missing_line(run: Run, stage: str, name: str) -> str:
 
 def proof_line(proof: dict[str, Any]) -> str:
     """The proof of all files in a line."""
-    told = ["passed" if proof["passed"] else "NOT passed"]
+    told = [{True: "passed", False: "NOT passed", None: "no verdict"}[proof["passed"]]]
     if proof["texts"]:
         told.append(f"{proof['token_mismatches']} of {proof['texts']} texts tokenised differently")
     if proof["mean_kl"] is not None:
@@ -272,12 +282,12 @@ def proof_line(proof: dict[str, Any]) -> str:
             f"mean KL {proof['mean_kl']:.2g} nats, top-1 {proof['top1']:.1%}, over {proof['positions']} positions"
         )
     tensors = sum(file["weights"]["tensors"] for file in proof.get("files", []))
-    return f"{told[0]}: {', '.join([*told[1:], f'{tensors} tensors compared'])}"
+    return f"{told[0]}: {', '.join([*told[1:], counted(tensors, 'tensor') + ' compared'])}"
 
 
 def held_out_line(before: dict[str, Any], after: dict[str, Any], rows: int) -> tuple[str, str]:
     """The loss on what was held out; that of answers has a unit, that of preferences has none."""
-    what = f"{rows} pairs" if "reward_accuracy" in after else f"nats per token, {rows} rows"
+    what = counted(rows, "pair") if "reward_accuracy" in after else f"nats per token, {counted(rows, 'row')}"
     return "held-out loss", f"{before['loss']:.4f} before, {after['loss']:.4f} after ({what})"
 
 
@@ -286,8 +296,8 @@ def round_line(played: dict[str, Any]) -> tuple[str, str]:
     now = played["eval"]
     told = f"held-out loss {now['nll']:.4f}, accuracy on pairs {now['reward_accuracy']:.1%}, margin {now['reward_margin']:z.3f}"
     return (
-        f"round {played['round']}",
-        f"{told}, {now['mean_length']:.1f} tokens an answer, {played['generated']['pairs']} pairs",
+        f"round {played['round'] + 1}",
+        f"{told}, {now['mean_length']:.1f} tokens an answer, {counted(played['generated']['pairs'], 'pair')}",
     )
 
 

@@ -57,8 +57,8 @@ class Tally:
 
     @property
     def share(self) -> float | None:
-        """How much of the adapter's change is in the file; None where it changes nothing."""
-        return 1 + self.overlap / self.square_change if self.square_change else None
+        """How much of the adapter's change is in the file; None where it changes nothing, or less than can be seen (`is_seen`)."""
+        return 1 + self.overlap / self.square_change if is_seen([self]) else None
 
     @property
     def failure(self) -> str | None:
@@ -77,6 +77,13 @@ class Tally:
             "name": self.name, "type": self.kind, "values": self.values, "max_error": self.max_error / (self.largest or 1),
             "mean_error": self.sum_error / (self.sum or 1), "excess": self.excess, "adapter_share": self.share,
         }  # fmt: skip
+
+
+def is_seen(tallies: list[Tally]) -> bool:
+    """Whether the adapter's share, over these tensors, can be told from none of it: not where its change drowns in the rounding."""
+    change = sum(tally.square_change for tally in tallies)
+    noise = sum(tally.square_error * tally.square_change / tally.values for tally in tallies if tally.values)
+    return change > 0 and SHARE_ERRORS * math.sqrt(noise) < change
 
 
 def allowed(kind: str, expected: Any) -> Any:
@@ -118,6 +125,7 @@ def conclude(tallies: list[Tally], failures: list[str]) -> dict[str, Any]:
         "max_error": max((facts["max_error"] for facts in figures), default=0.0),
         "mean_error": worst.get("mean_error", 0.0),
         "worst": worst.get("name"),
-        "adapter_share": 1 + sum(tally.overlap for tally in tallies) / change if change else None,
+        "adapter_share": 1 + sum(tally.overlap for tally in tallies) / change if is_seen(tallies) else None,
+        "adapter_unseen": change > 0 and not is_seen(tallies),
         "failures": [*filter(None, (tally.failure for tally in tallies)), *failures],
     }

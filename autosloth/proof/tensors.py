@@ -32,7 +32,7 @@ def compare_weights(file: Path, source: Path, adapter: Path | None, told: Path |
 
     Returns `form` (whole, or rows: ROWS of each tensor), `whole_model` (not an adapter alone), `tensors`, `types`, `values`,
     `max_error` and `mean_error` (of the worst tensor, relative to its largest weight and to its mean size), `worst`,
-    `adapter_share`, `failures`. told: a file for the figures of each tensor. Raises VerifyError when the converter cannot
+    `adapter_share` (None where there is none, or where it is `adapter_unseen`), `failures`. told: a file for the figures of each tensor. Raises VerifyError when the converter cannot
     read the model.
     """
     whole = sum(path.stat().st_size for path in source.glob("*.safetensors")) <= WHOLE_UP_TO

@@ -79,12 +79,29 @@ def cure(failures: list[str]) -> str:
     return next((todo for phrase, todo in CURES if phrase in every), "Do not use the file.")
 
 
+# How a proof is called: None where nothing failed, and the adapter's change is too small to be looked for.
+VERDICTS = {True: "passed", False: "NOT passed", None: "no verdict"}
+
+
+def verdict(facts: dict[str, Any]) -> bool | None:
+    """Whether a file passed; None where it holds what the base does and nothing tells whether the adapter is in it."""
+    return False if facts["failures"] else None if facts["weights"].get("adapter_unseen") else True
+
+
+def unseen(files: list[dict[str, Any]]) -> str:
+    """Why there is no verdict on files, by those that have none."""
+    kinds = ", ".join(dict.fromkeys(each["type"] for each in files if each["passed"] is None))
+    return f"the training changed the weights by less than {kinds} rounds them, so nothing tells whether the adapter is in the file"
+
+
 def worst_of(files: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures of the run: of each the worst over its files, and all files beside them."""
     failures = [
         f"{each['file']}: {phrase}" if len(files) > 1 else phrase for each in files for phrase in each["failures"]
     ]
-    worst = {"passed": not failures, "failures": failures, "files": files}
+    without = [each for each in files if each["passed"] is None]
+    worst = {"passed": False if failures else None if without else True, "failures": failures, "files": files}
+    worst["no_verdict"] = unseen(without) if without else None
     for key, choose in (("token_mismatches", max), ("texts", max), ("mean_kl", max), ("max_kl", max), ("top1", min), ("positions", min)):  # fmt: skip
         found = [each[key] for each in files if key in each]
         worst[key] = choose(found) if found else None
@@ -97,8 +114,11 @@ def proof_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     how = "every weight" if weights["form"] == "whole" else "a sample of rows"
     bad = f"{len(weights['failures'])} of {weights['tensors']} ({how}; worst mean error {weights['mean_error']:.2%})"
     rows = [("tensors and values that differ more than their type allows", bad, "0")]
+    share = "share of the adapter's change that is in the weights"
     if weights["adapter_share"] is not None:
-        rows.append(("share of the adapter's change that is in the weights", f"{weights['adapter_share']:z.3f}", "1"))
+        rows.append((share, f"{weights['adapter_share']:z.3f}", "1"))
+    elif weights.get("adapter_unseen"):
+        rows.append((share, f"not to be seen: the change is smaller than what {facts['type']} rounds", "1"))
     if "texts" in facts:
         rows.append(
             (
@@ -132,8 +152,7 @@ def show_proof(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    passed = "passed" if facts["passed"] else "NOT passed"
-    title = f"{facts['file']} ({facts['type']}): {passed}, in {facts['seconds']:.0f} s"
+    title = f"{facts['file']} ({facts['type']}): {VERDICTS[facts['passed']]}, in {facts['seconds']:.0f} s"
     table = Table("check", "found", "limit", title=title, title_justify="left")
     for row in proof_rows(facts):
         table.add_row(*row)

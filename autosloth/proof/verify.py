@@ -16,7 +16,7 @@ from ..run import Run, file_hash, stage
 from .behaviour import SHORT_FROM, compare_behaviour
 from .reference import reference_of
 from .tensors import compare_weights
-from .verdict import coarsest, cure, find_failures, limits, show_proof, worst_of
+from .verdict import coarsest, cure, find_failures, limits, show_proof, verdict, worst_of
 
 
 @stage("verify", reads=("publish_unverified",), after=("train", "gguf"), facts=("verify",), outputs=("verify",))
@@ -35,6 +35,8 @@ def verify_gguf(run: Run) -> None:
     facts = worst_of(files)
     run.record("verify", **facts)
     run.record("versions", llama_cpp_python=llama_cpp().__version__)  # compiled, maybe, after the training began
+    if facts["passed"] is None:
+        return say(f"verify: no verdict: {facts['no_verdict']}; raise `learning_rate` or `max_steps`")
     if facts["passed"]:
         return say("verify: passed")
     failure = VerifyError(
@@ -90,4 +92,5 @@ def prove(file: Path, reference: Path, base: Path, adapter: Path | None, told: P
         short = file.stat().st_size > SHORT_FROM
         facts |= compare_behaviour(file, known, reference / "logprobs.npy", short, facts["limits"]["mean_kl"])
     failures = find_failures(facts)
-    return {**facts, "failures": failures, "passed": not failures, "seconds": round(time.perf_counter() - started, 2)}
+    facts |= {"failures": failures}
+    return {**facts, "passed": verdict(facts), "seconds": round(time.perf_counter() - started, 2)}

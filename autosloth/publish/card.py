@@ -9,11 +9,10 @@ from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
-from ..errors import StorageError
 from ..hardware import GB
-from ..output import say
+from ..output import counted, say
 from ..proof import proof_rows, refuse_unproven
-from ..run import Run, clear_before, read_json, stage, write_text
+from ..run import Run, clear_before, read_json, refuse_altered, stage, write_text
 from ..values import is_hub_id
 from .hub import repo_id
 
@@ -31,7 +30,7 @@ TAGS = ["autosloth", "unsloth", "trl", "lora"]
 def write_card(run: Run) -> None:
     """Fill publish/ with exactly what goes to the Hub: the merged model or the adapter, the GGUF, and README.md last."""
     for earlier in ("train", "merge", "gguf"):
-        refuse_altered(run, earlier)
+        refuse_altered(run, earlier, ("adapter", "merged", "gguf"))
     refuse_unproven(run, run.path("gguf"))
     model = run.path("merged") if run.settings.merged else run.path("adapter")
     plots = run.path("rounds").glob("*.png")  # of self-play
@@ -46,17 +45,6 @@ def write_card(run: Run) -> None:
     run.record("card", path="publish/README.md", files=files)
     say(f"card: {run.path('publish', 'README.md')}")
     clear_before(run)
-
-
-def refuse_altered(run: Run, stage: str) -> None:
-    """Raises StorageError when a file that a stage left is of another size now: it is not the one that was measured and proven."""
-    for name, size in (run.mark(stage) or {}).get("files", {}).items():
-        now = run.path(name).stat().st_size if run.path(name).is_file() else 0
-        if now != size and Path(name).parts[0] in ("adapter", "merged", "gguf"):
-            raise StorageError(
-                f"{run.path(name)} has {now:,} bytes, and had {size:,} when the stage `{stage}` was done: it is another file.",
-                f"Run {run.command(stage)}: it is made again.",
-            )
 
 
 def link(source: Path, target: Path) -> None:
@@ -90,6 +78,7 @@ def render_card(run: Run) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["gb"] = lambda size: f"{size / GB:.3g} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
+    environment.filters["counted"] = counted
     return environment.get_template("card.md.j2").render(
         front_matter=front_matter(run),
         settings=settings,
@@ -101,7 +90,10 @@ def render_card(run: Run) -> str:
         question=short_question(facts["eval"]),
         repo=repo_id(settings) if settings.publish_to_hub else planned_repo(run),
         gguf=facts["export"]["gguf"],
-        whole_models=[file for file in facts["export"]["gguf"] if file["type"] != "ADAPTER"],
+        # Nobody is told how to use a file that failed its proof.
+        whole_models=[
+            f for f in facts["export"]["gguf"] if f["type"] != "ADAPTER" and facts["verify"]["passed"] is not False
+        ],
         proofs=[{**proof, "rows": proof_rows(proof)} for proof in facts.get("verify", {}).get("files", [])],
         passed_means=settings.passed_means(),
         samples=paired_samples(facts["eval"]),

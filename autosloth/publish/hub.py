@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import HubError
 from ..hardware import GB
 from ..hub_client import first_lines, hub_api
-from ..output import say
+from ..output import counted, say
 from ..proof import refuse_unproven
 from ..run import Run, file_hash, stage
 from ..settings import Settings
@@ -43,18 +43,25 @@ def publish(run: Run) -> None:
         bytes=size,
         seconds=round(time.perf_counter() - started, 2),
     )
-    say(f"publish: {url}, {len(files_of(folder))} files, {size / GB:.3f} GB, read back and found equal")
+    say(f"publish: {url}, {counted(len(files_of(folder)), 'file')}, {size / GB:.3f} GB, read back and found equal")
 
 
 def refuse_unverified(run: Run) -> None:
     """Raises HubError when the GGUF was not proven, unless the settings allow that."""
     proof = run.facts.get("verify", {})
-    proven = proof.get("passed") and run.mark("verify") is not None
-    if run.settings.quantizations and not proven and not run.settings.publish_unverified:
+    verified = run.mark("verify") is not None
+    if not run.settings.quantizations or run.settings.publish_unverified or (verified and proof.get("passed")):
+        return
+    all_the_same = f"set `publish_unverified: true` and run `autosloth {run.settings.road}` again."
+    if verified and proof.get("no_verdict"):
         raise HubError(
-            "The GGUF has not passed its verification, so it is not published.",
-            f"Run `autosloth verify {run.folder}`; or set `publish_unverified: true` and run `autosloth {run.settings.road}` again.",
+            f"There is no verdict on the GGUF, so it is not published: {proof['no_verdict']}.",
+            f"Raise `learning_rate` or `max_steps` and train again; or {all_the_same}",
         )
+    raise HubError(
+        "The GGUF has not passed its verification, so it is not published.",
+        f"Run `autosloth verify {run.folder}`; or {all_the_same}",
+    )
 
 
 def upload(folder: Path, repo: str, settings: Settings) -> str:

@@ -77,7 +77,7 @@ def compare_answers(
     if chats:
         expected = [chat[-1]["content"] for chat in chats]
         facts["exact_match"] = round(sum(a == b for a, b in zip(given, expected, strict=True)) / len(given), 4)
-        facts["answers_compared"] = len(given)
+        facts["answers_compared"], facts["max_new_tokens"] = len(given), settings.max_new_tokens
         facts["answers_cut"] = sum(len(ids) >= settings.max_new_tokens for ids in answers)
         facts["samples"] = [
             {"question": shortened(chat[-2]["content"]), "expected": shortened(right), "answer": shortened(text)}

@@ -6,8 +6,9 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from ..output import render_html, show
+from ..output import counted, render_html, show
 from ..run import Run, read_json
+from .train import peak
 
 INK, GREEN, AMBER = "#1f2933", "#2f7d4f", "#c2410c"
 
@@ -18,14 +19,14 @@ def plot_rounds(facts: dict[str, Any], start: dict[str, Any], path: Path) -> Non
     from matplotlib.figure import Figure
 
     rounds = [played["eval"] for played in facts["rounds"]]
-    names = ["start", *(f"round {number}" for number in range(len(rounds)))]
+    names = ["start", *(f"round {number}" for number in range(1, len(rounds) + 1))]
     figure = Figure(figsize=(8, 2.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     losses = [start["nll"], *(played["nll"] for played in rounds)]
     left.plot(names, losses, marker="o", color=GREEN, label="self-play")
     if arm := facts.get("sft_arm"):
-        left.axhline(arm["nll"], color=AMBER, linestyle="--", label=f"{arm['steps']} steps of plain SFT")
+        left.axhline(arm["nll"], color=AMBER, linestyle="--", label=f"{counted(arm['steps'], 'step')} of plain SFT")
         left.legend(frameon=False, fontsize=8)
     left.set_title("loss of held-out answers, nats per token", fontsize=9, color=INK, loc="left")
     right.bar(names[1:], [100 * played["reward_accuracy"] for played in rounds], color=GREEN, width=0.5)
@@ -52,9 +53,11 @@ def as_text(facts: dict[str, Any], start: dict[str, Any]) -> str:
     lines.append(f"{'start':>9} | {start['nll']:30.4f} | {'':17} | {'':6} | {start['mean_length']:.1f}")
     for played in facts["rounds"]:
         now = played["eval"]
-        lines.append(f"{'round ' + str(played['round']):>9} | {now['nll']:30.4f} | {now['reward_accuracy']:17.1%} | {now['reward_margin']:z6.3f} | {now['mean_length']:.1f}")  # fmt: skip
+        lines.append(f"{'round ' + str(played['round'] + 1):>9} | {now['nll']:30.4f} | {now['reward_accuracy']:17.1%} | {now['reward_margin']:z6.3f} | {now['mean_length']:.1f}")  # fmt: skip
     if arm := facts.get("sft_arm"):
-        lines.append(f"{'plain SFT':>9} | {arm['nll']:30.4f} | {arm['steps']} steps from the start, for comparison")
+        lines.append(
+            f"{'plain SFT':>9} | {arm['nll']:30.4f} | {counted(arm['steps'], 'step')} from the start, for comparison"
+        )
     return "\n".join(lines)
 
 
@@ -71,6 +74,7 @@ def whole_training(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1),
         **rounds[-1]["trained"],
+        **{name: peak(None, [facts["trained"] for facts in rounds], name) for name in ("peak_ram_gb", "peak_vram_gb")},
     }
 
 
@@ -78,6 +82,6 @@ def row_of(facts: dict[str, Any], start: dict[str, Any]) -> str:
     """A round in one line."""
     now = facts["eval"]
     return (
-        f"spin: round {facts['round']}: held-out loss {now['nll']:.4f} nats per token ({start['eval']['nll']:.4f} at the start); accuracy on pairs "
+        f"spin: round {facts['round'] + 1}: held-out loss {now['nll']:.4f} nats per token ({start['eval']['nll']:.4f} at the start); accuracy on pairs "
         f"{now['reward_accuracy']:.1%}, margin {now['reward_margin']:z.3f}; {now['mean_length']:.1f} tokens an answer, {now['eos_rate']:.1%} with an end"
     )

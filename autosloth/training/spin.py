@@ -25,7 +25,7 @@ from ..models import (
     refuse_without_gpu,
 )
 from ..notebook import Interruption, progress_callback
-from ..output import say
+from ..output import counted, say
 from ..run import Run, file_hash, fingerprint, read_json, write_json
 from .dpo import pair_arguments, pair_trainer, preferences
 from .measure import compare_answers, standing, style_of
@@ -63,7 +63,7 @@ def self_play(run: Run) -> None:
     run.put("rounds", game.rounds)
     while len(game.rounds) < run.settings.rounds:
         if game.rounds and run.settings.stop_early and (reason := reason_to_stop(game.start, game.rounds)):
-            say(f"spin: no further round after round {len(game.rounds) - 1}: {reason}")
+            say(f"spin: no further round after round {len(game.rounds)}: {reason}")
             game.rounds[-1] |= {"stopped": reason}
             run.put("rounds", game.rounds)
             break
@@ -87,7 +87,7 @@ class Game:
         self.rounds: list[dict[str, Any]] = []
 
     def folder(self, number: int) -> Path:
-        """Where a round is kept."""
+        """Where a round is kept: folders and facts count them from 0, what is said of them from 1."""
         return self.run.path("rounds", str(number))
 
     def begin(self) -> None:
@@ -106,7 +106,7 @@ class Game:
             of_first(lambda: write_json(path, start))
         self.start = read_json(path)
         if self.rounds:
-            say(f"spin: going on after round {len(self.rounds) - 1}")
+            say(f"spin: going on after round {len(self.rounds)}")
             self.load(len(self.rounds) - 1)
 
     def clear(self, number: int) -> None:
@@ -174,8 +174,8 @@ class Game:
             pairs += self.pairs(number - 1)[0]
         if not pairs or not tested:
             todo = "Raise `max_new_tokens`, or start from an adapter that ends its answers."
-            raise ModelError(f"Round {number} has no pairs to learn from: {listed(left_out)}.", todo)
-        say(f"spin: round {number}: {len(pairs)} pairs, {listed(left_out)}")
+            raise ModelError(f"Round {number + 1} has no pairs to learn from: {listed(left_out)}.", todo)
+        say(f"spin: round {number + 1}: {counted(len(pairs), 'pair')}, {listed(left_out)}")
         facts = self.train(number, Dataset.from_list(pairs), Dataset.from_list(tested))
         self.model.delete_adapter("ref")
         self.keep(self.folder(number) / "adapter")
@@ -222,7 +222,7 @@ class Game:
     def compare_with_sft(self) -> dict[str, Any]:
         """The start, trained by as many steps of plain SFT as all rounds took: how it stands."""
         steps = sum(facts["steps"] for facts in self.rounds)
-        say(f"spin: for comparison, {steps} steps of plain SFT from the start")
+        say(f"spin: for comparison, {counted(steps, 'step')} of plain SFT from the start")
         self.load(-1)
         return self.plain_sft("sft", steps)
 
@@ -235,7 +235,7 @@ class Game:
         best = best_round(self.start, self.rounds)
         self.load(best)
         said = (
-            f"the adapter of round {best}, whose held-out loss is the lowest"
+            f"the adapter of round {best + 1}, whose held-out loss is the lowest"
             if best >= 0
             else "the start: no round has a lower held-out loss"
         )

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ..errors import ModelError
-from ..output import say
+from ..output import counted, say
 from ..settings import SPINSettings
 from .batches import evaluated
 from .dpo import rewarded
@@ -61,7 +61,9 @@ def first_probe(settings: SPINSettings) -> Any:
                 else "hardly anything is left to gain; you may stop it here, it then ends with a checkpoint" if share <= NO_GAIN
                 else "there may be a little to gain"
             )  # fmt: skip
-            say(f"spin: after {state.global_step} steps the accuracy on held-out pairs is {share:.0%}: {said}")
+            say(
+                f"spin: after {counted(state.global_step, 'step')} the accuracy on held-out pairs is {share:.0%}: {said}"
+            )
 
     return Probe()
 

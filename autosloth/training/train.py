@@ -23,7 +23,7 @@ from ..models import (
     starting_adapter,
 )
 from ..notebook import Interruption, progress_callback
-from ..output import say
+from ..output import counted, say
 from ..run import Run, file_hash, read_json, stage
 from ..settings import Settings, SFTSettings
 from .batches import batches, fits, refuse_to_shrink, take_batches
@@ -157,7 +157,7 @@ def refuse_unmoved(trainer: Any, start: dict[str, Any]) -> None:
     unfinished = trainer.state.global_step < trainer.state.max_steps
     if not unfinished and not any(moved(name, weight) for name, weight in trainable(trainer.model)):
         raise ModelError(
-            f"The training changed no weight in {trainer.state.global_step} steps at a learning rate of {trainer.args.learning_rate:g}.",
+            f"The training changed no weight in {counted(trainer.state.global_step, 'step')} at a learning rate of {trainer.args.learning_rate:g}.",
             "Raise `learning_rate` and run again: there is nothing to measure or to export yet.",
         )
 
@@ -358,8 +358,8 @@ def told_by(trainer: Any) -> dict[str, Any]:
 def about(trainer: Any, settings: Settings) -> dict[str, Any]:
     """What was trained, in which precision, and the memory it took."""
     return dict(
-        peak_vram_gb=peak_vram_gb(),
-        peak_ram_gb=peak_ram_gb(),
+        peak_vram_gb=peak(peak_vram_gb(), trainer.state.log_history, "peak_vram_gb"),
+        peak_ram_gb=peak(peak_ram_gb(), trainer.state.log_history, "peak_ram_gb"),
         trainable_parameters=sum(parameter.numel() for _, parameter in trainable(trainer.model)),
         **batches(trainer),
         warmup_steps=settings.warmup_steps(trainer.state.max_steps),
@@ -369,6 +369,15 @@ def about(trainer: Any, settings: Settings) -> dict[str, Any]:
         four_bit=is_four_bit(trainer.model),
         optimizer=str(trainer.args.optim.value),
     )
+
+
+def peak(now: float | None, told: list[dict[str, Any]], name: str) -> float | None:
+    """The most memory of this process and of those that wrote these entries: a resumed training has had several; None without a GPU.
+
+    >>> peak(1.0, [{"gb": 3.0}, {"gb": None}, {}], "gb"), peak(None, [{}], "gb")
+    (3.0, None)
+    """
+    return max((size for size in (now, *(entry.get(name) for entry in told)) if size is not None), default=None)
 
 
 def rewards(log: list[dict[str, Any]]) -> dict[str, Any]:

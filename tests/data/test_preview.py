@@ -127,6 +127,17 @@ def test_a_notebook_is_given_the_page_and_the_text(previewed, tmp_path):
     assert "steps of 16 rows follow" in result.stdout and "<div" not in result.stdout
 
 
+def test_what_a_notebook_prints_in_colours_is_plain_in_a_file(tmp_path):
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    code = 'from rich.console import Console\nprint("\\x1b[31mred\\x1b[0m")\nConsole().print("[bold]thick[/bold]")'
+    nbformat.write(new_notebook(cells=[new_code_cell(code)]), tmp_path / "one.ipynb")
+    command = [sys.executable, "-m", "autosloth.notebook", str(tmp_path / "one.ipynb")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["red", "thick"]
+
+
 def test_several_processes_share_the_rows_of_an_epoch(monkeypatch):
     settings = SFTSettings(batch_size=2, gradient_accumulation=4, max_steps=0)
     alone = plan(160, settings)

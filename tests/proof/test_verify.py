@@ -16,10 +16,10 @@ from autosloth.proof import tensors as weights
 from autosloth.proof.behaviour import compare_behaviour, compare_distributions
 from autosloth.proof.tally import allowed
 from autosloth.proof.tokens import STRINGS, judge
-from autosloth.proof.verdict import cure, find_failures
+from autosloth.proof.verdict import cure, find_failures, proof_rows, verdict, worst_of
 from autosloth.proof.verify import prove, verify_gguf
 from autosloth.publish.hub import HubError, refuse_unverified
-from autosloth.run import Run, read_json
+from autosloth.run import Run, file_sizes, read_json
 
 
 def test_the_exported_file_is_proven(finished):
@@ -137,6 +137,24 @@ def test_a_file_without_the_adapter_fails(compared, tiny, rows):
     found = compared(tiny / "plain.gguf", rows)
     assert len(found["failures"]) == 14 and all("of what the adapter does, not 1" in each for each in found["failures"])
     assert abs(found["adapter_share"]) < 0.02
+
+
+@FORMS
+def test_an_adapter_too_small_to_be_seen_has_no_share_and_no_verdict(compared, tiny, tmp_path, rows):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: tensor * (1e-9 if "lora_B" in name else 1) for name, tensor in load_file(path).items()}, path)
+    found = compared(tiny / "plain.gguf", rows, tmp_path / "adapter")
+    assert found["failures"] == [] and found["adapter_share"] is None and found["adapter_unseen"]
+    file = {"file": "x.gguf", "type": "Q8_0", "weights": found | {"form": "whole"}, "failures": []}
+    file["passed"] = verdict(file)
+    worst = worst_of([file])
+    assert file["passed"] is None and worst["passed"] is None and "less than Q8_0 rounds them" in worst["no_verdict"]
+    assert ("share of the adapter's change that is in the weights", "not to be seen: the change is smaller than what Q8_0 rounds", "1") in proof_rows(file)  # fmt: skip
+    assert worst_of([file, file | {"passed": False, "failures": ["wrong"]}])["passed"] is False
+    assert not compared(tiny / "right.gguf", rows)["adapter_unseen"]
 
 
 @FORMS
@@ -283,7 +301,8 @@ def without_adapter(folder):
     from safetensors.torch import load_file, save_file
 
     path = folder / "adapter_model.safetensors"
-    save_file({name: tensor * 0 for name, tensor in load_file(path).items()}, path)
+    still = {name: tensor * 0 for name, tensor in load_file(path).items()}
+    save_file(still, path, metadata={"format": "pt"})  # as PEFT does: a file of another size would be refused
 
 
 def test_a_failed_proof_stops_the_road_and_blocks_publishing_unless_told_otherwise(copied):
@@ -357,6 +376,9 @@ def with_another_template(folder):
 def test_a_file_converted_from_spoiled_files_fails_with_what_differs(copied, spoil, failure):
     run = Run.open(copied)
     spoil(copied / "adapter")
+    (copied / ".done" / "train.json").write_text(
+        json.dumps(run.mark("train") | {"files": file_sizes(run, ("adapter", "reference"))})
+    )
     gguf.write_gguf.again(run)
     file = next((copied / "gguf").glob("*.gguf"))
     from autosloth.models.base import model_files, model_source

@@ -159,12 +159,25 @@ def test_the_lines_for_the_file_on_this_disk_answer(finished):
     assert "`ollama create short -f Modelfile`" in text
 
 
+def test_where_nothing_can_be_proven_there_is_no_verdict(run):
+    reason = "the training changed the weights by less than Q8_0 rounds them"
+    facts = FACTS | {"verify": FACTS["verify"] | {"passed": None, "no_verdict": reason}}
+    facts["data"] = facts["data"] | {"eval_rows": 1}
+    facts["train"] = facts["train"] | {"warmup_steps": 1, "epochs": 1.0}
+    write_json(run.path("facts.json"), facts)
+    card = render_card(run)
+    assert f"**No verdict: {reason}.**" in card and "Passed:" not in card
+    assert "Measured on 1 row held out" in card and "warm-up 1 step |" in card and " 1 epoch |" in card
+
+
 def test_a_failed_proof_is_said(run):
     write_json(
         run.path("facts.json"),
         FACTS | {"verify": FACTS["verify"] | {"passed": False, "failures": ["mean KL is 3 nats, above 0.1"]}},
     )
-    assert "**Not passed: mean KL is 3 nats, above 0.1.**" in render_card(run)
+    card = render_card(run)
+    assert "**Not passed: mean KL is 3 nats, above 0.1.**" in card
+    assert "ollama" not in card.lower() and "llama_cpp" not in card  # nobody is told how to use it
 
 
 def test_the_publish_folder_holds_the_model_the_gguf_and_the_card(finished):

@@ -8,9 +8,11 @@ import pytest
 from support.commands import DEMO, killed_after, sets
 
 from autosloth.errors import ModelError
-from autosloth.run import read_json
+from autosloth.notebook.live import summary_lines
+from autosloth.run import Run, read_json
 from autosloth.settings import SPINSettings
 from autosloth.training import stopping
+from autosloth.training.rounds_table import as_text, row_of
 
 SHORT = {**DEMO, "rounds": 2, "prompts_per_round": 48, "eval_answers": 4, "merged": False, "quantizations": "[]"}
 
@@ -45,8 +47,15 @@ def test_what_is_kept_of_the_rounds(played):
 
 def test_the_card_has_the_rounds_and_the_citation(played):
     card = (played / "publish" / "README.md").read_text()
-    for told in ("tuned by self-play (SPIN)", "| the start | ", "| round 0 | ", "arXiv 2401.01335", "What is published is the model after round", "steps of plain SFT from the start", "](rounds.png)"):  # fmt: skip
+    for told in ("tuned by self-play (SPIN)", "| the start | ", "| round 1 | ", "arXiv 2401.01335", "What is published is the model after round", "steps of plain SFT from the start", "](rounds.png)"):  # fmt: skip
         assert told in card, told
+    facts = read_json(played / "facts.json")
+    lines = dict(summary_lines(Run.open(played)))
+    for number, each in enumerate(facts["rounds"], start=1):  # from 1 wherever they are read of
+        loss = each["eval"]["nll"]
+        assert f"| round {number} | {loss} |" in card and f"held-out loss {loss:.4f}" in lines[f"round {number}"]
+        assert row_of(each, {"eval": each["eval"]}).startswith(f"spin: round {number}: ")
+    assert "| round 0 |" not in card and "round 0" not in as_text(facts, facts["rounds"][0]["eval"])
     assert (played / "publish" / "rounds.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -85,7 +94,7 @@ def test_the_rounds_can_begin_with_plain_sft_from_the_bare_base(base, tmp_path, 
     (round,) = facts["rounds"]
     assert round["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert round["steps"] == 1 and abs(round["eval"]["chosen_change"]) > 0 and round["eval"]["reward_margin"] != 0
-    assert "the warm-up is 0 instead of 1 steps" in result.stdout
+    assert "the warm-up is 0 instead of 1 step:" in result.stdout
     assert "| the start, after 12 steps of plain SFT |" in (tmp_path / "short" / "publish" / "README.md").read_text()
 
 
