@@ -18,7 +18,9 @@ from .hub_client import is_offline
 from .models import (
     check_memory,
     check_template,
+    layers_line,
     model_source,
+    planned_layers,
     refuse_without_gpu,
     refuse_without_vllm,
     shard_sizes,
@@ -62,6 +64,7 @@ def check(settings: Settings, setting_up: bool = False) -> Findings:
     for look in [
         *checks,
         check_architecture,
+        check_layers,
         check_vocabulary,
         check_publishing,
         partial(check_gpu, setting_up=setting_up),
@@ -135,6 +138,17 @@ def check_architecture(settings: Settings) -> None:
         config = small_files(model_source(settings), settings.revision) / "config.json"
         if config.is_file():
             refuse_unknown_architecture(json.loads(config.read_text(encoding="utf-8")), settings.model)
+
+
+def check_layers(settings: Settings) -> None:
+    """Whether LoRA reaches the layers that the settings ask for; says which these are. Raises ModelError."""
+    if settings.model == "demo" or settings.adapter or (is_offline() and is_hub_id(settings.model)):
+        return
+    try:
+        weights_gb(settings.model, settings.revision)
+    except ModelError:
+        return  # of which `check_model` tells
+    say(f"check: LoRA trains {layers_line(planned_layers(settings))}")
 
 
 def check_vocabulary(settings: Settings) -> None:

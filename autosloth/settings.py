@@ -164,6 +164,19 @@ class Settings(BaseModel):
     lora_dropout: float = setting(
         0.0, "Model", "Dropout in the adapter; 0 is fastest.", ge=0, lt=1, title="LoRA dropout"
     )
+    target_modules: Annotated[Annotated[NotEmpty, Tag(ONE)] | Annotated[list[NotEmpty], Tag(SEVERAL)], TOLD_APART] = setting(
+        "all-linear", "Model", "Which layers get LoRA: `all-linear`, every linear layer and the experts of the text part; `attention`; or names, such as `[q_proj, v_proj]`.",
+        suggestions=("all-linear", "attention"), title="Trained layers",
+    )  # fmt: skip
+    use_rslora: bool = setting(
+        False, "Model", "Count the adapter alpha / sqrt(r) times (rsLoRA, arXiv 2312.03732).", title="rsLoRA"
+    )
+    use_dora: bool = setting(
+        False,
+        "Model",
+        "Train the length of each row apart from its direction (DoRA, arXiv 2402.09353); slower.",
+        title="DoRA",
+    )
 
     adapter: str | None = setting(
         None,
@@ -294,6 +307,13 @@ class Settings(BaseModel):
             ]
         page = HUB_PAGE.fullmatch(value.strip()) if isinstance(value, str) else None
         return page[1] if page else value
+
+    @field_validator("target_modules")
+    @classmethod
+    def _names_of_layers(cls, value: str | list[str]) -> str | list[str]:
+        if value == []:
+            raise ValueError("give `all-linear`, `attention`, or at least one name of a layer")
+        return [value] if isinstance(value, str) and value not in ("all-linear", "attention") else value
 
     @field_validator("dataset")
     @classmethod

@@ -23,11 +23,13 @@ from .engine import (
     end_ids,
     load_model,
     load_tokenizer,
+    planned_layers,
     save_tokenizer,
     tokens_without_embedding,
 )
 from .generate import answer, checked
 from .memory import check_memory, rows_at_once
+from .targets import layer_counts, layers_line, reached
 from .template import (
     CHAT_TEMPLATES,
     TEMPLATE,
@@ -60,12 +62,16 @@ __all__ = [
     "end_tokens",
     "export_base",
     "held_date",
+    "layer_counts",
+    "layers_line",
     "load_model",
     "load_tokenizer",
     "model_files",
     "model_source",
     "opening",
     "own_template",
+    "planned_layers",
+    "reached",
     "refuse_without_gpu",
     "refuse_without_vllm",
     "render_chat",

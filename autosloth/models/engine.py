@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from ..errors import ModelError
 from ..hardware import first_gpu
@@ -17,12 +18,23 @@ from ..hub_client import first_lines, model_errors
 from ..output import hush_libraries, say
 from ..run import cache_dir
 from ..settings import Settings
+from ..weights import without_numbers
 from .adapter import adapter_config, starting_adapter
 from .base import TOKENIZER_FILES, model_source, small_files
 from .repair import repair_tokenizer
+from .targets import Targets, layer_counts, layers_line, reached, targets_of
 from .template import template_for
 
-LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SHAPE = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "target_parameters",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+)  # of an adapter
 
 
 def start_engine() -> Any:
@@ -147,7 +159,7 @@ def save_tokenizer(tokenizer: Any, settings: Settings, folder: Path) -> None:
 
 
 def load_model(settings: Settings) -> Any:
-    """The base model, in 4 bit where asked for and possible, with a LoRA adapter to train: a fresh one on all linear layers, or the one to start from.
+    """The base model, in 4 bit where asked for and possible, with a LoRA adapter to train: a fresh one on the layers that the settings say, or the one to start from.
 
     Raises ModelError.
     """
@@ -156,7 +168,7 @@ def load_model(settings: Settings) -> Any:
 
     source, (dtype, reason), start = model_source(settings), choose_precision(settings), starting_adapter(settings)
     say(f"precision: {dtype} ({reason})")
-    with model_errors(source), without_cpu_notices():
+    with model_errors(source), without_cpu_notices(), class_of_config(small_files(source, settings.revision)):
         model, _ = unsloth.FastLanguageModel.from_pretrained(
             source,
             revision=settings.revision,
@@ -166,9 +178,13 @@ def load_model(settings: Settings) -> Any:
             trust_remote_code=False,
             **with_vllm(settings),
         )
+    if model.base_model is model and hasattr(
+        model, "model"
+    ):  # Llama 4's text model names another, and TRL's loss asks for it
+        model.base_model_prefix = "model"
     model = unsloth.FastLanguageModel.get_peft_model(
         model,
-        **lora_shape(settings, start),
+        **lora_shape(model, settings, start),
         lora_dropout=settings.lora_dropout,
         bias="none",
         use_gradient_checkpointing="unsloth" if torch.cuda.is_available() else False,
@@ -177,9 +193,23 @@ def load_model(settings: Settings) -> Any:
     )
     if start:
         fill_adapter(model, start, settings)
+    say(f"adapter: LoRA on {layers_line(layer_counts(model, reached(model)))}")
     # Unsloth sets it on a GPU; beside max_new_tokens transformers then warns at each call.
     model.generation_config.max_length = None
     return model
+
+
+@contextlib.contextmanager
+def class_of_config(folder: Path) -> Iterator[None]:
+    """Let Unsloth's CPU backend load the class that a config.json names: of a multimodal wrapper AutoModelForCausalLM knows none, or that of its text part alone."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    name = (config.architectures or [""])[0]
+    named = getattr(transformers, name, None) if name.endswith(("ForCausalLM", "ForConditionalGeneration")) else None
+    taken = named is not None and first_gpu() is None
+    with mock.patch.object(transformers, "AutoModelForCausalLM", named) if taken else contextlib.nullcontext():
+        yield
 
 
 def with_vllm(settings: Settings) -> dict[str, Any]:
@@ -188,15 +218,42 @@ def with_vllm(settings: Settings) -> dict[str, Any]:
     return {"fast_inference": True, "max_lora_rank": max(16, settings.lora_r)} if asked else {}
 
 
-def lora_shape(settings: Settings, start: Path | None) -> dict[str, Any]:
-    """Rank, scale and layers of the adapter: as the settings say, or as the adapter to start from has them."""
+def lora_shape(model: Any, settings: Settings, start: Path | None) -> dict[str, Any]:
+    """Rank, scale, kind and layers of the adapter: as the settings say, or as the adapter to start from has them. Raises ModelError."""
     if start is None:
-        return {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "target_modules": LINEAR_LAYERS}
+        targets = targets_of(model, settings.target_modules)
+        refuse_for_experts(targets, settings)
+        return {
+            "r": settings.lora_r,
+            "lora_alpha": settings.lora_alpha,
+            "target_modules": targets.modules,
+            "target_parameters": targets.parameters,
+            "use_rslora": settings.use_rslora,
+            "use_dora": settings.use_dora,
+        }
     config = adapter_config(start)
     if (config["r"], config["lora_alpha"]) != (settings.lora_r, settings.lora_alpha):
         say(f"adapter: LoRA rank {config['r']} and alpha {config['lora_alpha']}, as {settings.adapter} has them")
-    same = {name: config.get(name) for name in ("r", "lora_alpha", "target_modules")}
-    return same | {"use_rslora": bool(config.get("use_rslora"))}
+    return {name: config[name] for name in SHAPE if config.get(name) is not None}
+
+
+def planned_layers(settings: Settings) -> dict[str, dict[str, int]]:
+    """How many matrices of each kind a fresh adapter would train, by the model's config alone, as `layer_counts` tells. Raises ModelError."""
+    start_engine()
+    model = without_numbers(small_files(model_source(settings), settings.revision))
+    targets = targets_of(model, settings.target_modules)
+    refuse_for_experts(targets, settings)
+    return layer_counts(model, targets.names)
+
+
+def refuse_for_experts(targets: Targets, settings: Settings) -> None:
+    """Raises ModelError for settings that PEFT cannot train experts with, where some are to be trained."""
+    asked = [name for name in ("lora_dropout", "use_dora") if getattr(settings, name)]
+    if targets.parameters and asked:
+        raise ModelError(
+            f"The experts of {settings.model} cannot be trained with `{asked[0]}`.",
+            f"Set `{asked[0]}: {'false' if asked[0] == 'use_dora' else 0}`, or `target_modules: attention`.",
+        )
 
 
 def fill_adapter(model: Any, start: Path, settings: Settings) -> None:

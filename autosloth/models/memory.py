@@ -19,8 +19,9 @@ from ..settings import Settings
 from ..values import is_hub_id
 from .adapter import adapter_config, starting_adapter
 from .base import model_source, small_files
+from .targets import ALL
 
-# Families whose layers are the seven linear layers that LINEAR_LAYERS names; of others (mixtures of experts, say) nothing is told.
+# Families whose blocks hold the seven linear layers of Llama's; of others (mixtures of experts, say) nothing is told.
 DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "granite")
 # 4 bits, an 8-bit scale a block of 64, a 32-bit scale of 256 scales (arXiv 2305.14314, section 3).
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
@@ -114,7 +115,8 @@ def weights(settings: Settings, shape: Shape) -> Part:
 
 def adapter(settings: Settings, shape: Shape, rank: int) -> list[Part]:
     """The LoRA adapter, and what its training keeps beside it; DPO's reference is a second, frozen one."""
-    numbers = shape.layers * sum(rank * sum(size) for size in shape.linear_layers().values())
+    trained = {name: size for name, size in shape.linear_layers().items() if is_asked(name, settings.target_modules)}
+    numbers = shape.layers * sum(rank * sum(size) for size in trained.values())
     copies = 1 if settings.road == "sft" else 2
     each = ADAPTER_BYTES + STATE_BYTES[settings.optimizer]
     twice = ", and a frozen one for the reference" if copies == 2 else ""
@@ -122,6 +124,17 @@ def adapter(settings: Settings, shape: Shape, rank: int) -> list[Part]:
         Part("adapter", numbers * ADAPTER_BYTES * copies / GB, f"{numbers / 1e6:.0f} million numbers in 32 bit{twice}"),
         Part("optimizer", numbers * each / GB, f"gradients in 32 bit and the states of {settings.optimizer}"),
     ]
+
+
+def is_asked(name: str, asked: str | list[str]) -> bool:
+    """Whether `target_modules` names a layer of a block.
+
+    >>> [is_asked("mlp.up_proj", asked) for asked in ("all-linear", "attention", ["up_proj"])]
+    [True, False, True]
+    """
+    if isinstance(asked, list):
+        return name.rpartition(".")[2] in asked
+    return asked == ALL or name.startswith("self_attn.")
 
 
 def tokens_at_once(settings: Settings) -> int:

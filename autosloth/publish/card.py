@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hardware import GB
+from ..models import layers_line
 from ..output import counted, say
 from ..proof import proof_rows, refuse_unproven
 from ..run import Run, clear_before, read_json, refuse_altered, stage, write_text
@@ -89,6 +90,7 @@ def render_card(run: Run) -> str:
         loads_by_name=settings.merged or is_hub_id(settings.model),
         question=short_question(facts["eval"]),
         repo=repo_id(settings) if settings.publish_to_hub else planned_repo(run),
+        layers=layers_line(facts["train"].get("layers", {})),
         gguf=facts["export"]["gguf"],
         # Nobody is told how to use a file that failed its proof.
         whole_models=[

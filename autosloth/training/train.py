@@ -15,8 +15,10 @@ from ..hardware import hardware, peak_ram_gb, peak_vram_gb, versions
 from ..models import (
     TEMPLATE,
     choose_precision,
+    layer_counts,
     load_model,
     load_tokenizer,
+    reached,
     refuse_without_gpu,
     rows_at_once,
     save_tokenizer,
@@ -30,7 +32,7 @@ from .batches import batches, fits, refuse_to_shrink, take_batches
 from .measure import diverged, is_four_bit, measure_answers, save_reference
 
 READS = (
-    "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "adapter", "batch_size", "gradient_accumulation", "epochs",
+    "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "adapter", "batch_size", "gradient_accumulation", "epochs",
     "max_steps", "learning_rate", "precision", "scheduler", "warmup", "optimizer", "weight_decay", "max_grad_norm",
 )  # fmt: skip
 
@@ -286,6 +288,7 @@ def training_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: b
         "fp16": dtype == "float16",
         "bf16": dtype == "bfloat16",
         "max_length": settings.max_length,
+        "router_aux_loss_coef": 0.0,  # routers are not trained; of answers alone their balance is not to be judged
         "gradient_checkpointing": gpu,
         "logging_steps": 1,
         "logging_first_step": True,
@@ -365,6 +368,7 @@ def about(trainer: Any, settings: Settings) -> dict[str, Any]:
         warmup_steps=settings.warmup_steps(trainer.state.max_steps),
         lora_r=trainer.model.peft_config["default"].r,
         lora_alpha=trainer.model.peft_config["default"].lora_alpha,
+        layers=layer_counts(trainer.model, reached(trainer.model)),
         precision=choose_precision(settings)[0],
         four_bit=is_four_bit(trainer.model),
         optimizer=str(trainer.args.optim.value),

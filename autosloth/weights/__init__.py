@@ -4,7 +4,7 @@ What a LoRA adapter does to each of them is computed here, row by row.
 """
 
 from .files import INDEX, model_shards, read_header, shard_names
-from .lora import PLAIN, Adapter, unusual_entries
+from .lora import PLAIN, WRAPPERS, Adapter, unusual_entries, without_numbers
 from .streamed import SPARE_GB, TOLD, Shards, cache_folder, same_disk, shard_by_shard, streamed_base
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "PLAIN",
     "SPARE_GB",
     "TOLD",
+    "WRAPPERS",
     "Adapter",
     "Shards",
     "cache_folder",
@@ -22,4 +23,5 @@ __all__ = [
     "shard_names",
     "streamed_base",
     "unusual_entries",
+    "without_numbers",
 ]

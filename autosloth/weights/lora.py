@@ -32,9 +32,12 @@ PLAIN = ABOUT | {
     "target_parameters",
     "fan_in_fan_out",
     "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
 }
-MERGED = PLAIN | {"exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
-MERGED |= {"use_dora", "lora_bias", "bias", "modules_to_save", "trainable_token_indices"}
+MERGED = PLAIN | {"exclude_modules", "layers_to_transform", "layers_pattern"}
+MERGED |= {"lora_bias", "bias", "modules_to_save", "trainable_token_indices"}
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # of init_lora_weights: those that leave the base
 
 NAME = "default"  # the adapter's in PEFT's model

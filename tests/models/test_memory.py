@@ -54,20 +54,23 @@ def parts(settings, config=MISTRAL, gpu_gb=15.8, rank=None):
     return {part.name: part.gb for part in estimate(settings, shape_of(config), gpu_gb, rank or settings.lora_r)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_weights_and_adapter_are_those_that_transformers_and_peft_make(engine, family):
+@pytest.mark.parametrize(
+    "family, layers", [*((family, "all-linear") for family in FAMILIES), ("llama", "attention"), ("llama", ["up_proj"])]
+)
+def test_weights_and_adapter_are_those_that_transformers_and_peft_make(engine, family, layers):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from autosloth.models.engine import LINEAR_LAYERS
+    from autosloth.models.targets import targets_of
 
     config = {**FAMILIES[family], "num_hidden_layers": 2}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-        expected = parts(SFTSettings(load_in_4bit=False, lora_r=8), config)
+        expected = parts(SFTSettings(load_in_4bit=False, lora_r=8, target_modules=layers), config)
         assert expected["weights"] == pytest.approx(2 * model.num_parameters() / 1e9, rel=1e-3)
-        trained, _ = get_peft_model(model, LoraConfig(r=8, target_modules=LINEAR_LAYERS)).get_nb_trainable_parameters()
+        lora = LoraConfig(r=8, target_modules=targets_of(model, layers).modules)
+        trained, _ = get_peft_model(model, lora).get_nb_trainable_parameters()
     assert expected["adapter"] == pytest.approx(4 * trained / 1e9)
 
 

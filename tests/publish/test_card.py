@@ -57,6 +57,7 @@ FACTS = {
             "tokens": 45000,
             "tokens_per_second": 50.0,
             "peak_vram_gb": 9.1,
+            "layers": {"self_attn.q_proj": {"trained": 32, "of": 32}, "lm_head": {"trained": 0, "of": 1}},
         },
         **{
             "peak_ram_gb": 6.2,

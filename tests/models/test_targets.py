@@ -1,0 +1,103 @@
+"""Every linear layer and all experts of the text part are trained, and nothing else, whatever the family calls them."""
+
+import re
+from collections import Counter
+
+import pytest
+from support.families import ATTENTION, FAMILIES, without_weights
+
+from autosloth.errors import ModelError
+from autosloth.models.targets import layer_counts, layers_line, reached, targets_of, trainable_layers
+
+
+def kinds(names):
+    """The names without the numbers of blocks, and what comes before them."""
+    return {re.split(r"\.\d+\.", name, maxsplit=1)[1] for name in names}
+
+
+def with_adapter(model, targets, **lora):
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=2, target_modules=targets.modules, target_parameters=targets.parameters, **lora))  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_layers_that_are_trained_are_those_of_the_text_and_an_adapter_reaches_just_these(family, engine):
+    model = without_weights(family)
+    targets = targets_of(model, "all-linear")
+    assert kinds(targets.names) == set(FAMILIES[family][-1].split())
+    planned = layer_counts(model, targets.names)
+    of_tokens = {
+        f"{name}.weight" for name, module in model.named_modules() if type(module).__name__.endswith("Embedding")
+    }
+    matrices = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight.ndim > 1} - of_tokens
+    assert sum(count["of"] for count in planned.values()) == len(matrices) and targets.names <= {name.removesuffix(".weight") for name in matrices}  # fmt: skip
+    trained = with_adapter(model, targets)
+    assert reached(trained) == targets.names
+    assert layer_counts(trained, reached(trained)) == planned
+    assert all("lora_" in name for name, weight in trained.named_parameters() if weight.requires_grad)
+
+
+@pytest.mark.parametrize("family", ["Llama 3", "Gemma 3", "Qwen 3 MoE", "Granite 4 H", "DeepSeek V3", "Nemotron H"])
+def test_attention_alone_is_attention_alone(family, engine):
+    names = targets_of(without_weights(family), "attention").names
+    told = {"DeepSeek V3": "self_attn.", "Nemotron H": "mixer."}.get(family)
+    assert kinds(names) == {kind for kind in FAMILIES[family][-1].split() if (kind.startswith(told) if told else kind in ATTENTION.split())} - {"mixer.in_proj", "mixer.up_proj", "mixer.down_proj"}  # fmt: skip
+
+
+def test_names_are_taken_where_the_text_has_them_and_refused_where_not(engine):
+    model = without_weights("Gemma 3")
+    targets = targets_of(model, ["q_proj", "up_proj"])
+    assert kinds(targets.names) == {"self_attn.q_proj", "mlp.up_proj"}
+    assert reached(with_adapter(model, targets)) == targets.names and not any(
+        "vision" in name for name in targets.names
+    )
+    with pytest.raises(ModelError) as error:
+        targets_of(without_weights("Phi 3 and 4"), ["q_proj", "down_proj"])
+    assert "q_proj" in error.value.what and "down_proj, gate_up_proj, o_proj, qkv_proj" in error.value.todo
+    experts = targets_of(without_weights("Mixtral"), ["gate_up_proj"])
+    assert experts.parameters == ["mlp.experts.gate_up_proj"] and experts.modules == []
+
+
+def test_a_layer_whose_weights_its_block_reads_itself_is_left_out(engine):
+    """Mamba's kernels take `out_proj.weight`, past an adapter, which would never get a gradient."""
+    linear, _ = trainable_layers(without_weights("Granite 4 H"))
+    assert not any(name.endswith("mamba.out_proj") for name in linear)
+    linear, _ = trainable_layers(without_weights("LFM 2"))
+    assert any(name.endswith("conv.out_proj") for name in linear)
+
+
+def test_layers_that_peft_takes_for_experts_are_trained_as_parameters_or_told_as_untrained_where_they_are_packed(
+    engine,
+):
+    import torch
+
+    model = without_weights("GLM 4.5")
+    targets = targets_of(model, "all-linear")
+    assert "mlp.shared_experts.up_proj.weight" in targets.parameters and "up_proj" not in targets.modules
+    for name in (name for name in targets.names if name.endswith("shared_experts.up_proj")):
+        model.get_submodule(name).weight = torch.nn.Parameter(torch.zeros(1, 1, dtype=torch.uint8), requires_grad=False)
+    packed = targets_of(model, "all-linear")
+    assert targets.names - packed.names == {"model.layers.1.mlp.shared_experts.up_proj"}
+    assert (
+        "mlp.shared_experts.up_proj 1" in layers_line(layer_counts(model, packed.names)).partition("not trained: ")[2]
+    )
+    assert reached(with_adapter(model, packed)) == packed.names
+
+
+def test_what_is_trained_is_told_by_kind(engine):
+    model = without_weights("Qwen 3 MoE")
+    line = layers_line(layer_counts(model, targets_of(model, "all-linear").names))
+    assert line == (
+        "12 of 15 matrices: self_attn.q_proj 2 of 2, self_attn.k_proj 2 of 2, self_attn.v_proj 2 of 2, self_attn.o_proj 2 of 2, "
+        "mlp.experts.gate_up_proj 2 of 2, mlp.experts.down_proj 2 of 2; not trained: mlp.gate 2, lm_head 1"
+    )
+    line = layers_line(layer_counts(model, targets_of(model, ["q_proj"]).names))
+    assert (
+        line.startswith("2 of 15 matrices: self_attn.q_proj 2 of 2; not trained: ")
+        and "mlp.experts.down_proj 2" in line
+    )
+
+
+def test_every_family_here_is_of_another_class_or_form():
+    assert Counter((kind, str(needs)) for kind, _, needs, _, _ in FAMILIES.values()).most_common(1)[0][1] == 1
