@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticKnownError
 
 from .errors import SettingsError
 
@@ -171,9 +170,13 @@ def misspelt(unknown: Iterable[str], known: Iterable[str], kind: str) -> str:
 
 
 def no_truth(value: Any, kinds: Iterable[Any]) -> Any:
-    """A value for a field of these kinds; pydantic would take true for the number 1. Raises pydantic's error for that."""
+    """A value for a field of these kinds: of true and false their names where numbers are wanted, which pydantic refuses; it would take true for 1.
+
+    >>> no_truth(True, [int]), no_truth(True, [bool]), no_truth(2, [int])
+    ('true', True, 2)
+    """
     if isinstance(value, bool) and bool not in kinds and {int, float} & set(kinds):
-        raise PydanticKnownError("int_type" if int in kinds else "float_type")
+        return str(value).lower()
     return value
 
 

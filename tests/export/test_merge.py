@@ -1,15 +1,15 @@
 """The merged model is what PEFT's own merge makes, in 16 bits, and is whole or is not there."""
 
 import json
-import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 from support.adapters import ALL, adapter, tiny
 
 from autosloth.errors import ExportError
-from autosloth.export import merge
 from autosloth.export.merge import merge_model
 from autosloth.weights.files import read_header
 from autosloth.weights.lora import Adapter
@@ -185,21 +185,21 @@ def test_a_base_that_lacks_a_file_is_refused(finished, base, tmp_path):
         merge_model(copy, finished / "adapter", tmp_path)
 
 
+# A process of its own, not a fork: threads of torch that another test began do not live in one, and it waits for them for ever.
+DEADLY = """
+import os, signal, sys
+from pathlib import Path
+
+name, base, adapter, folder = sys.argv[1:]
+blocks = merge.merged_blocks
+merge.merged_blocks = lambda tensor, *rest: os.kill(os.getpid(), signal.SIGKILL) if tensor == name else blocks(tensor, *rest)
+merge.merge_model(Path(base), Path(adapter), Path(folder))
+"""
+
+
 def killed_at(name, *arguments):
-    """Merge in a process of its own, which kills itself when it comes to the tensor of this name."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    blocks = merge.merged_blocks
-
-    def deadly(tensor, *rest):
-        if tensor == name:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return blocks(tensor, *rest)
-
-    merge.merged_blocks = deadly
-    merge_model(*arguments)
-    os._exit(0)
+    """Merge in a process that kills itself when it comes to the tensor of this name; its exit code."""
+    return subprocess.run([sys.executable, "-c", DEADLY, name, *map(str, arguments)], capture_output=True).returncode
 
 
 def test_what_a_killed_writer_leaves_is_not_taken_for_a_model(engine, finished, base, tmp_path):
@@ -215,8 +215,7 @@ def test_what_a_killed_writer_leaves_is_not_taken_for_a_model(engine, finished, 
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     (copy / "model.safetensors").unlink()
     (tmp_path / "merged").mkdir()
-    status = killed_at(list(halves[1])[-1], copy, finished / "adapter", tmp_path / "merged")
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert killed_at(list(halves[1])[-1], copy, finished / "adapter", tmp_path / "merged") == -signal.SIGKILL
     left = sorted(path.name for path in (tmp_path / "merged").iterdir())
     assert left == [f".{names[1]}.partial", names[0]]
     assert load_file(tmp_path / "merged" / names[0]).keys() == halves[0].keys()
