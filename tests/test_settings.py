@@ -228,12 +228,12 @@ def test_an_empty_name_of_a_run_is_made_up():
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("max_steps: true", "`max_steps` is "true", but it should be a whole number"),
-        ("learning_rate: yes", "`learning_rate` is "true", but it should be a number"),
-        ("last_beta: on", "`last_beta` is "true", but it should be a number"),
+        ("max_steps: true", '`max_steps` is "true", but it should be a whole number'),
+        ("learning_rate: yes", '`learning_rate` is "true", but it should be a number'),
+        ("last_beta: on", '`last_beta` is "true", but it should be a number'),
         ("max_steps: 1:30", '`max_steps` is "1:30", but it should be a whole number'),
         ("learning_rate: 1:30.5", '`learning_rate` is "1:30.5", but it should be a number'),
-        ("dataset: [{path: a, share: true}]", "`dataset.0.share` is "true", but it should be a number"),
+        ("dataset: [{path: a, share: true}]", '`dataset.0.share` is "true", but it should be a number'),
     ],
 )
 def test_what_is_no_number_is_taken_for_none(tmp_path, text, words):
