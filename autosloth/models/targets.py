@@ -44,7 +44,8 @@ def targets_of(model: Any, asked: str | list[str]) -> Targets:
     renamed = [name for name in renamed if name in linear]  # as parameters, which cannot be packed in 4 bit
     modules = covering([name for name in linear if name not in renamed], [name for name, _ in model.named_modules()])
     parameters = [*experts, *(f"{name}.weight" for name in renamed)]
-    return Targets(modules, sorted({in_block(name) for name in parameters}) if routed else None, {*linear, *experts})
+    held = sorted({in_block(name) for name in parameters}) if routed or renamed else None
+    return Targets(modules, held, {*linear, *experts})
 
 
 def taken_for_experts(model: Any, linear: list[str]) -> list[str]:
