@@ -207,7 +207,7 @@ def class_of_config(folder: Path) -> Iterator[None]:
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     name = (config.architectures or [""])[0]
     named = getattr(transformers, name, None) if name.endswith(("ForCausalLM", "ForConditionalGeneration")) else None
-    taken = named is not None and first_gpu() is None
+    taken = named is not None and first_gpu() is None and not config.is_encoder_decoder
     with mock.patch.object(transformers, "AutoModelForCausalLM", named) if taken else contextlib.nullcontext():
         yield
 
