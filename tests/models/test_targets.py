@@ -4,10 +4,13 @@ import re
 from collections import Counter
 
 import pytest
-from support.families import ATTENTION, FAMILIES, without_weights
+from support.families import ATTENTION, FAMILIES, config_of, without_weights
 
+from autosloth.check import Problems, check
 from autosloth.errors import ModelError
+from autosloth.models import planned_layers
 from autosloth.models.targets import layer_counts, layers_line, reached, targets_of, trainable_layers
+from autosloth.settings import SFTSettings
 
 
 def kinds(names):
@@ -101,3 +104,31 @@ def test_what_is_trained_is_told_by_kind(engine):
 
 def test_every_family_here_is_of_another_class_or_form():
     assert Counter((kind, str(needs)) for kind, _, needs, _, _ in FAMILIES.values()).most_common(1)[0][1] == 1
+
+
+def test_what_the_settings_say_is_what_the_adapter_gets(engine, base):
+    from autosloth.models import load_model
+
+    asked = {"target_modules": "q_proj", "use_dora": True, "use_rslora": True, "lora_r": 4, "lora_alpha": 8}
+    model = load_model(SFTSettings.load({"model": "demo", "adapter": None, "load_in_4bit": False, **asked}))
+    told = model.peft_config["default"]
+    assert (told.use_dora, told.use_rslora, told.r, told.lora_alpha) == (True, True, 4, 8)
+    assert {name.rpartition(".")[2] for name in reached(model)} == {"q_proj"}
+
+
+def test_experts_are_not_trained_with_what_peft_cannot(engine, tmp_path):
+    config_of("Mixtral", architectures=["MixtralForCausalLM"]).save_pretrained(tmp_path)
+    told = {"model": str(tmp_path), "use_dora": True}
+    with pytest.raises(ModelError, match=r"experts of .* cannot be trained with `use_dora`"):
+        planned_layers(SFTSettings(**told))
+    counts = planned_layers(SFTSettings(**told, target_modules="attention"))
+    assert counts["mlp.experts.down_proj"] == {"trained": 0, "of": 2} and counts["self_attn.q_proj"]["trained"] == 2
+
+
+def test_check_tells_what_would_be_trained_and_refuses_a_layer_that_is_not_there(engine, base, tmp_path, capsys):
+    settings = SFTSettings(model=str(base), dataset="demo", storage=str(tmp_path), target_modules="attention", load_in_4bit=False)  # fmt: skip
+    check(settings)
+    assert "check: LoRA trains 16 of 29 matrices: self_attn.q_proj 4 of 4" in capsys.readouterr().out
+    with pytest.raises(Problems) as error:
+        check(settings.model_copy(update={"target_modules": ["qkv"]}))
+    assert [problem.what for problem in error.value.problems] == ["The model has no layer qkv that could be trained."]
