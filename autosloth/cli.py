@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from .errors import INTERRUPTED, AutoSlothError, Interrupted
 from .run import Run, lock, storage_errors
@@ -63,7 +64,7 @@ def settings_help(road: type[Settings]) -> str:
     for name, values in road.other_defaults().items():
         told = ", ".join(f"{field} {shown(value)}" for field, value in values.items())
         lines.append(f"With `{name}` the defaults are: {told}.")
-    return "Settings, with their defaults:\n\n" + "\n\n".join(lines)
+    return escape("Settings, with their defaults:\n\n" + "\n\n".join(lines))  # a list is no markup
 
 
 def load_settings(road: type[Settings], path: Path | None, pairs: list[str] | None) -> Settings:

@@ -189,6 +189,7 @@ def test_a_base_that_lacks_a_file_is_refused(finished, base, tmp_path):
 DEADLY = """
 import os, signal, sys
 from pathlib import Path
+from autosloth.export import merge
 
 name, base, adapter, folder = sys.argv[1:]
 blocks = merge.merged_blocks

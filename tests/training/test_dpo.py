@@ -249,7 +249,7 @@ def write_config(folder, **config):
         (None, "holds no adapter"),
         ({"base_model_name_or_path": "x/other"}, "was trained on x/other, and `model` is x/base"),
         ({"peft_type": "IA3"}, r"no plain LoRA \(IA3\)"),
-        ({"use_dora": True}, r"no plain LoRA \(use_dora\)"),
+        ({"lora_bias": True}, r"no plain LoRA \(lora_bias\)"),
         ({"modules_to_save": ["lm_head"]}, r"no plain LoRA \(modules_to_save\)"),
     ],
 )

@@ -171,8 +171,8 @@ def test_a_weight_that_the_base_holds_in_another_form_is_refused(engine, tmp_pat
 @pytest.mark.parametrize(
     "entries, what",
     [
-        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
-        ({"rank_pattern": {"q_proj": 4}, "use_dora": True}, "rank_pattern, use_dora"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"layers_pattern": "h", "trainable_token_indices": [3]}, "layers_pattern, trainable_token_indices"),
         ({"bias": "lora_only"}, "bias"),
         ({"init_lora_weights": "olora"}, "init_lora_weights"),
         ({"layers_to_transform": [1]}, "layers_to_transform"),
