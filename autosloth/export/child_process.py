@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import AutoSlothError
 from ..output import say
+from .llama import last_line
 
 SERVE = "from autosloth.export.child_process import serve; serve()"
 REPORT = "base: "  # how a line begins that is passed on at once
@@ -27,6 +28,12 @@ class Ended:
     status: int
     answer: dict[str, Any]
     errors: str
+
+    @property
+    def reason(self) -> str:
+        """Why it ended without an answer: its last words, and the signal that ended it, if one did."""
+        said = last_line(self.errors)
+        return said if self.status >= 0 else f"its process was ended by signal {-self.status}: {said}"
 
 
 def run_apart(module: str, request: dict[str, Any], online: bool, **environment: str) -> Ended:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -22,13 +23,19 @@ from typing import Any
 
 from ..errors import ExportError
 from ..hardware import GB, peak_ram_gb
-from ..weights import Adapter, Shards, shard_by_shard
-from .llama import last_line
+from ..weights import Adapter, Shards, model_shards, read_header, shard_by_shard
+from .llama import last_line, listening
 from .merge import merged_config
 from .quantize import Filler, Place, Weight, Whole
 from .selection import choose_rows, find_weights
 
-CONVERTED = ("f32", "bf16", "f16", "q8_0")  # what the converter makes; the others are mixtures that llama.cpp chooses
+CONVERTED = (
+    "auto",
+    "f32",
+    "bf16",
+    "f16",
+    "q8_0",
+)  # what the converter makes; the others are mixtures that llama.cpp chooses
 NOT_IN_AN_ADAPTER_FILE = ("use_dora", "alpha_pattern", "lora_bias", "rank_pattern")  # the last only with rsLoRA
 
 
@@ -56,16 +63,36 @@ def main(request: dict[str, Any]) -> dict[str, float]:
 def convert_model(request: dict[str, Any], files: dict[str, Path]) -> None:
     """Make files of the merged model. Raises ExportError."""
     source = Path(request["source"])
-    adapter = Adapter.read(Path(request["adapter"]), source)
+    adapter = Adapter.read(Path(request["adapter"]), source) if request["adapter"] else Adapter()
     if adapter.untied:
         untie(source / "config.json")
     shards = Shards(source)
     converter = Converter(Path(request["converter"]), adapter, shards)
+    converter_class(source)
     plans = [converter.plan(request, kind, path) for kind, path in files.items() if kind in CONVERTED]
     if mixtures := {kind: path for kind, path in files.items() if kind not in CONVERTED}:
         plans += converter.plan_mixtures(request, mixtures)
     refuse_small_disk(plans, shards.to_free(plans[0].path.parent))
     fill(plans, shards)
+
+
+def converter_class(source: Path) -> Any:
+    """llama.cpp's class for a model, told to leave out the blocks that predict further tokens where the files hold none: transformers saves none."""
+    from conversion import get_model_class
+    from conversion.base import ModelBase, ModelType, get_model_architecture
+
+    kind = get_model_class(get_model_architecture(ModelBase.load_hparams(source, False), ModelType.TEXT))
+    kind.no_mtp = kind.supports_mtp_export and not looks_ahead(source)
+    return kind
+
+
+def looks_ahead(source: Path) -> bool:
+    """Whether a model's files hold blocks for multi-token prediction: under that name, or behind the last block that config.json counts."""
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    blocks = config.get("text_config", config).get("num_hidden_layers", math.inf)
+    names = (name for shard in model_shards(source) for name in read_header(shard))
+    found = (re.match(r"(?:model\.|language_model\.)*(?:(mtp)\.|layers\.(\d+)\.)", name) for name in names)
+    return any(match[1] or int(match[2]) >= blocks for match in found if match)
 
 
 def untie(config: Path) -> None:
@@ -167,8 +194,10 @@ class Converter:
         import gguf
         import numpy
 
-        if not isinstance(data, gguf.LazyNumpyTensor) or len(data.shape) < 2:
+        if len(data.shape) < 2:
             return self.quantize(data, kind)
+        if isinstance(data, numpy.ndarray):  # made at once, as Gemma 3n's embeddings are
+            data = gguf.LazyNumpyTensor.from_eager(data)
         later = gguf.LazyChunkedTensor([], data.shape, numpy.float32).quantize(kind)
         later.graph = data
         return later
@@ -192,19 +221,14 @@ def chosen_types(path: Path, kind: str) -> tuple[int, dict[str, Any]]:
     It tells them in a dry run, a line a tensor. Raises ExportError when it does not know the model.
     """
     import ctypes
-    import re
 
     import gguf
     import llama_cpp
-    from llama_cpp._logger import llama_log_callback
 
-    said: list[str] = []
-    listen = llama_cpp.llama_log_callback(lambda level, text, user: said.append(text.decode(errors="replace")))
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype, options.dry_run = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}"), True
-    llama_cpp.llama_log_set(listen, None)
-    refused = llama_cpp.llama_model_quantize(os.fsencode(path), b"", ctypes.byref(options))
-    llama_cpp.llama_log_set(llama_log_callback, None)
+    with listening() as said:
+        refused = llama_cpp.llama_model_quantize(os.fsencode(path), b"", ctypes.byref(options))
     if refused:
         raise ExportError(
             f"llama.cpp cannot make {kind.upper()} of this model ({last_line(''.join(said))}).",

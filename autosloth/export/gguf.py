@@ -16,7 +16,7 @@ from ..output import say
 from ..run import HALF_WRITTEN, Run, stage, write_text
 from ..weights import TOLD
 from .child_process import Ended, run_apart
-from .llama import fetch_converter, last_line, llama_cpp
+from .llama import fetch_converter, llama_cpp
 from .merge import tokenizer_of
 
 # glibc keeps the memory of a block for the next one; by itself it would give each back to the system, and fault it in anew.
@@ -110,9 +110,8 @@ def half_written(path: Path) -> Path:
 
 def unknown_error(ended: Ended) -> tuple[str, str]:
     """What to tell when the converting process ended without a word for us."""
-    reason = last_line(ended.errors) if ended.status > 0 else f"its process was ended by signal {-ended.status}"
     return (
-        f"The conversion to GGUF failed ({reason}).",
+        f"The conversion to GGUF failed ({ended.reason}).",
         "Check that llama.cpp knows this architecture; the adapter is safe in adapter/, and `quantizations: []` finishes without a GGUF.",
     )
 

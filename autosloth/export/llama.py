@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,21 @@ def last_line(text: str) -> str:
     """The last line of an output that says something."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Writing:")]
     return lines[-1] if lines else "no output"
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[str]]:
+    """What llama.cpp says meanwhile, line by line."""
+    import llama_cpp
+    from llama_cpp._logger import llama_log_callback
+
+    said: list[str] = []
+    listen = llama_cpp.llama_log_callback(lambda level, text, user: said.append(text.decode(errors="replace")))
+    llama_cpp.llama_log_set(listen, None)
+    try:
+        yield said
+    finally:
+        llama_cpp.llama_log_set(llama_log_callback, None)
 
 
 def fetch_converter() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from itertools import islice
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VerifyError
-from ..export import llama_cpp
+from ..export import listening, llama_cpp, run_apart
 from .tokens import compare_tokens
 
 NEAR_TIE = 0.02  # nats by which a token may be less likely than another and still count as alike, at the least
@@ -17,6 +18,29 @@ ANSWERS, ANSWER_TOKENS = 4, 64  # prompts that the file answers greedily; of the
 SPARE_TOKENS = 8  # how much later than the trained model the file may end its answer
 SHORT_FROM = 2e9  # bytes of a file beyond which a token takes seconds on two cores:
 SHORT_POSITIONS = 48  # fewer positions, and an end that is looked for without generating
+
+
+def behaviour_of(file: Path, reference: Path, short: bool, mean_kl: float) -> dict[str, Any]:
+    """What `compare_behaviour` finds, in a process of its own, which llama.cpp may end. Raises VerifyError."""
+    llama_cpp()  # waits here, where it is said
+    request = {"file": file, "reference": reference, "short": short, "mean_kl": mean_kl}
+    ended = run_apart("autosloth.proof.behaviour", request, online=False, GGML_NO_BACKTRACE="1")
+    if ended.status:
+        otherwise = (
+            f"llama.cpp could not run {file.name} ({ended.reason}).",
+            "The adapter and merged/ are sound; please report the model to llama.cpp, or leave this type out of `quantizations`.",
+        )
+        raise VerifyError(*ended.answer.get("error", otherwise))
+    return ended.answer
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a file, found in this process. Raises VerifyError."""
+    reference = Path(request["reference"])
+    known = json.loads((reference / "rows.json").read_text(encoding="utf-8"))
+    return compare_behaviour(
+        Path(request["file"]), known, reference / "logprobs.npy", request["short"], request["mean_kl"]
+    )
 
 
 def compare_behaviour(file: Path, known: dict[str, Any], logprobs: Path, short: bool, mean_kl: float) -> dict[str, Any]:
@@ -30,14 +54,17 @@ def compare_behaviour(file: Path, known: dict[str, Any], logprobs: Path, short: 
     if short:
         rows = first_positions(rows, SHORT_POSITIONS)
     # All logits of the context are kept, so it is no longer than what is evaluated: 33 MB per 256 tokens of a 32k vocabulary.
-    length = SPARE_TOKENS + max(
-        [1, *map(len, rows), *(len(known["answers"][i]["prompt"]) + ANSWER_TOKENS for i in ended)]
-    )
+    length = SPARE_TOKENS + max([1, *map(len, rows), *(room_for(known, i) for i in ended)])
     options = {"n_ctx": length, "n_batch": length, "n_threads": os.cpu_count(), "logits_all": True, "verbose": False}
+    library = llama_cpp()
     try:
-        model = llama_cpp().Llama(str(file), **options)
+        with listening() as said:
+            model = library.Llama(str(file), **options)
     except ValueError as error:
-        raise VerifyError(f"{file} cannot be read by llama.cpp ({error}).", "Run `autosloth export` again.") from None
+        reasons = [line.strip() for line in said if "error" in line] or [str(error)]
+        raise VerifyError(
+            f"{file} cannot be read by llama.cpp ({reasons[0]}).", "Run `autosloth export` again."
+        ) from None
     try:
         facts = {"form": "short" if short else "full", **compare_tokens(model, known)}
         if rows:
@@ -115,12 +142,24 @@ def next_token_logprobs(model: Any, ids: list[int]) -> Any:
 
 
 def shortest_ended(known: dict[str, Any]) -> list[int]:
-    """The numbers of the ANSWERS shortest answers that the trained model ended soon enough; where there are none, of the first answers."""
+    """The numbers of the ANSWERS shortest answers that the trained model ended soon enough, else of its shortest that it ended; where there are none, of the first answers."""
     answers = known["answers"]
-    ended = [i for i, each in enumerate(answers) if each["answer"][-1:] and each["answer"][-1] in known["ends"]]
-    short = [i for i in ended if len(answers[i]["answer"]) + SPARE_TOKENS <= ANSWER_TOKENS]
-    ordered = sorted(short, key=lambda i: len(answers[i]["prompt"] + answers[i]["answer"]))
-    return (ordered or list(range(len(answers))))[:ANSWERS]
+    ended = [i for i in range(len(answers)) if is_ended(known, i)]
+    ordered = sorted(ended, key=lambda i: len(answers[i]["prompt"] + answers[i]["answer"]))
+    short = [i for i in ordered if len(answers[i]["answer"]) + SPARE_TOKENS <= ANSWER_TOKENS]
+    return (short or ordered[:1] or list(range(len(answers))))[:ANSWERS]
+
+
+def is_ended(known: dict[str, Any], number: int) -> bool:
+    """Whether the trained model ended this answer."""
+    answer = known["answers"][number]["answer"]
+    return bool(answer) and answer[-1] in known["ends"]
+
+
+def room_for(known: dict[str, Any], number: int) -> int:
+    """Tokens of this prompt with what the file answers, or with the trained model's whole answer, if its end is looked for."""
+    prompt, answer = (len(known["answers"][number][part]) for part in ("prompt", "answer"))
+    return prompt + max(ANSWER_TOKENS, answer if is_ended(known, number) else 0)
 
 
 def answer_alike(model: Any, known: dict[str, Any], number: int) -> dict[str, Any]:
@@ -156,7 +195,7 @@ def ends_next(model: Any, known: dict[str, Any], number: int, mean_kl: float) ->
     Another token may be likelier by `near_tie`. A file that knows no end is tens of nats away.
     """
     prompt, answer = (known["answers"][number][part] for part in ("prompt", "answer"))
-    if answer[-1:] and answer[-1] in known["ends"]:
+    if is_ended(known, number):
         last = next_token_logprobs(model, prompt + answer[:-1])[-1]
         return bool(last[known["ends"]].max() >= last.max() - near_tie(mean_kl))
     return None

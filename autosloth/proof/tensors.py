@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from zlib import crc32
 
 from ..errors import VerifyError
-from ..export import fetch_converter, last_line, run_apart, untie
+from ..export import converter_class, fetch_converter, run_apart, untie
 from ..weights import TOLD, Adapter, Shards, shard_by_shard
 from .graph import Graph, Weight
 from .tally import BFLOAT16, NO_NUMBER, Tally, allowed, conclude
@@ -41,7 +42,7 @@ def compare_weights(file: Path, source: Path, adapter: Path | None, told: Path |
     ended = run_apart("autosloth.proof.tensors", request, online=(source / TOLD).is_file())
     if ended.status:
         raise VerifyError(
-            f"The weights of {file.name} could not be compared ({last_line(ended.errors)}).",
+            f"The weights of {file.name} could not be compared ({ended.reason}).",
             f"Check that {source} is the model that the file was made of.",
         )
     if reason := ended.answer.get("unreadable"):
@@ -116,23 +117,18 @@ class Converted:
     def __init__(self, source: Path, adapter: Adapter, shards: Shards):
         import gguf
         import torch
-        from conversion import get_model_class
-        from conversion.base import ModelBase, ModelType, get_model_architecture
+        from conversion.base import ModelBase
 
         if adapter.untied:
             untie(source / "config.json")
-        architecture = get_model_architecture(ModelBase.load_hparams(source, False), ModelType.TEXT)
+        index = ModelBase.index_tensors
 
-        converter = get_model_class(architecture)
+        def known(model: Any, *given: Any, **named: Any) -> dict[str, Callable[[], Any]]:
+            return known_weights(model, index(model, *given, **named), adapter, shards)
 
-        class Known(converter):
-            model_arch = converter.model_arch  # asked of each class
-
-            def index_tensors(self, *given: Any, **named: Any) -> dict[str, Callable[[], Any]]:
-                return known_weights(self, super().index_tensors(*given, **named), adapter, shards)
-
-        with torch.inference_mode():
-            self.model = Known(source, gguf.LlamaFileType.ALL_F32, Path(os.devnull))
+        with torch.inference_mode(), mock.patch.object(ModelBase, "index_tensors", known):
+            model = converter_class(source)(source, gguf.LlamaFileType.ALL_F32, Path(os.devnull))
+        self.model = getattr(model, "impl", model)  # Mistral 3's hands all on to another converter
 
     def tensors(self) -> Iterator[tuple[str, Graph]]:
         """(name in the GGUF, how it is made) of each tensor."""

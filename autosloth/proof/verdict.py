@@ -31,11 +31,22 @@ def bits_of(kind: str) -> int:
     return int(re.search(r"\d+", kind)[0])
 
 
-def limits(kind: str, quantized: bool) -> dict[str, float]:
-    """What `mean_kl` and `top1` may be at worst."""
-    mean_kl, top1 = LIMITS[max(2, min(8, bits_of(kind)))]
+def limits(kind: str, quantized: bool, rounded: bool = False) -> dict[str, float]:
+    """What `mean_kl` and `top1` may be at worst.
+
+    rounded: every weight is right and the model answers alike without rounding. Then the mean KL may be that of the next coarser
+    type, and `top1` what it is: at a small divergence it tells how many positions were undecided before.
+    """
+    bits = max(2, min(8, bits_of(kind)))
+    mean_kl, top1 = LIMITS[max((fewer for fewer in LIMITS if fewer < bits), default=2)] if rounded else LIMITS[bits]
     more, less = FOUR_BIT_BASE if quantized else (0.0, 0.0)
-    return {"mean_kl": round(mean_kl + more, 4), "top1": round(top1 - less, 4)}
+    return {"mean_kl": round(mean_kl + more, 4), "top1": 0.0 if rounded else round(top1 - less, 4)}
+
+
+def parts_only(facts: dict[str, Any]) -> bool:
+    """Whether nothing is wrong with a file but what its distributions tell."""
+    failures = find_failures(facts)
+    return bool(failures) and all(failure.startswith((KL, TOP1)) for failure in failures)
 
 
 def find_failures(facts: dict[str, Any]) -> list[str]:
@@ -45,6 +56,11 @@ def find_failures(facts: dict[str, Any]) -> list[str]:
     if "limits" not in facts:
         return failures
     limits, wrong = facts["limits"], f"{facts['token_mismatches']} of {facts['texts']} texts"
+    if facts.get("cause") == "arithmetic":
+        told = facts["unrounded"]
+        failures.append(
+            f"llama.cpp computes this model otherwise than it was trained: without rounding ({told['type']}) the mean KL is {told['mean_kl']:.3g} nats and top-1 agreement {told['top1']:.1%}"
+        )
     checks = [
         (facts["token_mismatches"] == 0, f"{wrong} become other tokens than in training ({facts['first_mismatch']!r})"),
         (facts["template"], "the chat template in the file is another one, or missing"),
@@ -55,21 +71,23 @@ def find_failures(facts: dict[str, Any]) -> list[str]:
         checks += [
             (
                 facts["mean_kl"] <= limits["mean_kl"],
-                f"mean KL is {facts['mean_kl']:.3g} nats, above {limits['mean_kl']}",
+                f"{KL} is {facts['mean_kl']:.3g} nats, above {limits['mean_kl']}",
             ),
-            (facts["top1"] >= limits["top1"], f"top-1 agreement is {facts['top1']:.1%}, below {limits['top1']:.0%}"),
+            (facts["top1"] >= limits["top1"], f"{TOP1} is {facts['top1']:.1%}, below {limits['top1']:.0%}"),
         ]
     return failures + [phrase for passed, phrase in checks if not passed]
 
 
+KL, TOP1 = "mean KL", "top-1 agreement"  # how the failures begin that the distributions tell
 # (what a failure's phrase holds, what to do about it), the deepest cause first
 CURES = [
     ("the adapter does", "Export again: the adapter is not in the file as it was trained. If `sixteen_bit_model` is set, check that it is the base."),
     ("tensors or values", "Export again, from the model that the file is held against; if it fails again, the converter does not handle it: please report it."),
     ("other tokens", "Convert from the model's own tokenizer files, tokenizer.model and tokenizer_config.json whole; or choose a base whose repository has them."),
     ("chat template", "Export again with the chat template of the training, adapter/chat_template.jinja."),
-    ("mean KL", "Choose a type of more bits, such as q8_0; if it was q8_0, llama.cpp does not compute this model right."),
-    ("top-1", "Choose a type of more bits, such as q8_0; if it was q8_0, llama.cpp does not compute this model right."),
+    ("computes this model otherwise", "Publish merged/ or the adapter instead (`quantizations: []`): no type of GGUF helps before llama.cpp is mended; please report it there."),
+    (KL, "Choose a type of more bits, such as q8_0; if it was q8_0, bf16."),
+    (TOP1, "Choose a type of more bits, such as q8_0; if it was q8_0, bf16."),
 ]  # fmt: skip
 
 
@@ -133,7 +151,14 @@ def proof_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     if "mean_kl" in facts:
         kl = f"{facts['mean_kl']:.2g} over {facts['positions']} positions, {facts['max_kl']:.2g} at most"
         rows.append(("mean KL divergence of the next-token distributions (nats)", kl, f"{limits['mean_kl']}"))
-        rows.append(("positions whose most likely token agrees", f"{facts['top1']:.1%}", f"{limits['top1']:.0%}"))
+        rows.append(
+            (
+                "positions whose most likely token agrees",
+                f"{facts['top1']:.1%}",
+                f"{limits['top1']:.0%}" if limits["top1"] else "-",
+            )
+        )
+        rows += unrounded_rows(facts)
     if facts.get("bos") is not None:
         rows.append(("BOS tokens at the start of a prompt", f"{facts['bos']}", f"{facts['bos_trained']}"))
     if "eos" in facts:
@@ -143,6 +168,22 @@ def proof_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
         same = sum(answer["same"] for answer in answers)
         rows.append(("greedy answers that are the same, token for token", f"{same} of {len(answers)}", "-"))
     return rows
+
+
+def unrounded_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The row that tells how the same model answers without rounding, where it was asked."""
+    if "cause" not in facts:
+        return []
+    told = facts["unrounded"]
+    if facts["cause"] is None:
+        return [("the same model without rounding", f"not made: {told['not_made']}", "-")]
+    wanted = told["limits"]
+    why = {
+        "rounding": f"it is the rounding of {facts['type']} that this model minds",
+        "arithmetic": "it is llama.cpp's arithmetic",
+    }
+    found = f"mean KL {told['mean_kl']:.2g}, {told['top1']:.1%} agree: {why[facts['cause']]}"
+    return [(f"the same model without rounding ({told['type']})", found, f"{wanted['mean_kl']}, {wanted['top1']:.0%}")]
 
 
 def show_proof(facts: dict[str, Any]) -> None:

@@ -13,10 +13,11 @@ from ..export import lay_source, llama_cpp
 from ..models import adapter_folder, export_base
 from ..output import say
 from ..run import Run, file_hash, stage
-from .behaviour import SHORT_FROM, compare_behaviour
+from .behaviour import SHORT_FROM, behaviour_of
 from .reference import reference_of
+from .rounding import explain
 from .tensors import compare_weights
-from .verdict import coarsest, cure, find_failures, limits, show_proof, verdict, worst_of
+from .verdict import coarsest, cure, find_failures, limits, parts_only, show_proof, verdict, worst_of
 
 
 @stage("verify", reads=("publish_unverified",), after=("train", "gguf"), facts=("verify",), outputs=("verify",))
@@ -81,16 +82,16 @@ def verify_file(file: Path, model: str, adapter: str | None = None) -> dict[str,
 def prove(file: Path, reference: Path, base: Path, adapter: Path | None, told: Path | None = None) -> dict[str, Any]:
     """All figures of one file. told: where those of each tensor go. Raises VerifyError when the file cannot be read."""
     started = time.perf_counter()
-    known = json.loads((reference / "rows.json").read_text(encoding="utf-8"))
+    quantized = json.loads((reference / "rows.json").read_text(encoding="utf-8"))["quantized"]
     with tempfile.TemporaryDirectory(prefix="autosloth-") as temporary:
         source = Path(temporary, "model")
         lay_source(source, base, adapter if adapter and (adapter / "tokenizer_config.json").is_file() else base)
         weights = compare_weights(file, source, adapter, told)
-    facts = {"file": file.name, "sha256": file_hash(file), "type": coarsest(weights["types"]), "weights": weights}
-    if weights["whole_model"]:
-        facts["limits"] = limits(facts["type"], known["quantized"])
-        short = file.stat().st_size > SHORT_FROM
-        facts |= compare_behaviour(file, known, reference / "logprobs.npy", short, facts["limits"]["mean_kl"])
-    failures = find_failures(facts)
-    facts |= {"failures": failures}
+        facts = {"file": file.name, "sha256": file_hash(file), "type": coarsest(weights["types"]), "weights": weights}
+        if weights["whole_model"]:
+            facts["limits"] = limits(facts["type"], quantized)
+            facts |= behaviour_of(file, reference, file.stat().st_size > SHORT_FROM, facts["limits"]["mean_kl"])
+            if parts_only(facts):
+                facts |= explain(facts, source, adapter, reference, quantized)
+    facts |= {"failures": find_failures(facts)}
     return {**facts, "passed": verdict(facts), "seconds": round(time.perf_counter() - started, 2)}

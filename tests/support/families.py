@@ -1,5 +1,12 @@
 """The families of models that people fine-tune, tiny, with the classes and the names of layers that their own config classes make."""
 
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from support.tiny_models import corpus_ids, describe_added_tokens, grown, teach, tiny_tokenizer
+
 SIZES = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 SIZES |= dict(max_position_embeddings=512, vocab_size=256, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 HEADS = dict(head_dim=16)
@@ -25,17 +32,36 @@ MAMBA = dict(
     mamba_n_groups=1,
     mamba_d_state=16,
     mamba_expand=2,
+    mamba_chunk_size=64,
 )
-GRANITE = dict(shared_intermediate_size=64, num_local_experts=4, num_experts_per_tok=2)
+MAMBA_TYPES = dict(layer_types=["mamba", "attention"])  # which transformers writes in other words
+SCALED = dict(embedding_multiplier=2.0, logits_scaling=0.5, residual_multiplier=0.5, attention_multiplier=0.25)
+GRANITE = dict(**SCALED, tie_word_embeddings=True, shared_intermediate_size=64)
+ROUTED_LOCALLY = dict(num_local_experts=4, num_experts_per_tok=2)
 DENSE = dict(num_local_experts=0, num_experts_per_tok=0)
 SLIDING = dict(sliding_window=64, layer_types=["sliding_attention", "full_attention"])
+EVERY_FOURTH = dict(num_hidden_layers=4, sliding_window=64, layer_types=["sliding_attention"] * 3 + ["full_attention"])
 SEEN = dict(
     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
 )
 QWEN_SEEN = dict(
     depth=1, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=64, num_position_embeddings=16
 )
-GEMMA4 = dict(**HEADS, **SLIDING, global_head_dim=32, num_kv_shared_layers=0)
+GEMMA = dict(**HEADS, sliding_window=64, query_pre_attn_scalar=16, tie_word_embeddings=True)
+# llama.cpp takes for granted that each sixth layer of Gemma 3 is of full attention, and each fifth of Gemma 3n; sparse are its first ten.
+GEMMA3 = dict(**GEMMA, num_hidden_layers=6, layer_types=["sliding_attention"] * 5 + ["full_attention"])
+GEMMA3N = dict(
+    **GEMMA,
+    num_hidden_layers=5,
+    layer_types=["sliding_attention"] * 4 + ["full_attention"],
+    num_kv_shared_layers=0,
+    hidden_size_per_layer_input=256,
+    laurel_rank=64,
+    altup_num_inputs=4,
+    activation_sparsity_pattern=[0.95] * 5,
+    vocab_size_per_layer_input=256,
+)
+GEMMA4 = dict(**HEADS, **SLIDING, global_head_dim=32, num_kv_shared_layers=0, tie_word_embeddings=True)
 GEMMA4_SEEN = dict(
     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=16
 )
@@ -45,18 +71,54 @@ MROPE = dict(
         "rope_theta": 1e7,
         "partial_rotary_factor": 0.25,
         "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
     },
     head_dim=32,
+)
+YARN = dict(
+    rope_parameters={
+        "rope_type": "yarn",
+        "rope_theta": 1e6,
+        "factor": 16.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 64,
+        "llama_4_scaling_beta": 0.1,
+    }
+)
+LLAMA3_ROPE = dict(
+    rope_parameters={
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    tie_word_embeddings=True,
+)
+GLM = (
+    "<|endoftext|>",
+    "[gMASK]",
+    "<sop>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
 )
 
 ATTENTION = "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"
 LLAMA = f"{ATTENTION} mlp.gate_proj mlp.up_proj mlp.down_proj"
+FUSED = "self_attn.qkv_proj self_attn.o_proj mlp.gate_up_proj mlp.down_proj"
 STACKED = "experts.gate_up_proj experts.down_proj"
 DELTA_NET = (
     "linear_attn.in_proj_qkv linear_attn.in_proj_z linear_attn.in_proj_a linear_attn.in_proj_b linear_attn.out_proj"
 )
 SHARED = "mlp.shared_expert.gate_proj mlp.shared_expert.up_proj mlp.shared_expert.down_proj"
 MLA = "self_attn.q_a_proj self_attn.q_b_proj self_attn.kv_a_proj_with_mqa self_attn.kv_b_proj self_attn.o_proj"
+SHORT_CONV = "conv.in_proj conv.out_proj feed_forward.w1 feed_forward.w2 feed_forward.w3 self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.out_proj"
 
 
 def stacked(block):
@@ -64,57 +126,85 @@ def stacked(block):
     return " ".join(f"{block}.{name}" for name in STACKED.split())
 
 
-# name: (class of the model, class of its config, what its config needs, what the vision part needs, the layers that are trained)
+class Family(NamedTuple):
+    """A family: its class in transformers and that of its config, the layers that are trained, what its config and its vision part need, its vocabulary.
+
+    special: tokens that its converter looks for; tokenizer, config: entries of tokenizer_config.json and config.json that its models on the
+    Hub have and transformers does not write; padded: whether there are more embeddings than tokens; ahead: the entry of config.json that
+    counts the blocks which predict further tokens, of which the files then hold one, though transformers loads none.
+    """
+
+    kind: str
+    config_kind: str
+    layers: str
+    needs: dict[str, Any] = {}
+    seen: dict[str, Any] | None = None
+    words: str = "llama-bpe"
+    special: tuple[str, ...] = ()
+    tokenizer: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    padded: bool = True
+    ahead: str | None = None
+
+
+def causal(name, layers, **more):
+    """A family whose classes are called as most are."""
+    return Family(f"{name}ForCausalLM", f"{name}Config", layers, **more)
+
+
+def wrapper(name, layers, seen, **more):
+    """A multimodal family."""
+    return Family(f"{name}ForConditionalGeneration", f"{name}Config", layers, seen=seen, **more)
+
+
 FAMILIES = {
-    "Llama 3": ("LlamaForCausalLM", "LlamaConfig", {}, None, LLAMA),
-    "Mistral": ("MistralForCausalLM", "MistralConfig", {}, None, LLAMA),
-    "Qwen 3": ("Qwen3ForCausalLM", "Qwen3Config", HEADS, None, LLAMA),
-    "Qwen 3 MoE": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", HEADS | EXPERTS, None, f"{ATTENTION} {stacked('mlp')}"),
-    "Qwen 3 Next": ("Qwen3NextForCausalLM", "Qwen3NextConfig", EXPERTS | DELTA | dict(head_dim=32, shared_expert_intermediate_size=32), None,
-                    f"{ATTENTION} linear_attn.in_proj_qkvz linear_attn.in_proj_ba linear_attn.out_proj {SHARED} {stacked('mlp')}"),
-    "Qwen 3.5": ("Qwen3_5ForConditionalGeneration", "Qwen3_5Config", DELTA | MROPE, QWEN_SEEN, f"{LLAMA} {DELTA_NET}"),
-    "Qwen 3.5 text": ("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", DELTA | MROPE, None, f"{LLAMA} {DELTA_NET}"),
-    "Qwen 3.5 MoE": ("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeConfig", DELTA | MROPE | EXPERTS | dict(shared_expert_intermediate_size=32), QWEN_SEEN,
-                     f"{ATTENTION} {DELTA_NET} {SHARED} {stacked('mlp')}"),
-    "Gemma 2": ("Gemma2ForCausalLM", "Gemma2Config", HEADS, None, LLAMA),
-    "Gemma 3": ("Gemma3ForConditionalGeneration", "Gemma3Config", HEADS | SLIDING, SEEN, LLAMA),
-    "Gemma 3 text": ("Gemma3ForCausalLM", "Gemma3TextConfig", HEADS | SLIDING, None, LLAMA),
-    "Gemma 3n text": ("Gemma3nForCausalLM", "Gemma3nTextConfig", HEADS | SLIDING | dict(num_kv_shared_layers=0, hidden_size_per_layer_input=32, laurel_rank=32, altup_num_inputs=4, activation_sparsity_pattern=[0.0] * 2, vocab_size_per_layer_input=256), None,
-                      f"{LLAMA} laurel.linear_left laurel.linear_right per_layer_input_gate per_layer_projection"),
-    "Gemma 4": ("Gemma4ForConditionalGeneration", "Gemma4Config", GEMMA4 | dict(hidden_size_per_layer_input=32, vocab_size_per_layer_input=256), GEMMA4_SEEN,
-                f"{LLAMA} per_layer_input_gate per_layer_projection"),
-    "Gemma 4 MoE": ("Gemma4ForConditionalGeneration", "Gemma4Config", GEMMA4 | dict(hidden_size_per_layer_input=0, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32), GEMMA4_SEEN,
-                    f"{LLAMA} {STACKED}"),
-    "gpt-oss": ("GptOssForCausalLM", "GptOssConfig", HEADS | SLIDING | dict(num_local_experts=4, num_experts_per_tok=2), None, f"{ATTENTION} {stacked('mlp')}"),
-    "Llama 4 text": ("Llama4ForCausalLM", "Llama4TextConfig", HEADS | dict(intermediate_size_mlp=128, num_local_experts=2, num_experts_per_tok=1, interleave_moe_layer_step=1), None,
-                     f"{ATTENTION} feed_forward.shared_expert.gate_proj feed_forward.shared_expert.up_proj feed_forward.shared_expert.down_proj {stacked('feed_forward')}"),
-    "Mistral Small 3.1": ("Mistral3ForConditionalGeneration", "Mistral3Config", HEADS | dict(model_type="mistral"), SEEN | HEADS | dict(model_type="pixtral"), LLAMA),
-    "Ministral 3": ("Mistral3ForConditionalGeneration", "Mistral3Config", HEADS | dict(model_type="ministral3"), SEEN | HEADS | dict(model_type="pixtral"), LLAMA),
-    "SmolLM 3": ("SmolLM3ForCausalLM", "SmolLM3Config", {}, None, LLAMA),
-    "Phi 3 and 4": ("Phi3ForCausalLM", "Phi3Config", {}, None, "self_attn.qkv_proj self_attn.o_proj mlp.gate_up_proj mlp.down_proj"),
-    "Granite 4 H": ("GraniteMoeHybridForCausalLM", "GraniteMoeHybridConfig", MAMBA | GRANITE, None,
-                    f"{ATTENTION} mamba.in_proj shared_mlp.input_linear shared_mlp.output_linear {stacked('block_sparse_moe')}"),
-    "Granite 4, dense": ("GraniteMoeHybridForCausalLM", "GraniteMoeHybridConfig", MAMBA | GRANITE | DENSE | dict(layer_types=["attention"] * 2), None,
-                         f"{ATTENTION} shared_mlp.input_linear shared_mlp.output_linear"),
-    "LFM 2": ("Lfm2ForCausalLM", "Lfm2Config", dict(layer_types=["conv", "full_attention"]), None,
-              "conv.in_proj conv.out_proj feed_forward.w1 feed_forward.w2 feed_forward.w3 self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.out_proj"),
-    "LFM 2 MoE": ("Lfm2MoeForCausalLM", "Lfm2MoeConfig", EXPERTS | dict(layer_types=["conv", "full_attention"], num_dense_layers=1), None,
-                  f"conv.in_proj conv.out_proj feed_forward.w1 feed_forward.w2 feed_forward.w3 self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.out_proj {stacked('feed_forward')}"),
-    "OLMo 3": ("Olmo3ForCausalLM", "Olmo3Config", SLIDING, None, LLAMA),
-    "Command R7B": ("Cohere2ForCausalLM", "Cohere2Config", HEADS | SLIDING, None, LLAMA),
-    "GLM 4": ("Glm4ForCausalLM", "Glm4Config", dict(head_dim=32), None, f"{ATTENTION} mlp.gate_up_proj mlp.down_proj"),
-    "GLM 4.5": ("Glm4MoeForCausalLM", "Glm4MoeConfig", ROUTED | dict(head_dim=32, first_k_dense_replace=1), None,
-                f"{LLAMA} mlp.shared_experts.gate_proj mlp.shared_experts.up_proj mlp.shared_experts.down_proj {stacked('mlp')}"),
-    "EXAONE 4": ("Exaone4ForCausalLM", "Exaone4Config", HEADS | SLIDING, None, LLAMA),
-    "Falcon H1": ("FalconH1ForCausalLM", "FalconH1Config", HEADS | dict(mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1, mamba_d_state=16), None,
-                  f"{ATTENTION} mamba.in_proj feed_forward.gate_proj feed_forward.up_proj feed_forward.down_proj"),
-    "ERNIE 4.5": ("Ernie4_5ForCausalLM", "Ernie4_5Config", HEADS, None, LLAMA),
-    "DeepSeek V3": ("DeepseekV3ForCausalLM", "DeepseekV3Config", ROUTED | LATENT | dict(first_k_dense_replace=1), None,
-                    f"{MLA} mlp.gate_proj mlp.up_proj mlp.down_proj mlp.shared_experts.gate_proj mlp.shared_experts.up_proj mlp.shared_experts.down_proj {stacked('mlp')}"),
-    "Mixtral": ("MixtralForCausalLM", "MixtralConfig", dict(num_local_experts=4, num_experts_per_tok=2), None, f"{ATTENTION} {stacked('mlp')}"),
-    "Nemotron H": ("NemotronHForCausalLM", "NemotronHConfig", HEADS | dict(num_hidden_layers=3, hybrid_override_pattern="M*-", mamba_num_heads=8, mamba_head_dim=16, n_groups=1, ssm_state_size=16), None,
-                   "mixer.in_proj mixer.q_proj mixer.k_proj mixer.v_proj mixer.o_proj mixer.up_proj mixer.down_proj"),
-    "GPT 2": ("GPT2LMHeadModel", "GPT2Config", dict(n_embd=64, n_layer=2, n_head=4), None, "attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj"),
+    "Llama 3": causal("Llama", LLAMA, needs=LLAMA3_ROPE),
+    "Mistral": causal("Mistral", LLAMA, needs=dict(sliding_window=None), words="spm"),
+    "Qwen 3": causal("Qwen3", LLAMA, needs=HEADS, words="qwen2"),
+    "Qwen 3 MoE": causal("Qwen3Moe", f"{ATTENTION} {stacked('mlp')}", needs=HEADS | EXPERTS | dict(norm_topk_prob=True), words="qwen2"),
+    "Qwen 3 Next": causal("Qwen3Next", f"{ATTENTION} linear_attn.in_proj_qkvz linear_attn.in_proj_ba linear_attn.out_proj {SHARED} {stacked('mlp')}",
+                          needs=EXPERTS | DELTA | dict(head_dim=32, shared_expert_intermediate_size=32, partial_rotary_factor=0.25), words="qwen2", ahead="mtp_num_hidden_layers"),
+    "Qwen 3.5": wrapper("Qwen3_5", f"{LLAMA} {DELTA_NET}", QWEN_SEEN, needs=DELTA | MROPE, words="qwen2", ahead="mtp_num_hidden_layers"),
+    "Qwen 3.5 text": Family("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", f"{LLAMA} {DELTA_NET}", needs=DELTA | MROPE, words="qwen2", ahead="mtp_num_hidden_layers"),
+    "Qwen 3.5 MoE": wrapper("Qwen3_5Moe", f"{ATTENTION} {DELTA_NET} {SHARED} {stacked('mlp')}", QWEN_SEEN,
+                            needs=DELTA | MROPE | EXPERTS | dict(shared_expert_intermediate_size=32), words="qwen2", ahead="mtp_num_hidden_layers"),
+    "Gemma 2": causal("Gemma2", LLAMA, needs=GEMMA, words="spm"),
+    "Gemma 3": wrapper("Gemma3", LLAMA, SEEN, needs=GEMMA3, words="spm"),
+    "Gemma 3 text": Family("Gemma3ForCausalLM", "Gemma3TextConfig", LLAMA, needs=GEMMA3, words="spm"),
+    "Gemma 3n text": Family("Gemma3nForCausalLM", "Gemma3nTextConfig", f"{LLAMA} laurel.linear_left laurel.linear_right per_layer_input_gate per_layer_projection", needs=GEMMA3N, words="spm"),
+    "Gemma 4": wrapper("Gemma4", f"{LLAMA} per_layer_input_gate per_layer_projection", GEMMA4_SEEN,
+                       needs=GEMMA4 | dict(hidden_size_per_layer_input=32, vocab_size_per_layer_input=256), words="spm-lines", padded=False),
+    "Gemma 4 MoE": wrapper("Gemma4", f"{LLAMA} {STACKED}", GEMMA4_SEEN,
+                           needs=GEMMA4 | dict(hidden_size_per_layer_input=0, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32), words="spm-lines", padded=False),
+    "gpt-oss": causal("GptOss", f"{ATTENTION} {stacked('mlp')}", needs=HEADS | SLIDING | ROUTED_LOCALLY | dict(intermediate_size=64), words="qwen2"),
+    "Llama 4 text": Family("Llama4ForCausalLM", "Llama4TextConfig", f"{ATTENTION} feed_forward.shared_expert.gate_proj feed_forward.shared_expert.up_proj feed_forward.shared_expert.down_proj {stacked('feed_forward')}",
+                           needs=HEADS | dict(intermediate_size_mlp=128, num_local_experts=2, num_experts_per_tok=1, interleave_moe_layer_step=1, attention_chunk_size=64, num_hidden_layers=4)),
+    "Mistral Small 3.1": wrapper("Mistral3", LLAMA, SEEN | HEADS | dict(model_type="pixtral"), needs=HEADS | dict(model_type="mistral", sliding_window=None), words="spm"),
+    "Ministral 3": wrapper("Mistral3", LLAMA, SEEN | HEADS | dict(model_type="pixtral"), needs=HEADS | YARN | dict(model_type="ministral3", sliding_window=None, tie_word_embeddings=True), words="spm"),
+    "SmolLM 3": causal("SmolLM3", LLAMA, needs=dict(num_hidden_layers=4, tie_word_embeddings=True)),
+    "Phi 4": causal("Phi3", FUSED, needs=dict(sliding_window=None, original_max_position_embeddings=512), words="qwen2", tokenizer=dict(tokenizer_class="GPT2Tokenizer")),
+    "Granite 4 H": causal("GraniteMoeHybrid", f"{ATTENTION} mamba.in_proj shared_mlp.input_linear shared_mlp.output_linear {stacked('block_sparse_moe')}",
+                          needs=MAMBA | GRANITE | ROUTED_LOCALLY | dict(position_embedding_type=None), config=MAMBA_TYPES),
+    "Granite 4 H, dense": causal("GraniteMoeHybrid", f"{ATTENTION} mamba.in_proj shared_mlp.input_linear shared_mlp.output_linear", needs=MAMBA | GRANITE | DENSE | dict(position_embedding_type=None), config=MAMBA_TYPES),
+    "Granite 4, dense": causal("GraniteMoeHybrid", f"{ATTENTION} shared_mlp.input_linear shared_mlp.output_linear",
+                               needs=MAMBA | GRANITE | DENSE | dict(layer_types=["attention"] * 2, position_embedding_type="rope"), config=dict(layer_types=["attention"] * 2)),
+    "LFM 2": causal("Lfm2", SHORT_CONV, needs=dict(layer_types=["conv", "full_attention"], conv_L_cache=3, block_auto_adjust_ff_dim=False, tie_word_embeddings=True)),
+    "LFM 2 MoE": causal("Lfm2Moe", f"{SHORT_CONV} {stacked('feed_forward')}", needs=EXPERTS | dict(layer_types=["conv", "full_attention"], conv_L_cache=3, num_dense_layers=1, tie_word_embeddings=True)),
+    "OLMo 3": causal("Olmo3", LLAMA, needs=EVERY_FOURTH),
+    "Command R7B": causal("Cohere2", LLAMA, needs=HEADS | EVERY_FOURTH | dict(logit_scale=0.25, tie_word_embeddings=True), config=dict(rotary_pct=1.0)),
+    "GLM 4": causal("Glm4", f"{ATTENTION} mlp.gate_up_proj mlp.down_proj", needs=dict(head_dim=32, partial_rotary_factor=0.5), special=GLM),
+    "GLM 4.5": causal("Glm4Moe", f"{LLAMA} mlp.shared_experts.gate_proj mlp.shared_experts.up_proj mlp.shared_experts.down_proj {stacked('mlp')}",
+                      needs=ROUTED | dict(head_dim=32, first_k_dense_replace=1, partial_rotary_factor=0.5, use_qk_norm=True), special=GLM),
+    "EXAONE 4": causal("Exaone4", LLAMA, needs=HEADS | dict(sliding_window=None, sliding_window_pattern=None, layer_types=["full_attention"] * 2)),
+    "Falcon H1": causal("FalconH1", f"{ATTENTION} mamba.in_proj feed_forward.gate_proj feed_forward.up_proj feed_forward.down_proj",
+                        needs=HEADS | dict(mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1, mamba_d_state=16, mamba_d_conv=4, mamba_chunk_size=64, mamba_rms_norm=False)),
+    "ERNIE 4.5": causal("Ernie4_5", LLAMA, needs=HEADS | dict(tie_word_embeddings=True), words="spm"),
+    "DeepSeek V3": causal("DeepseekV3", f"{MLA} mlp.gate_proj mlp.up_proj mlp.down_proj mlp.shared_experts.gate_proj mlp.shared_experts.up_proj mlp.shared_experts.down_proj {stacked('mlp')}",
+                          needs=ROUTED | LATENT | dict(first_k_dense_replace=1)),
+    "Mixtral": causal("Mixtral", f"{ATTENTION} {stacked('mlp')}", needs=ROUTED_LOCALLY | dict(sliding_window=None), words="spm"),
+    "Nemotron H": causal("NemotronH", "mixer.in_proj mixer.q_proj mixer.k_proj mixer.v_proj mixer.o_proj mixer.up_proj mixer.down_proj",
+                         needs=HEADS | dict(num_hidden_layers=3, hybrid_override_pattern="M*-", mamba_num_heads=8, mamba_head_dim=16, n_groups=1, ssm_state_size=16, conv_kernel=4, chunk_size=64)),
+    "GPT 2": Family("GPT2LMHeadModel", "GPT2Config", "attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj", needs=dict(n_embd=64, n_layer=2, n_head=4)),
 }  # fmt: skip
 
 
@@ -122,10 +212,15 @@ def config_of(family, **sizes):
     """The config of a family; sizes: in place of SIZES."""
     import transformers
 
-    _, kind, needs, seen, _ = FAMILIES[family]
-    text = {**SIZES, **needs, **sizes}
-    make = getattr(transformers, kind)
-    return make(**text) if seen is None else make(text_config=text, vision_config=seen)
+    told = FAMILIES[family]
+    rows = {"vocab_size_per_layer_input": sizes["vocab_size"]} if "vocab_size" in sizes and "vocab_size_per_layer_input" in told.needs else {}  # fmt: skip
+    text = {**SIZES, **told.needs, **sizes, **rows}
+    make = getattr(transformers, told.config_kind)
+    if told.seen is None:
+        return make(**text)
+    config = make(text_config=text, vision_config=told.seen)
+    config.tie_word_embeddings = text.get("tie_word_embeddings", False)
+    return config
 
 
 def without_weights(family):
@@ -134,24 +229,79 @@ def without_weights(family):
     import transformers
 
     with torch.device("meta"):
-        return getattr(transformers, FAMILIES[family][0])(config_of(family))
+        return getattr(transformers, FAMILIES[family].kind)(config_of(family))
 
 
-def with_weights(family, base, folder):
-    """A folder with a tiny random model of a family, in bfloat16, and the tokenizer of the folder `base`."""
-    import shutil
-
+def tiny_family(family, folder, steps=60):
+    """Fill `folder` with a model of a family in bfloat16, trained for a moment, and its tokenizer, as they stand on the Hub; returns the folder."""
     import torch
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    rows = -(-len(tokenizer) // 64) * 64
-    each = dict(vocab_size_per_layer_input=rows) if "vocab_size_per_layer_input" in FAMILIES[family][2] else {}
+    told, make = FAMILIES[family], getattr(transformers, FAMILIES[family].kind)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = family_tokenizer(told, folder)
+    special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     torch.manual_seed(0)
-    model = getattr(transformers, FAMILIES[family][0])(config_of(family, vocab_size=rows, **ids, **each))
+    used, places = corpus_ids(tokenizer)
+    none = dict(pad_token_id=0 if told.seen else None, bos_token_id=None, eos_token_id=None)  # Gemma 4 asks for one
+    small = make(config_of(family, vocab_size=len(used) + 1, **none)).eval()
+    teach(small, places, steps)
+    pad = 64 if told.padded else 1
+    model = make(config_of(family, vocab_size=-(-len(tokenizer) // pad) * pad, **special))
+    rows = model.get_input_embeddings().num_embeddings
+    model.load_state_dict({name: grown(weight, used, rows) for name, weight in small.state_dict().items()})
     model.to(torch.bfloat16).save_pretrained(folder)
-    for path in base.iterdir():
-        if path.name.startswith(("tokenizer", "special_tokens")):
-            shutil.copyfile(path, folder / path.name)
+    edit(folder / "config.json", told.config)
+    if told.ahead:
+        look_ahead(folder, told.ahead)
     return folder
+
+
+def look_ahead(folder, entry):
+    """Add a block for multi-token prediction to the files of a model, made of its last block, as Qwen 3.5's on the Hub have it."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    start, last = max(
+        re.match(r"(model\.(?:language_model\.)?layers\.)(\d+)\.", name).groups()
+        for name in weights
+        if ".layers." in name and "visual" not in name
+    )
+    block = {
+        name.removeprefix(f"{start}{last}."): weight
+        for name, weight in weights.items()
+        if name.startswith(f"{start}{last}.")
+    }
+    width = block["input_layernorm.weight"].numel()
+    weights |= {f"mtp.layers.0.{name}": weight.clone() for name, weight in block.items()}
+    weights |= {
+        f"mtp.{name}.weight": torch.ones(width, dtype=torch.bfloat16)
+        for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
+    }
+    weights["mtp.fc.weight"] = (
+        torch.randn(width, 2 * width, generator=torch.Generator().manual_seed(1)).mul(0.1).bfloat16()
+    )
+    save_file(weights, path, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config.get("text_config", config)[entry] = 1
+    edit(folder / "config.json", config)
+
+
+def family_tokenizer(told, folder):
+    """Write the tokenizer of a family; returns it."""
+    from transformers import AddedToken
+
+    tokenizer = tiny_tokenizer(told.words, folder)
+    if told.special:
+        tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in told.special])
+        tokenizer.save_pretrained(folder)
+        describe_added_tokens(tokenizer, folder, told.words)
+    edit(folder / "tokenizer_config.json", told.tokenizer)
+    return tokenizer
+
+
+def edit(path: Path, entries: dict[str, Any]) -> None:
+    """Set entries of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries, indent=1, ensure_ascii=False))

@@ -146,6 +146,9 @@ def tiny_tokenizer(kind, folder):
         shutil.copytree(kind, folder, dirs_exist_ok=True)
         return PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer = byte_level(kind) if kind in PRE_TOKENIZERS else sentencepiece(folder, prefix=kind == "spm-prefix")
+    if kind == "spm-lines":  # Gemma 4's
+        tokenizer.backend_tokenizer.pre_tokenizer = by_lines()
+        (folder / "tokenizer.model").unlink()
     tokenizer.add_tokens(ADDED[:1], special_tokens=True)
     tokenizer.add_tokens([AddedToken(ADDED[1], normalized=False)])
     tokenizer.chat_template = CHAT
@@ -180,6 +183,13 @@ def sentencepiece(folder, prefix):
     )  # fmt: skip
     (folder / "tokenizer.vocab").unlink()
     return fast_sentencepiece(folder / "tokenizer.model", prefix)
+
+
+def by_lines():
+    """Line ends are never in one piece with anything else."""
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Split(Regex(r"[^\n]+|[\n]+"), "isolated")
 
 
 def fast_sentencepiece(path, prefix):
