@@ -23,7 +23,8 @@ from typing import Any
 
 from ..errors import ExportError
 from ..hardware import GB, peak_ram_gb
-from ..weights import Adapter, Shards, model_shards, read_header, shard_by_shard
+from ..weights import Adapter, Shards, shard_by_shard
+from .converter import converter_class
 from .llama import last_line, listening
 from .merge import merged_config
 from .quantize import Filler, Place, Weight, Whole
@@ -74,25 +75,6 @@ def convert_model(request: dict[str, Any], files: dict[str, Path]) -> None:
         plans += converter.plan_mixtures(request, mixtures)
     refuse_small_disk(plans, shards.to_free(plans[0].path.parent))
     fill(plans, shards)
-
-
-def converter_class(source: Path) -> Any:
-    """llama.cpp's class for a model, told to leave out the blocks that predict further tokens where the files hold none: transformers saves none."""
-    from conversion import get_model_class
-    from conversion.base import ModelBase, ModelType, get_model_architecture
-
-    kind = get_model_class(get_model_architecture(ModelBase.load_hparams(source, False), ModelType.TEXT))
-    kind.no_mtp = kind.supports_mtp_export and not looks_ahead(source)
-    return kind
-
-
-def looks_ahead(source: Path) -> bool:
-    """Whether a model's files hold blocks for multi-token prediction: under that name, or behind the last block that config.json counts."""
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    blocks = config.get("text_config", config).get("num_hidden_layers", math.inf)
-    names = (name for shard in model_shards(source) for name in read_header(shard))
-    found = (re.match(r"(?:model\.|language_model\.)*(?:(mtp)\.|layers\.(\d+)\.)", name) for name in names)
-    return any(match[1] or int(match[2]) >= blocks for match in found if match)
 
 
 def untie(config: Path) -> None:

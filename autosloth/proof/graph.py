@@ -24,10 +24,11 @@ class Weight:
     shards: Shards
 
     def base(self) -> Any:
-        """The base's own tensor, as stored."""
+        """The base's own tensor, float32 if it holds fractions."""
         self.shards.need(self.place.data_range.filename)
         lazy = self.read()
-        return type(lazy).to_eager(lazy)
+        stored = type(lazy).to_eager(lazy)
+        return stored.float() if stored.dtype.is_floating_point else stored
 
     def merged(self) -> Any:
         """The tensor with the adapter in it."""

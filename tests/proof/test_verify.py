@@ -2,12 +2,12 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
 import numpy
 import pytest
 from support.commands import made_once
+from support.official import converted
 from support.tiny_models import tiny_adapter, tiny_model
 
 from autosloth.errors import VerifyError
@@ -71,21 +71,6 @@ def test_positions_disagree_beyond_what_the_divergence_makes_of_a_tie(trained, f
 
 
 # ------------------------------------------------------------------------------------------------- weights, by seeded faults
-CONVERT = """
-import runpy, sys
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
-for source, target, kind in zip(sys.argv[2::3], sys.argv[3::3], sys.argv[4::3]):
-    sys.argv = ["convert_hf_to_gguf.py", source, "--outfile", target, "--outtype", kind]
-    runpy.run_path(sys.path[0] + "/convert_hf_to_gguf.py", run_name="__main__")
-"""
-
-
-def converted(*files):
-    """GGUF files by llama.cpp's converter itself: (source folder, target, type) each."""
-    command = [sys.executable, "-c", CONVERT, llama.fetch_converter(), *(part for file in files for part in file)]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
-
-
 def make_tiny(folder):
     """base/, adapter/, and by llama.cpp's converter plain.gguf of the base and right.gguf of PEFT's merge."""
     from peft import PeftModel

@@ -1,0 +1,78 @@
+"""llama.cpp's own converter and quantiser, and what a GGUF file holds, each in a process of its own."""
+
+import ast
+import subprocess
+import sys
+
+from autosloth.export import llama
+
+CONVERT = """
+import runpy, sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
+options, name, files = sys.argv[2].split(), sys.argv[3], sys.argv[4:]
+for source, target, kind in zip(files[::3], files[1::3], files[2::3]):
+    sys.argv = ["convert_hf_to_gguf.py", source, "--outfile", target, "--outtype", kind, *options, "--model-name", name]
+    runpy.run_path(sys.path[0] + "/convert_hf_to_gguf.py", run_name="__main__")
+"""
+
+QUANTIZE = """
+import ctypes, sys
+import llama_cpp
+options = llama_cpp.llama_model_quantize_default_params()
+options.ftype = getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + sys.argv[3].upper())
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(options)))
+"""
+
+READ = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import hashlib
+from autosloth.proof.tensors import read_gguf
+for path in sys.argv[2:]:
+    file = read_gguf(path)
+    tensors = {tensor.name: (tensor.tensor_type.name, hashlib.sha256(tensor.data.tobytes()).hexdigest()) for tensor in file.tensors}
+    fields = [field for field in file.fields.values() if not field.name.startswith("GGUF.")]
+    ends = [field.offset for field in fields[1:]] + [file.tensors[0].field.offset]
+    known = []
+    for field, end in zip(fields, ends):
+        content = file.data[field.offset:end].tobytes()
+        known.append([field.name, hashlib.sha256(content).hexdigest() if field.types[0].name == "ARRAY" else field.contents()])
+    print((tensors, sorted(known)))
+"""
+
+
+def converted(*files, options="", name="tiny"):
+    """Make GGUF files by llama.cpp's converter: (source folder, target, type) each."""
+    parts = [part for file in files for part in file]
+    run(CONVERT, llama.fetch_converter(), options, name, *parts)
+
+
+def quantized(source, target, kind):
+    """Make a GGUF file of a type of another one, by llama.cpp's quantiser."""
+    run(QUANTIZE, source, target, kind)
+
+
+def held(*paths):
+    """What each GGUF file holds, by the reader that comes with the converter: {name: (type, hash of the bytes)}, and what it says of itself.
+
+    Of lists, which that reader is slow to read, the hash is told.
+    """
+    return list(map(ast.literal_eval, run(READ, llama.fetch_converter() / "gguf-py", *paths).splitlines()))
+
+
+def tensors(path):
+    """{name: (type, hash of the bytes)} of a GGUF file."""
+    return held(path)[0][0]
+
+
+def metadata(path):
+    """What a GGUF file says of itself."""
+    return held(path)[0][1]
+
+
+def run(script, *arguments):
+    """What a script says."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
