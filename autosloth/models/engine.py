@@ -184,10 +184,8 @@ def load_model(settings: Settings) -> Any:
             trust_remote_code=False,
             **with_vllm(settings),
         )
-    if model.base_model is model and hasattr(
-        model, "model"
-    ):  # Llama 4's text model names another, and TRL's loss asks for it
-        model.base_model_prefix = "model"
+    if model.base_model is model and hasattr(model, "model"):  # Llama 4's text model names another part
+        model.base_model_prefix = "model"  # which TRL's loss asks for
     model = unsloth.FastLanguageModel.get_peft_model(
         model,
         **lora_shape(model, settings, start),

@@ -161,7 +161,7 @@ class Family(NamedTuple):
     layers: str
     needs: dict[str, Any] = {}
     seen: dict[str, Any] | None = None
-    words: str = "llama-bpe"
+    words: str = "small-llama-bpe"
     special: tuple[str, ...] = ()
     tokenizer: dict[str, Any] = {}
     config: dict[str, Any] = {}
@@ -180,16 +180,16 @@ def wrapper(name, layers, seen, **more):
 
 
 FAMILIES = {
-    "Llama 3": causal("Llama", LLAMA, needs=LLAMA3_ROPE),
+    "Llama 3": causal("Llama", LLAMA, needs=LLAMA3_ROPE, words="llama-bpe"),
     "Mistral": causal("Mistral", LLAMA, needs=dict(sliding_window=None), words="spm"),
     "Qwen 3": causal("Qwen3", LLAMA, needs=HEADS, words="qwen2"),
-    "Qwen 3 MoE": causal("Qwen3Moe", f"{ATTENTION} {stacked('mlp')}", needs=HEADS | EXPERTS | dict(norm_topk_prob=True), words="qwen2"),
+    "Qwen 3 MoE": causal("Qwen3Moe", f"{ATTENTION} {stacked('mlp')}", needs=HEADS | EXPERTS | dict(norm_topk_prob=True), words="small-qwen2"),
     "Qwen 3 Next": causal("Qwen3Next", f"{ATTENTION} linear_attn.in_proj_qkvz linear_attn.in_proj_ba linear_attn.out_proj {SHARED} {stacked('mlp')}",
-                          needs=EXPERTS | DELTA | dict(head_dim=32, shared_expert_intermediate_size=32, partial_rotary_factor=0.25), words="qwen2", ahead="mtp_num_hidden_layers"),
-    "Qwen 3.5": wrapper("Qwen3_5", f"{LLAMA} {DELTA_NET}", QWEN_SEEN, needs=DELTA | MROPE, words="qwen2", ahead="mtp_num_hidden_layers"),
-    "Qwen 3.5 text": Family("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", f"{LLAMA} {DELTA_NET}", needs=DELTA | MROPE, words="qwen2", config=dict(mtp_num_hidden_layers=1)),
+                          needs=EXPERTS | DELTA | dict(head_dim=32, shared_expert_intermediate_size=32, partial_rotary_factor=0.25), words="small-qwen2", ahead="mtp_num_hidden_layers"),
+    "Qwen 3.5": wrapper("Qwen3_5", f"{LLAMA} {DELTA_NET}", QWEN_SEEN, needs=DELTA | MROPE, words="small-qwen2", ahead="mtp_num_hidden_layers"),
+    "Qwen 3.5 text": Family("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", f"{LLAMA} {DELTA_NET}", needs=DELTA | MROPE, words="small-qwen2", config=dict(mtp_num_hidden_layers=1)),
     "Qwen 3.5 MoE": wrapper("Qwen3_5Moe", f"{ATTENTION} {DELTA_NET} {SHARED} {stacked('mlp')}", QWEN_SEEN,
-                            needs=DELTA | MROPE | EXPERTS | dict(shared_expert_intermediate_size=32), words="qwen2", ahead="mtp_num_hidden_layers"),
+                            needs=DELTA | MROPE | EXPERTS | dict(shared_expert_intermediate_size=32), words="small-qwen2", ahead="mtp_num_hidden_layers"),
     "Gemma 2": causal("Gemma2", LLAMA, needs=GEMMA, words="spm"),
     "Gemma 3": wrapper("Gemma3", LLAMA, SEEN, needs=GEMMA3, words="spm"),
     "Gemma 3 text": Family("Gemma3ForCausalLM", "Gemma3TextConfig", LLAMA, needs=GEMMA3, words="spm"),
@@ -198,14 +198,14 @@ FAMILIES = {
                        needs=GEMMA4 | dict(hidden_size_per_layer_input=32, vocab_size_per_layer_input=256), words="spm-lines", padded=False),
     "Gemma 4 MoE": wrapper("Gemma4", f"{LLAMA} {STACKED}", GEMMA4_SEEN,
                            needs=GEMMA4 | dict(hidden_size_per_layer_input=0, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32), words="spm-lines", padded=False),
-    "gpt-oss": causal("GptOss", f"{ATTENTION} {stacked('mlp')}", needs=HEADS | SLIDING | ROUTED_LOCALLY | dict(intermediate_size=64), words="qwen2"),
+    "gpt-oss": causal("GptOss", f"{ATTENTION} {stacked('mlp')}", needs=HEADS | SLIDING | ROUTED_LOCALLY | dict(intermediate_size=64), words="small-qwen2"),
     "Llama 4 text": Family("Llama4ForCausalLM", "Llama4TextConfig", f"{ATTENTION} feed_forward.shared_expert.gate_proj feed_forward.shared_expert.up_proj feed_forward.shared_expert.down_proj {stacked('feed_forward')}",
                            needs=HEADS | dict(intermediate_size_mlp=128, num_local_experts=2, num_experts_per_tok=1, interleave_moe_layer_step=1, attention_chunk_size=64, num_hidden_layers=4)),
     "Mistral Small 3.1": wrapper("Mistral3", LLAMA, SEEN | HEADS | dict(model_type="pixtral"), needs=HEADS | dict(model_type="mistral", sliding_window=None), words="spm"),
     "Ministral 3": wrapper("Mistral3", LLAMA, SEEN | HEADS | dict(model_type="pixtral"), needs=HEADS | YARN | dict(model_type="ministral3", sliding_window=None, tie_word_embeddings=True), words="spm"),
     "SmolLM 3": causal("SmolLM3", LLAMA, needs=dict(num_hidden_layers=4, tie_word_embeddings=True)),
-    "Phi 4": causal("Phi3", FUSED, needs=dict(sliding_window=None, original_max_position_embeddings=512), words="qwen2", tokenizer=dict(tokenizer_class="GPT2Tokenizer")),
-    "Phi 4 mini": causal("Phi3", FUSED, needs=LONG_ROPE | dict(sliding_window=None, tie_word_embeddings=True), words="qwen2", tokenizer=dict(tokenizer_class="GPT2Tokenizer")),
+    "Phi 4": causal("Phi3", FUSED, needs=dict(sliding_window=None, original_max_position_embeddings=512), words="small-qwen2", tokenizer=dict(tokenizer_class="GPT2Tokenizer")),
+    "Phi 4 mini": causal("Phi3", FUSED, needs=LONG_ROPE | dict(sliding_window=None, tie_word_embeddings=True), words="small-qwen2", tokenizer=dict(tokenizer_class="GPT2Tokenizer")),
     "Granite 4 H": causal("GraniteMoeHybrid", f"{ATTENTION} mamba.in_proj shared_mlp.input_linear shared_mlp.output_linear {stacked('block_sparse_moe')}",
                           needs=MAMBA | GRANITE | ROUTED_LOCALLY | dict(position_embedding_type=None), config=MAMBA_TYPES),
     "Granite 4 H, dense": causal("GraniteMoeHybrid", f"{ATTENTION} mamba.in_proj shared_mlp.input_linear shared_mlp.output_linear", needs=MAMBA | GRANITE | DENSE | dict(position_embedding_type=None), config=MAMBA_TYPES),

@@ -1,6 +1,10 @@
 """llama.cpp's own converter and quantiser, and what a GGUF file holds, each in a process of its own."""
 
 import ast
+import hashlib
+import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -41,10 +45,31 @@ for path in sys.argv[2:]:
 """
 
 
-def converted(*files, options="", name="tiny"):
+NAMED = '        res = json.loads((Path(__file__).parents[1] / "named.json").read_text()).get(chkhsh)\n'
+
+
+def naming(folder, model, pre):
+    """A copy of the converter that knows how the tokenizer of a model splits words (`pre`, in llama.cpp's words), as its authors enter a new one.
+
+    It knows published byte-level tokenizers by the hash of what they make of one text; a small one is not among them.
+    """
+    from transformers import AutoTokenizer
+
+    shutil.copytree(llama.fetch_converter(), folder)
+    base = folder / "conversion" / "base.py"
+    source = base.read_text(encoding="utf-8")
+    assert source.count("        res = None\n") == 1
+    base.write_text(source.replace("        res = None\n", NAMED), encoding="utf-8")
+    text = ast.literal_eval(re.search(r"chktxt = ('.*')\n", source)[1])
+    ids = AutoTokenizer.from_pretrained(model).encode(text)
+    (folder / "named.json").write_text(json.dumps({hashlib.sha256(str(ids).encode()).hexdigest(): pre}))
+    return folder
+
+
+def converted(*files, options="", name="tiny", converter=None):
     """Make GGUF files by llama.cpp's converter: (source folder, target, type) each."""
     parts = [part for file in files for part in file]
-    run(CONVERT, llama.fetch_converter(), options, name, *parts)
+    run(CONVERT, converter or llama.fetch_converter(), options, name, *parts)
 
 
 def quantized(source, target, kind):
