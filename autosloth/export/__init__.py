@@ -7,14 +7,13 @@ from .child_process import run_apart
 from .convert import untie
 from .converter import converter_class
 from .gguf import lay_source, size_in_bases, write_gguf
-from .llama import compile_llama_cpp, fetch_converter, last_line, listening, llama_cpp, refuse_unknown_architecture
+from .llama import compile_llama_cpp, fetch_converter, listening, llama_cpp, refuse_unknown_architecture
 from .merge import write_merged
 
 __all__ = [
     "compile_llama_cpp",
     "converter_class",
     "fetch_converter",
-    "last_line",
     "lay_source",
     "listening",
     "llama_cpp",
