@@ -1,12 +1,13 @@
-"""Which layers the class tree that a GPU gets trains; run as a script: `gpu_layers.py FOLDER ASKED`, a line of JSON.
+"""Which layers the class tree that a GPU gets trains and packs; run as a script: `gpu_layers.py FOLDER ASKED`, a line of JSON.
 
-ASKED: {family: settings}. What Unsloth asks of a GPU before it adds the adapter is answered here: its properties, that bitsandbytes, which has
-functions for a CPU too, can be used, and the place of Llama's rotary cache. The models are loaded by Unsloth's own GPU loader, in 4 bit;
-but those with eyes are not, since without torchvision, which Colab has, it refuses their processor.
+ASKED: {family: settings}. The models are loaded by Unsloth's own GPU loader, in 4 bit. What it asks of a GPU on the way is answered here: its
+properties, that bitsandbytes, which has functions for a CPU too, can be used, the place of Llama's rotary cache, and that Colab has torchvision.
 """
 
 import contextlib
+import functools
 import json
+import math
 import os
 import sys
 import types
@@ -17,7 +18,7 @@ def stand_in_for_a_gpu():
     """Unsloth's GPU loader, content with a CPU."""
     import torch
     import unsloth
-    from unsloth.models import llama, loader
+    from unsloth.models import llama, loader, vision
 
     properties = types.SimpleNamespace(name="none", major=7, minor=5, total_memory=16 * 10**9, gcnArchName="")
     torch.cuda.get_device_properties = lambda *_: properties
@@ -28,21 +29,9 @@ def stand_in_for_a_gpu():
     heads = types.ModuleType("unsloth.kernels.large_head_attention")  # its Triton kernels want a driver when imported
     heads.patch_large_head_attention = lambda model: model
     sys.modules[heads.__name__] = heads
+    vision._missing_torchvision_error = lambda *_: False
     load = unsloth.FastLanguageModel.from_pretrained
-    unsloth.FastLanguageModel.from_pretrained = lambda source, **given: loaded(load, source, given)
-
-
-def loaded(load, source, given):
-    """A model, by Unsloth's loader or, where it has eyes, by transformers, as Unsloth's loader for such leaves it."""
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(source)
-    if not hasattr(config, "vision_config"):
-        return load(source, device_map={"": "cpu"}, **given)
-    os.environ["UNSLOTH_USE_NEW_MODEL"] = "1"
-    model = getattr(transformers, config.architectures[0]).from_pretrained(source)
-    model.max_seq_length = given["max_seq_length"]
-    return model, None
+    unsloth.FastLanguageModel.from_pretrained = functools.partial(load, device_map={"": "cpu"})
 
 
 def made(family, folder):
@@ -75,8 +64,8 @@ def main():
         settings = SFTSettings(model=str(made(family, Path(sys.argv[1]) / family)), max_length=64, **given)
         model = engine.load_model(settings)
         config = model.peft_config["default"]
-        packed = sum(type(weight).__name__ == "Params4bit" for weight in model.parameters())
-        told[family] = {"layers": sorted(reached(model)), "packed": packed}
+        packed = [weight.quant_state for weight in model.parameters() if type(weight).__name__ == "Params4bit"]
+        told[family] = {"layers": sorted(reached(model)), "packed": sum(math.prod(state.shape) for state in packed)}
         told[family] |= {name: getattr(config, name) for name in ("lora_alpha", "use_rslora", "use_dora")} | {
             "lora_r": config.r
         }

@@ -26,8 +26,9 @@ def test_unsloths_gpu_classes_take_every_argument_and_keep_each_label_at_its_tok
         assert sorted(rows_of(epoch), key=lambda row: row["input_ids"]) == given
 
 
-def test_a_gpu_trains_the_layers_that_check_tells_and_takes_the_kind_of_adapter_as_it_is_set(engine, tmp_path):
-    """By Unsloth's GPU loader in 4 bit, which keeps experts packed, scopes names of layers to attention and MLP, and writes Mamba's class anew."""
+def test_a_gpu_trains_the_layers_that_check_tells_and_packs_those_that_memory_counts(engine, tmp_path):
+    """By Unsloth's GPU loader in 4 bit, which packs experts, scopes names of layers to attention and MLP, and writes Mamba's class anew."""
+    from autosloth.models.counts import counts_of
     from autosloth.models.targets import targets_of
 
     asked = {
@@ -45,13 +46,11 @@ def test_a_gpu_trains_the_layers_that_check_tells_and_takes_the_kind_of_adapter_
     assert result.returncode == 0, result.stdout + result.stderr
     told = json.loads(result.stdout.splitlines()[-1])
     for family, given in asked.items():
-        expected = targets_of(without_weights(family), given.get("target_modules", "all-linear")).names
-        assert set(told[family]["layers"]) == expected, family
+        model, layers = without_weights(family), given.get("target_modules", "all-linear")
+        assert set(told[family]["layers"]) == targets_of(model, layers).names, family
+        assert told[family]["packed"] == counts_of(model, layers).narrow, family
         kind = {"lora_r": 16, "lora_alpha": 16, "use_rslora": False, "use_dora": False, **given}
         assert all(told[family].get(name, value) == value for name, value in kind.items()), family
-    assert {family for family, had in told.items() if not had["packed"]} == {
-        "Gemma 3"
-    }  # which is not loaded in 4 bit there
 
 
 def rows_of(epoch):
