@@ -123,7 +123,7 @@ def suggested(words: Mapping[str, str], chosen: str) -> str:
     )
     told = [words[chosen]] if chosen in words else []
     return (
-        f"<details style='color:{GREY};font-size:12px;line-height:1.5'><summary style='cursor:pointer'>"
+        f"<details style='color:{GREY};font-size:12px;line-height:1.5'><summary style='cursor:pointer;display:list-item'>"  # the classic Notebook's own style hides its triangle
         f"{html.escape(' · '.join([*told, 'all suggestions']))}</summary><table style='font-size:12px;color:inherit'>{rows}</table></details>"
     )
 
