@@ -29,6 +29,8 @@ class Counts(NamedTuple):
     narrow: int  # weights that are packed where the model is loaded in 4 bit
     wide: int  # all others
     adapter: int  # in a LoRA adapter of rank 1
+    table: int  # of the embeddings
+    tied: bool  # whether the head is the embeddings
     block: int  # that the layers of the largest block make of a token
     active: int | None  # weights that work on a token, in a mixture of experts whose config says how many of them do
 
@@ -61,6 +63,8 @@ def counts_of(model: Any, asked: str | list[str], skipped: tuple[str, ...] = ())
         narrow=narrow,
         wide=total - narrow,
         adapter=sum(math.prod(shape[:-2]) * sum(shape[-2:]) for shape in trained),
+        table=model.get_input_embeddings().weight.numel(),
+        tied=bool(model.all_tied_weights_keys),
         block=largest_block(made, f"{blocks_of(model)}."),
         active=round(total - idle) if stacks and at_once else None,
     )

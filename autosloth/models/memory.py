@@ -114,7 +114,9 @@ def estimate(settings: Settings, shape: Shape, gpu_gb: float, rank: int) -> list
 
     gpu_gb: the GPU's memory, by which the loss chooses its chunks; rank: of the LoRA adapter.
     """
-    numbers = shape.adapter(settings.target_modules) * rank
+    numbers = shape.adapter(settings.target_modules) * rank + whole(
+        settings, shape.vocabulary * shape.hidden, shape.tied
+    )
     lasting = [weights(settings, shape), *adapter(settings, numbers), Part("CUDA", CUDA_GB, "context and kernels")]
     free = max(0.0, gpu_gb - sum(part.gb for part in lasting))
     passing = [activations(settings, shape), loss(settings, shape, free)]  # they take turns
@@ -131,7 +133,7 @@ def least(settings: Settings, counts: Counts, rank: int) -> list[Part]:
     block = tokens_at_once(settings) * counts.block * wide
     return [
         Part("weights", (packed + wide * counts.wide) / GB, f"{how} in {8 * wide} bit"),
-        *adapter(settings, counts.adapter * rank),
+        *adapter(settings, counts.adapter * rank + whole(settings, counts.table, counts.tied)),
         Part("CUDA", CUDA_GB, "context and kernels"),
         Part("activations", block / GB, f"what the layers of one block make of {tokens_at_once(settings):,} tokens"),
     ]
@@ -165,6 +167,12 @@ def adapter(settings: Settings, numbers: int) -> list[Part]:
         Part("adapter", numbers * ADAPTER_BYTES * copies / GB, f"{numbers / 1e6:.0f} million numbers in 32 bit{twice}"),
         Part("optimizer", numbers * each / GB, f"gradients in 32 bit and the states of {settings.optimizer}"),
     ]
+
+
+def whole(settings: Settings, table: int, tied: bool) -> int:
+    """Numbers of the embeddings and the head, so many each, that `modules_to_save` trains whole; where they are one weight they stay one."""
+    asked = len(settings.modules_to_save)
+    return table * (min(asked, 1) if tied else asked)
 
 
 def is_asked(name: str, asked: str | list[str]) -> bool:

@@ -19,6 +19,7 @@ from autosloth.models.memory import (
     least,
     rows_at_once,
     shape_of,
+    whole,
 )
 from autosloth.models.targets import targets_of
 from autosloth.settings import DPOSettings, SFTSettings, SPINSettings
@@ -83,6 +84,27 @@ def test_weights_and_adapter_are_those_that_transformers_and_peft_make(engine, f
         lora = LoraConfig(r=8, target_modules=targets_of(model, layers).modules)
         trained, _ = get_peft_model(model, lora).get_nb_trainable_parameters()
     assert expected["adapter"] == pytest.approx(4 * trained / 1e9)
+
+
+@pytest.mark.parametrize("family", ["mistral", "llama"])
+def test_embeddings_and_head_that_are_trained_whole_count_with_the_adapter(engine, family):
+    """Llama's are one weight here, and stay one."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from autosloth.models.engine import trained_whole
+
+    config = {**FAMILIES[family], "num_hidden_layers": 2}
+    settings = SFTSettings(load_in_4bit=False, lora_r=8, modules_to_save=["embed_tokens", "lm_head"])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        counts = counts_of(model, "all-linear")
+        lora = LoraConfig(r=8, target_modules=targets_of(model, "all-linear").modules, **trained_whole(model, settings))
+        peft = get_peft_model(model, lora)
+    trained = {id(weight): weight.numel() for weight in peft.parameters() if weight.requires_grad}
+    assert parts(settings, config)["adapter"] == pytest.approx(4 * sum(trained.values()) / 1e9)
+    assert counts.adapter * 8 + whole(settings, counts.table, counts.tied) == sum(trained.values())
 
 
 def test_a_weight_in_nf4_takes_the_bytes_that_bitsandbytes_stores(engine):
