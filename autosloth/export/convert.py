@@ -18,12 +18,13 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
 from ..hardware import GB, peak_ram_gb
-from ..weights import Adapter, Shards, model_shards, read_header, shard_by_shard
+from ..weights import Adapter, Packed, Plain, Shards, model_headers, shard_by_shard, without_packing
 from .llama import last_line, listening
 from .merge import merged_config
 from .quantize import Filler, Place, Weight, Whole
@@ -90,7 +91,7 @@ def looks_ahead(source: Path) -> bool:
     """Whether a model's files hold blocks for multi-token prediction: under that name, or behind the last block that config.json counts."""
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     blocks = config.get("text_config", config).get("num_hidden_layers", math.inf)
-    names = (name for shard in model_shards(source) for name in read_header(shard))
+    names = (name for header in model_headers(source).values() for name in header)
     found = (re.match(r"(?:model\.|language_model\.)*(?:(mtp)\.|layers\.(\d+)\.)", name) for name in names)
     return any(match[1] or int(match[2]) >= blocks for match in found if match)
 
@@ -167,6 +168,7 @@ class Converter:
 
         The adapter knows them by their names in the base's files, which the converter shortens for some models.
         """
+        tensors = unpacked(model, tensors)
 
         def converted(name: str) -> str:
             kept = model.filter_tensors((name, lambda: None))
@@ -183,10 +185,7 @@ class Converter:
 
     def weight(self, name: str, lazy: Any) -> Any:
         """A lazy tensor of the converter that knows its place in the base, as one that knows the adapter too."""
-        found = lazy._args[0]
-        place = found.data_range
-        where = (str(place.filename), place.offset, lazy.dtype, tuple(found.shape))
-        weight = Weight(name, *where, self.adapter, self.shards)
+        weight = Weight(name, stored_at(lazy), self.adapter, self.shards)
         return type(lazy)(meta=lazy._meta, args=(weight,), func=Weight.whole)
 
     def defer(self, data: Any, kind: Any) -> Any:
@@ -201,6 +200,40 @@ class Converter:
         later = gguf.LazyChunkedTensor([], data.shape, numpy.float32).quantize(kind)
         later.graph = data
         return later
+
+
+def unpacked(model: Any, tensors: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+    """The weights that a converter of llama.cpp found, by its names, with those that the files hold packed as lazy tensors that are made of a `Packed`.
+
+    Told nothing of how they are packed, it takes them for 16-bit weights, and neither unpacks them itself nor keeps them as they are.
+    """
+    import torch
+    from conversion.base import LazyTorchTensor
+
+    def lazy(packed: Packed) -> Any:
+        meta = LazyTorchTensor.meta_with_dtype_and_shape(getattr(torch, packed.dtype), packed.shape)
+        return LazyTorchTensor(meta=meta, args=(packed,), func=type(packed).whole)
+
+    entries = {name: entry for header in model_headers(model.dir_model).values() for name, entry in header.items()}
+    if not any("packed" in entry for entry in entries.values()):
+        return tensors
+    model.hparams = without_packing(model.hparams)
+    made: dict[str, Callable[[], Any]] = {}
+    for name, entry in entries.items():
+        read = partial(lazy, entry["packed"]) if "packed" in entry else None
+        kept = model.filter_tensors((name, read))
+        if kept and (read or kept[0] in tensors):
+            made[kept[0]] = read or tensors[kept[0]]
+    return made
+
+
+def stored_at(lazy: Any) -> Plain | Packed:
+    """Where a lazy tensor of the converter, or of `unpacked`, lies in the base's files."""
+    found = lazy._args[0]
+    if isinstance(found, Packed):
+        return found
+    place = found.data_range
+    return Plain(str(place.filename), place.offset, str(lazy.dtype).removeprefix("torch."), tuple(found.shape))
 
 
 def write_head(writer: Any) -> Plan:
@@ -281,7 +314,7 @@ def fill(plans: list[Plan], shards: Shards) -> None:
         for descriptor, plan in zip(descriptors, plans, strict=True):
             os.truncate(descriptor, plan.size)
         needs = {
-            name: {weight.path for weight in find_weights(getattr(tensor, "graph", tensor))}
+            name: {path for weight in find_weights(getattr(tensor, "graph", tensor)) for path in weight.stored.paths}
             for name, (tensor, *_) in plans[0].tensors.items()
         }
         with Filler(descriptors) as filler:

@@ -5,18 +5,24 @@ What a LoRA adapter does to each of them is computed here, row by row.
 
 from .files import INDEX, model_shards, read_header, shard_names
 from .lora import PLAIN, WRAPPERS, Adapter, unusual_entries, without_numbers
+from .stored import GROWTH, Packed, Plain, model_headers, packing, without_packing
 from .streamed import SPARE_GB, TOLD, Shards, cache_folder, same_disk, shard_by_shard, streamed_base
 
 __all__ = [
+    "GROWTH",
     "INDEX",
     "PLAIN",
     "SPARE_GB",
     "TOLD",
     "WRAPPERS",
     "Adapter",
+    "Packed",
+    "Plain",
     "Shards",
     "cache_folder",
+    "model_headers",
     "model_shards",
+    "packing",
     "read_header",
     "same_disk",
     "shard_by_shard",
@@ -24,4 +30,5 @@ __all__ = [
     "streamed_base",
     "unusual_entries",
     "without_numbers",
+    "without_packing",
 ]
