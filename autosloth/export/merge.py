@@ -80,7 +80,7 @@ def refuse_unreadable(model: str) -> None:
 def sixteen_bit_type(headers: dict[Path, dict[str, dict[str, Any]]]) -> str:
     """bfloat16 for a model that has any, else float16. Raises ExportError for weights of fewer bits."""
     kinds = {entry["dtype"]: name for header in headers.values() for name, entry in header.items()}
-    small = [kind for kind in kinds if kind.startswith(("F8", "F4", "F6"))]
+    small = [kind for kind in kinds if kind.startswith(("F8", "F4", "F6", "I8", "U8"))]
     if small or not kinds.keys() & set(FLOATS):
         kind = (small or list(kinds))[0]
         raise ExportError(

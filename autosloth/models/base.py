@@ -95,7 +95,7 @@ def sixteen_bit_model(settings: Settings) -> tuple[str, str]:
     original = unsloth_originals().get(source.lower()) or QUANTIZED_NAME.sub("", source)
     if original == source or Path(source).is_dir():
         raise ModelError(
-            f"The weights of {source} are stored as {stored_as(source, settings.revision)}, and its 16-bit original is not known.",
+            f"The weights of {source} are stored as {stored_as(source, settings.revision)}, and their 16-bit original is not known.",
             "Name it as `sixteen_bit_model`.",
         )
     return original, f", the 16-bit original of {source}"

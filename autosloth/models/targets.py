@@ -87,9 +87,15 @@ def trainable_layers(model: Any) -> tuple[list[str], list[str]]:
         f"{name}.{parameter}"
         for name, module in inside.items()
         for parameter, weight in module.named_parameters(recurse=False)
-        if "experts" in name and weight.ndim == 3 and weight.is_floating_point()
+        if "experts" in name and is_stack(weight)
     ]
     return linear, experts
+
+
+def is_stack(weight: Any) -> bool:
+    """Whether a parameter holds a stack of matrices; packed on a GPU, it knows its shape (unsloth_zoo 2026.10, mxfp4_dequant.py and moe_utils_bnb4bit.py, where PEFT asks for it too)."""
+    shape = getattr(weight, "_original_shape", weight.shape if weight.is_floating_point() else ())
+    return len(shape) == 3
 
 
 def blocks_of(model: Any) -> str:

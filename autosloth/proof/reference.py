@@ -18,6 +18,7 @@ from ..hub_client import model_errors
 from ..models import end_tokens, growth, model_files, opening, render_chat, stored_as, weights_gb
 from ..output import hush_libraries, say
 from ..run import write_json
+from ..weights import whole_blocks
 from .tokens import encoded, token_strings
 
 POSITIONS = 256  # next-token distributions kept for the proof: 33 MB with a vocabulary of 32,000
@@ -114,7 +115,8 @@ def load_to_answer(source: Path, adapter: Path | None) -> Any:
 
     kind = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}.get(stored_as(str(source)))
     unpacked = {"quantization_config": kind(dequantize=True)} if kind else {}
-    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False, **unpacked)
+    with whole_blocks():
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False, **unpacked)
     if adapter:
         from peft import PeftModel
 

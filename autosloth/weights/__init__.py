@@ -5,7 +5,7 @@ What a LoRA adapter does to each of them is computed here, row by row.
 
 from .files import INDEX, model_shards, read_header, shard_names
 from .lora import PLAIN, WRAPPERS, Adapter, unusual_entries, without_numbers
-from .stored import GROWTH, Packed, Plain, model_headers, packing, without_packing
+from .stored import GROWTH, Packed, Plain, model_headers, packing, whole_blocks, without_packing
 from .streamed import SPARE_GB, TOLD, Shards, cache_folder, same_disk, shard_by_shard, streamed_base
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "shard_names",
     "streamed_base",
     "unusual_entries",
+    "whole_blocks",
     "without_numbers",
     "without_packing",
 ]

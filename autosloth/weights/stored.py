@@ -7,13 +7,16 @@ outputs, inputs / 32, 16), and `<name>_scales`; the parameter has inputs before 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from ..errors import ExportError
 from .files import model_shards, read_header
@@ -246,3 +249,27 @@ def fp8(name: str, numbers: Plain, scales: Plain, told: dict[str, Any]) -> FP8:
             "Name a 16-bit model as `sixteen_bit_model`.",
         )
     return FP8(numbers, Plain(scales.path, scales.offset, scales.dtype, lines), tuple(block), height)
+
+
+@contextlib.contextmanager
+def whole_blocks() -> Iterator[None]:
+    """Let transformers unpack FP8 where blocks stand over the edge of a weight: 5.17 takes them for smaller ones that do not, or gives up.
+
+    The weight is filled up to whole blocks meanwhile.
+    """
+    from torch.nn.functional import pad
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    unpack = Fp8Dequantize._dequantize_one
+
+    def filled_up(self: Any, numbers: Any, scales: Any, output_dtype: Any = None) -> Any:
+        height, width = numbers.shape[-2:]
+        tall, wide = self.hf_quantizer.quantization_config.weight_block_size or (height, width)
+        over = scales.shape[-2:] == (math.ceil(height / tall), math.ceil(width / wide))
+        if not over or (height % tall == 0 and width % wide == 0):
+            return unpack(self, numbers, scales, output_dtype)
+        whole = pad(numbers.float(), (0, -width % wide, 0, -height % tall))
+        return unpack(self, whole, scales, output_dtype)[..., :height, :width].contiguous()
+
+    with mock.patch.object(Fp8Dequantize, "_dequantize_one", filled_up):
+        yield
