@@ -51,6 +51,11 @@ def model_errors(source: str) -> Iterator[None]:
     try:
         with reading("model", source):
             yield
+    except ImportError as error:
+        raise ModelError(
+            f"The model {source} needs a library that is not installed here ({first_lines(error)}).",
+            "Install it, restart the session and run again; or choose a model that needs none.",
+        ) from None
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -86,4 +91,4 @@ def explain(error: Exception, kind: Kind, name: str) -> tuple[str, str]:
 
 def first_lines(error: BaseException) -> str:
     """The first two lines of an error in one: the second one often says what there is instead."""
-    return " ".join(str(error).splitlines()[:2])
+    return " ".join(str(error).strip().splitlines()[:2])

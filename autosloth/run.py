@@ -286,25 +286,14 @@ def changes(settings: Settings, *stages: Callable) -> str | None:
     for each in begun.values():
         old |= each["settings"]
     changed = {name: value for name, value in old.items() if now.get(name) != value}
-    if run.is_trained and (other := [name for name in ("road", "model", "dataset") if name in changed]):
-        raise SettingsError(
-            f"{run.folder} holds a training of another {other[0]}: {changed[other[0]]}, not {now[other[0]]}.",
-            f"Set `run_name` to a name that is free, for example `{free_name(run.folder)}`.",
-        )
-    if settings.adapter and Path(settings.adapter).expanduser().resolve() in [run.folder.resolve(), run.path("adapter").resolve()]:  # fmt: skip
-        raise SettingsError(
-            f"`adapter` is {settings.adapter}, the run that is to be trained: it would be moved away before it is read.",
-            f"Set `run_name` to another name, for example `{free_name(run.folder)}`.",
-        )
+    refuse_other_run(run, changed, now)
     if not run.is_trained:
         return None
     told = [f"{name} {value} -> {now[name]}" for name, value in changed.items()]
     inputs = {stage.stage: stage.inputs for stage in stages}
-    again, anew, others = (
-        [],
-        set(),
-        set(),
-    )  # all; those of other inputs, for which a training is set aside; those that others follow from
+    again: list[str] = []
+    anew: set[str] = set()  # of other settings or inputs: a training is set aside for it
+    others: set[str] = set()  # those that leave other files, which others follow from
     for name, each in begun.items():  # in the order of the road
         if "inputs" in each and name in inputs and fingerprint(inputs[name](run)) != each["inputs"]:
             told.append(f"the content of what `{name}` reads changed")
@@ -320,6 +309,20 @@ def changes(settings: Settings, *stages: Callable) -> str | None:
         return None
     kept = f"; what is there goes to {run.path(BEFORE)}, where its adapter, figures and card stay" if "train" in anew else ""  # fmt: skip
     return f"run: {', '.join(told)}: {', '.join(again)} again{kept}"
+
+
+def refuse_other_run(run: Run, changed: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises SettingsError where the folder holds a training of another road, model or dataset, or is the adapter that is to be trained further.
+
+    changed: the settings that were others, with what they were; now: all settings as they are.
+    """
+    free = f"Set `run_name` to a name that is free, for example `{free_name(run.folder)}`."
+    if run.is_trained and (other := [name for name in ("road", "model", "dataset") if name in changed]):
+        was, wanted = changed[other[0]], now[other[0]]
+        raise SettingsError(f"{run.folder} holds a training of another {other[0]}: {was}, not {wanted}.", free)
+    adapter = run.settings.adapter
+    if adapter and Path(adapter).expanduser().resolve() in [run.folder.resolve(), run.path("adapter").resolve()]:
+        raise SettingsError(f"`adapter` is {adapter}, the run that is to be trained: it would be moved away before it is read.", free)  # fmt: skip
 
 
 def lost_or_follows(run: Run, name: str, begun: dict[str, Any], others: set[str]) -> bool:

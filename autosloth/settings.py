@@ -177,6 +177,9 @@ class Settings(BaseModel):
         "Train the length of each row apart from its direction (DoRA, arXiv 2402.09353); slower.",
         title="DoRA",
     )
+    modules_to_save: list[Literal["embed_tokens", "lm_head"]] = setting(
+        [], "Model", "Train these whole beside the adapter, for a language or tokens that the base hardly knows; takes much memory.", title="Trained whole",
+    )  # fmt: skip
 
     adapter: str | None = setting(
         None,

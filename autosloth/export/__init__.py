@@ -4,16 +4,16 @@ llama.cpp, whose converter decides the form of a GGUF, is fetched and compiled h
 """
 
 from .child_process import run_apart
-from .convert import converter_class, unpacked, untie
+from .convert import untie
+from .converter import converter_class, unpacked
 from .gguf import lay_source, size_in_bases, write_gguf
-from .llama import compile_llama_cpp, fetch_converter, last_line, listening, llama_cpp, refuse_unknown_architecture
+from .llama import compile_llama_cpp, fetch_converter, listening, llama_cpp, refuse_unknown_architecture
 from .merge import refuse_unreadable, write_merged
 
 __all__ = [
     "compile_llama_cpp",
     "converter_class",
     "fetch_converter",
-    "last_line",
     "lay_source",
     "listening",
     "llama_cpp",

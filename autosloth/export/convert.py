@@ -18,13 +18,13 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
 from ..hardware import GB, peak_ram_gb
-from ..weights import Adapter, Packed, Plain, Shards, model_headers, shard_by_shard, without_packing
+from ..weights import Adapter, Packed, Plain, Shards, shard_by_shard
+from .converter import converter_class, unpacked
 from .llama import last_line, listening
 from .merge import merged_config
 from .quantize import Filler, Place, Weight, Whole
@@ -75,25 +75,6 @@ def convert_model(request: dict[str, Any], files: dict[str, Path]) -> None:
         plans += converter.plan_mixtures(request, mixtures)
     refuse_small_disk(plans, shards.to_free(plans[0].path.parent))
     fill(plans, shards)
-
-
-def converter_class(source: Path) -> Any:
-    """llama.cpp's class for a model, told to leave out the blocks that predict further tokens where the files hold none: transformers saves none."""
-    from conversion import get_model_class
-    from conversion.base import ModelBase, ModelType, get_model_architecture
-
-    kind = get_model_class(get_model_architecture(ModelBase.load_hparams(source, False), ModelType.TEXT))
-    kind.no_mtp = kind.supports_mtp_export and not looks_ahead(source)
-    return kind
-
-
-def looks_ahead(source: Path) -> bool:
-    """Whether a model's files hold blocks for multi-token prediction: under that name, or behind the last block that config.json counts."""
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    blocks = config.get("text_config", config).get("num_hidden_layers", math.inf)
-    names = (name for header in model_headers(source).values() for name in header)
-    found = (re.match(r"(?:model\.|language_model\.)*(?:(mtp)\.|layers\.(\d+)\.)", name) for name in names)
-    return any(match[1] or int(match[2]) >= blocks for match in found if match)
 
 
 def untie(config: Path) -> None:
@@ -200,31 +181,6 @@ class Converter:
         later = gguf.LazyChunkedTensor([], data.shape, numpy.float32).quantize(kind)
         later.graph = data
         return later
-
-
-def unpacked(model: Any, tensors: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
-    """The weights that a converter of llama.cpp found, by its names, with those that the files hold packed as lazy tensors that are made of a `Packed`.
-
-    Told nothing of how they are packed, it takes them for 16-bit weights, and neither unpacks them itself nor keeps them as they are.
-    """
-    import torch
-    from conversion.base import LazyTorchTensor
-
-    def lazy(packed: Packed) -> Any:
-        meta = LazyTorchTensor.meta_with_dtype_and_shape(getattr(torch, packed.dtype), packed.shape)
-        return LazyTorchTensor(meta=meta, args=(packed,), func=type(packed).whole)
-
-    entries = {name: entry for header in model_headers(model.dir_model).values() for name, entry in header.items()}
-    if not any("packed" in entry for entry in entries.values()):
-        return tensors
-    model.hparams = without_packing(model.hparams)
-    made: dict[str, Callable[[], Any]] = {}
-    for name, entry in entries.items():
-        read = partial(lazy, entry["packed"]) if "packed" in entry else None
-        kept = model.filter_tensors((name, read))
-        if kept and (read or kept[0] in tensors):
-            made[kept[0]] = read or tensors[kept[0]]
-    return made
 
 
 def stored_at(lazy: Any) -> Plain | Packed:

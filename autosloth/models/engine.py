@@ -34,6 +34,8 @@ SHAPE = (
     "use_dora",
     "rank_pattern",
     "alpha_pattern",
+    "modules_to_save",
+    "ensure_weight_tying",
 )  # of an adapter
 
 
@@ -168,8 +170,12 @@ def load_model(settings: Settings) -> Any:
 
     source, (dtype, reason), start = model_source(settings), choose_precision(settings), starting_adapter(settings)
     say(f"precision: {dtype} ({reason})")
-    named = class_of_config(small_files(source, settings.revision))
-    with model_errors(source), without_cpu_notices(), named, whole_blocks():
+    with (
+        model_errors(source),
+        without_cpu_notices(),
+        class_of_config(small_files(source, settings.revision), settings.model),
+        whole_blocks(),
+    ):
         model, _ = unsloth.FastLanguageModel.from_pretrained(
             source,
             revision=settings.revision,
@@ -180,10 +186,8 @@ def load_model(settings: Settings) -> Any:
             **when_packed(settings),
             **with_vllm(settings),
         )
-    if model.base_model is model and hasattr(
-        model, "model"
-    ):  # Llama 4's text model names another, and TRL's loss asks for it
-        model.base_model_prefix = "model"
+    if model.base_model is model and hasattr(model, "model"):  # Llama 4's text model names another part
+        model.base_model_prefix = "model"  # which TRL's loss asks for
     model = unsloth.FastLanguageModel.get_peft_model(
         model,
         **lora_shape(model, settings, start),
@@ -202,16 +206,26 @@ def load_model(settings: Settings) -> Any:
 
 
 @contextlib.contextmanager
-def class_of_config(folder: Path) -> Iterator[None]:
-    """Let Unsloth's CPU backend load the class that a config.json names: of a multimodal wrapper AutoModelForCausalLM knows none, or that of its text part alone."""
+def class_of_config(folder: Path, model: str) -> Iterator[None]:
+    """Let Unsloth's CPU backend load the class that a config.json names: of a multimodal wrapper AutoModelForCausalLM knows none, or that of its text part alone. Raises ModelError."""
+    import transformers
+
+    named = text_class(folder, model)
+    taken = named is not None and first_gpu() is None
+    with mock.patch.object(transformers, "AutoModelForCausalLM", named) if taken else contextlib.nullcontext():
+        yield
+
+
+def text_class(folder: Path, model: str) -> type | None:
+    """The class of transformers that a config.json names; None where transformers has none of that name. Raises ModelError for one that does not continue a text."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     name = (config.architectures or [""])[0]
-    named = getattr(transformers, name, None) if name.endswith(("ForCausalLM", "ForConditionalGeneration")) else None
-    taken = named is not None and first_gpu() is None and not config.is_encoder_decoder
-    with mock.patch.object(transformers, "AutoModelForCausalLM", named) if taken else contextlib.nullcontext():
-        yield
+    named = getattr(transformers, name, None)
+    if named is not None and (config.is_encoder_decoder or not named.can_generate()):
+        raise ModelError(f"{model} is a {name}, which does not go on from a text.", "Choose a causal language model, one that `text-generation` finds on the Hub.")  # fmt: skip
+    return named
 
 
 def when_packed(settings: Settings) -> dict[str, Any]:
@@ -238,6 +252,7 @@ def lora_shape(model: Any, settings: Settings, start: Path | None) -> dict[str, 
             "target_parameters": targets.parameters,
             "use_rslora": settings.use_rslora,
             "use_dora": settings.use_dora,
+            **trained_whole(model, settings),
         }
     config = adapter_config(start)
     if (config["r"], config["lora_alpha"]) != (settings.lora_r, settings.lora_alpha):
@@ -245,13 +260,27 @@ def lora_shape(model: Any, settings: Settings, start: Path | None) -> dict[str, 
     return {name: config[name] for name in SHAPE if config.get(name) is not None}
 
 
+def trained_whole(model: Any, settings: Settings) -> dict[str, Any]:
+    """What PEFT needs to know of the modules that are trained whole. Embeddings and head that are one weight stay one: many GGUFs have no place for two."""
+    if not settings.modules_to_save:
+        return {}
+    tied = bool(model.all_tied_weights_keys)
+    return {"modules_to_save": ["embed_tokens"] if tied else settings.modules_to_save, "ensure_weight_tying": tied}
+
+
 def planned_layers(settings: Settings) -> dict[str, dict[str, int]]:
     """How many matrices of each kind a fresh adapter would train, by the model's config alone, as `layer_counts` tells. Raises ModelError."""
     start_engine()
-    model = without_numbers(small_files(model_source(settings), settings.revision))
+    folder = small_files(model_source(settings), settings.revision)
+    with model_errors(settings.model):
+        text_class(folder, settings.model)
+    model = without_numbers(folder)
     targets = targets_of(model, settings.target_modules)
     refuse_for_experts(targets, settings)
-    return layer_counts(model, targets.names)
+    whole = {name for name, _ in model.named_modules() if name.endswith(tuple(settings.modules_to_save))}
+    if whole and model.all_tied_weights_keys:
+        whole |= {name.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for name in pair}
+    return layer_counts(model, targets.names | whole)
 
 
 def refuse_for_experts(targets: Targets, settings: Settings) -> None:

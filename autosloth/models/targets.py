@@ -139,14 +139,14 @@ def covering(names: list[str], modules: list[str]) -> list[str] | str:
     >>> covering(["a.0.q", "a.0.k"], ["a", "a.0", "a.0.q", "a.0.k"])
     ['k', 'q']
     >>> covering(["text.0.q", "text.1.q"], ["eye.0.q", "text.0.q", "text.1.q"])
-    '(.*\\\\.)?text\\\\.\\\\d+\\\\.(q)'
+    '(.*\\\\.)?(text)\\\\.\\\\d+\\\\.(q)'
     """
     ends = sorted({last(name) for name in names})
     if sum(last(module) in ends for module in modules) == len(names):
         return ends
     blocks = sorted({re.escape(NUMBER.split(name, maxsplit=1)[0]) for name in names})
     inner = sorted({re.escape(in_block(name)) for name in names})
-    return rf"(.*\.)?{'|'.join(blocks)}\.\d+\.({'|'.join(inner)})"
+    return rf"(.*\.)?({'|'.join(blocks)})\.\d+\.({'|'.join(inner)})"
 
 
 def last(name: str) -> str:
@@ -173,17 +173,21 @@ def bare(name: str) -> str:
 
 
 def reached(model: Any) -> set[str]:
-    """The layers, and parameters of experts, that have an adapter, as they are called in the model without."""
+    """The layers, and parameters of experts, that have an adapter or are trained whole, as they are called in the model without."""
     from peft.tuners.lora import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
 
+    whole = {bare(name) for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)}
     layers = [(bare(name), layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
-    return {f"{name}.{getattr(layer, 'parameter_name', 'weight')}".removesuffix(".weight") for name, layer in layers}
+    return {
+        f"{name}.{getattr(layer, 'parameter_name', 'weight')}".removesuffix(".weight") for name, layer in layers
+    } | whole
 
 
 def layer_counts(model: Any, trained: set[str]) -> dict[str, dict[str, int]]:
     """How many matrices of each kind are `trained`, of how many (`of`): those of a block by their name in it, others by what they belong to.
 
-    trained: the names of the layers, and parameters of experts, that an adapter reaches. Embeddings are no layers.
+    trained: the names of the layers, and parameters of experts, that an adapter reaches or that are trained whole. Embeddings count only where they are.
     """
     import torch
 
@@ -191,10 +195,16 @@ def layer_counts(model: Any, trained: set[str]) -> dict[str, dict[str, int]]:
     for path, module in model.named_modules():
         name = bare(path)
         for parameter, weight in module.named_parameters(recurse=False):
-            if weight.ndim < 2 or isinstance(module, torch.nn.Embedding) or ".lora_" in path:
+            if weight.ndim < 2 or ".lora_" in path or ".modules_to_save." in path:
                 continue
             whole = name if parameter == "weight" else f"{name}.{parameter}"
-            kind = in_block(whole) if name.startswith(f"{blocks}.") else name.removeprefix("model.").partition(".")[0]
+            if isinstance(module, torch.nn.Embedding) and whole not in trained:
+                continue
+            kind = (
+                in_block(whole)
+                if name.startswith(f"{blocks}.")
+                else name.removeprefix("model.").removeprefix("language_model.").partition(".")[0]
+            )
             counts = told.setdefault(NUMBER.sub("", kind), {"trained": 0, "of": 0})
             counts["of"] += 1
             counts["trained"] += whole in trained

@@ -34,10 +34,11 @@ class Weight:
             self.shards.need(path)
 
     def base(self) -> Any:
-        """The base's own tensor, as stored, or unpacked."""
+        """The base's own tensor, unpacked where it is packed, float32 if it holds fractions."""
         self.need()
         lazy = self.read()
-        return type(lazy).to_eager(lazy)
+        stored = type(lazy).to_eager(lazy)
+        return stored.float() if stored.dtype.is_floating_point else stored
 
     def merged(self) -> Any:
         """The tensor with the adapter in it."""

@@ -171,7 +171,8 @@ def known_weights(
     def weight(name: str, read: Callable[[], Any]) -> Any:
         lazy = read()
         found = Weight(name, read, tuple(lazy.shape), lazy._args[0], adapter, shards)
-        return type(lazy)(meta=lazy._meta, args=(found,), func=Weight.merged)
+        meta = lazy._meta.float() if lazy.dtype.is_floating_point else lazy._meta
+        return type(lazy)(meta=meta, args=(found,), func=Weight.merged)
 
     return {name: (lambda name=name, read=read: weight(names.get(name, name), read)) for name, read in tensors.items()}
 

@@ -32,7 +32,7 @@ from .batches import batches, fits, refuse_to_shrink, take_batches
 from .measure import diverged, is_four_bit, measure_answers, save_reference
 
 READS = (
-    "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "adapter", "batch_size", "gradient_accumulation", "epochs",
+    "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "modules_to_save", "adapter", "batch_size", "gradient_accumulation", "epochs",
     "max_steps", "learning_rate", "precision", "scheduler", "warmup", "optimizer", "weight_decay", "max_grad_norm",
 )  # fmt: skip
 
@@ -366,12 +366,24 @@ def about(trainer: Any, settings: Settings) -> dict[str, Any]:
         trainable_parameters=sum(parameter.numel() for _, parameter in trainable(trainer.model)),
         **batches(trainer),
         warmup_steps=settings.warmup_steps(trainer.state.max_steps),
-        lora_r=trainer.model.peft_config["default"].r,
-        lora_alpha=trainer.model.peft_config["default"].lora_alpha,
-        layers=layer_counts(trainer.model, reached(trainer.model)),
+        **adapter_shape(trainer.model),
         precision=choose_precision(settings)[0],
         four_bit=is_four_bit(trainer.model),
         optimizer=str(trainer.args.optim.value),
+    )
+
+
+def adapter_shape(model: Any) -> dict[str, Any]:
+    """Rank, scale and kind of the adapter, which layers it reaches, and what the base takes besides text, which is not trained."""
+    config, base = model.peft_config["default"], model.config
+    others = {"pictures": "vision_config", "sounds": "audio_config"}
+    return dict(
+        lora_r=config.r,
+        lora_alpha=config.lora_alpha,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        layers=layer_counts(model, reached(model)),
+        not_trained=[name for name, part in others.items() if getattr(base, part, None) is not None],
     )
 
 

@@ -3,7 +3,7 @@
 What a LoRA adapter does to each of them is computed here, row by row.
 """
 
-from .files import INDEX, model_shards, read_header, shard_names
+from .files import INDEX, read_header, shard_names
 from .lora import PLAIN, WRAPPERS, Adapter, unusual_entries, without_numbers
 from .stored import GROWTH, Packed, Plain, model_headers, packing, whole_blocks, without_packing
 from .streamed import SPARE_GB, TOLD, Shards, cache_folder, same_disk, shard_by_shard, streamed_base
@@ -21,7 +21,6 @@ __all__ = [
     "Shards",
     "cache_folder",
     "model_headers",
-    "model_shards",
     "packing",
     "read_header",
     "same_disk",

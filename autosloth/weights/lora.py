@@ -35,9 +35,11 @@ PLAIN = ABOUT | {
     "use_dora",
     "rank_pattern",
     "alpha_pattern",
+    "modules_to_save",
+    "ensure_weight_tying",
 }
 MERGED = PLAIN | {"exclude_modules", "layers_to_transform", "layers_pattern"}
-MERGED |= {"lora_bias", "bias", "modules_to_save", "trainable_token_indices"}
+MERGED |= {"lora_bias", "bias", "trainable_token_indices"}
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # of init_lora_weights: those that leave the base
 
 NAME = "default"  # the adapter's in PEFT's model
@@ -94,7 +96,10 @@ class Adapter:
         parts, tied = parts_of(model, base), dict(model.all_tied_weights_keys)
         adapter = cls(replaced=trained_whole(folder))
         adapter.take(laid_out(model, folder))
-        adapter.untie(tied)
+        if config.get("ensure_weight_tying"):  # what is one weight in the base was trained as one
+            adapter.replaced = {name: weight for name, weight in adapter.replaced.items() if name not in tied}
+        else:
+            adapter.untie(tied)
         adapter.refuse_strayed()
         return adapter.in_files(parts)
 

@@ -1,6 +1,5 @@
 """The GGUF is what llama.cpp's own converter makes of the merged model, without a merged copy."""
 
-import ast
 import json
 import os
 import shutil
@@ -10,8 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support import tiny_models
+from support import official, tiny_models
 from support.commands import killed_after
+from support.official import metadata, tensors
 from support.tiny_models import tiny_adapter, tiny_model
 
 from autosloth.errors import ExportError
@@ -24,45 +24,8 @@ from autosloth.weights.lora import Adapter
 from autosloth.weights.stored import Plain
 from autosloth.weights.streamed import Shards
 
-READ = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import hashlib
-from autosloth.proof.tensors import read_gguf
-for tensor in read_gguf(sys.argv[2]).tensors:
-    print(tensor.name, tensor.tensor_type.name, hashlib.sha256(tensor.data.tobytes()).hexdigest())
-"""
 
-
-HEAD = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import hashlib
-from autosloth.proof.tensors import read_gguf
-file = read_gguf(sys.argv[2])
-fields = [field for field in file.fields.values() if not field.name.startswith("GGUF.")]
-ends = [field.offset for field in fields[1:]] + [file.tensors[0].field.offset]
-for field, end in zip(fields, ends):
-    content = file.data[field.offset:end].tobytes()
-    print([field.name, hashlib.sha256(content).hexdigest() if field.types[0].name == "ARRAY" else field.contents()])
-"""
-
-
-def metadata(path):
-    """What a GGUF file says of itself, by name; of lists, which gguf-py is slow to read, the hash."""
-    command = [sys.executable, "-c", HEAD, llama.fetch_converter() / "gguf-py", path]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return sorted(map(ast.literal_eval, said.splitlines()))
-
-
-def tensors(path):
-    """{name: (type, hash of the bytes)} of a GGUF file, by the reader that comes with the converter; of its lists, slow to read, nothing."""
-    command = [sys.executable, "-c", READ, llama.fetch_converter() / "gguf-py", path]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return {name: (kind, content) for name, kind, content in map(str.split, lines)}
-
-
-def official(base, adapter, folder, kind):
+def merged_by_peft(base, adapter, folder, kind):
     """What PEFT's merge, `save_pretrained` and llama.cpp's converter make of a base and an adapter, in the base's dtype."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -71,10 +34,8 @@ def official(base, adapter, folder, kind):
     PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(folder)
     for path in gguf.tokenizer_of(adapter):
         shutil.copyfile(path, folder / path.name)
-    script, target = llama.fetch_converter() / "convert_hf_to_gguf.py", folder / "merged.gguf"
-    command = [sys.executable, script, folder, "--outtype", kind, "--outfile", target, "--model-name", "tiny"]
-    subprocess.run(command, check=True, capture_output=True)
-    return target
+    official.converted((folder, folder / "merged.gguf", kind))
+    return folder / "merged.gguf"
 
 
 def converted(base, adapter, folder, *kinds, name="tiny"):
@@ -88,7 +49,7 @@ def converted(base, adapter, folder, *kinds, name="tiny"):
 
 def test_the_streamed_file_holds_the_same_bits_as_the_merged_model_converted(engine, finished, base, tmp_path):
     ours = tensors(next((finished / "gguf").glob("*.gguf")))
-    assert ours == tensors(official(base, finished / "adapter", tmp_path, "q8_0"))
+    assert ours == tensors(merged_by_peft(base, finished / "adapter", tmp_path, "q8_0"))
     assert {kind for kind, _ in ours.values()} == {"Q8_0", "F32"}
 
 
@@ -100,7 +61,7 @@ def test_every_architecture_gets_the_official_routes_bits_and_metadata_whatever_
     base = tiny_model(architecture, tmp_path / "base", dtype="bfloat16", shards=True, steps=0)
     adapter = tiny_adapter(base, tmp_path / "adapter")
     (tmp_path / "official").mkdir()
-    expected = official(base, adapter, tmp_path / "official", "q8_0")
+    expected = merged_by_peft(base, adapter, tmp_path / "official", "q8_0")
     ours = converted(base, adapter, tmp_path, "q8_0")["q8_0"]
     assert tensors(ours) == tensors(expected)
     assert metadata(ours) == metadata(expected)
@@ -136,7 +97,7 @@ def test_stacks_of_experts_that_the_adapter_changes_are_made_and_compared_row_by
     assert Weight(STACK, Plain("", 0, "float32", (experts, height, width)), adapter, Shards(base)).has_rows
     ours = converted(base, tuned, tmp_path, "q8_0")["q8_0"]
     (tmp_path / "official").mkdir()
-    assert tensors(ours) == tensors(official(base, tuned, tmp_path / "official", "q8_0"))
+    assert tensors(ours) == tensors(merged_by_peft(base, tuned, tmp_path / "official", "q8_0"))
     monkeypatch.setattr(weights, "WHOLE_UP_TO", 0)
     compared = weights.compare_weights(ours, tmp_path / "tiny", tuned)
     assert compared["form"] == "rows" and not compared["failures"] and compared["adapter_share"] > 0.99
@@ -145,14 +106,6 @@ def test_stacks_of_experts_that_the_adapter_changes_are_made_and_compared_row_by
 
 
 STACK = "model.layers.0.mlp.experts.gate_up_proj"
-
-QUANTIZE = """
-import ctypes, os, sys
-import llama_cpp
-options = llama_cpp.llama_model_quantize_default_params()
-options.ftype = getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + sys.argv[3].upper())
-sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(options)))
-"""
 
 
 def test_mixtures_are_those_that_llama_cpp_makes_of_a_16_bit_file(engine, tmp_path, monkeypatch):
@@ -163,7 +116,7 @@ def test_mixtures_are_those_that_llama_cpp_makes_of_a_16_bit_file(engine, tmp_pa
     files = converted(base, adapter, tmp_path, "bf16", "q4_k_m", "q3_k_m", "q8_0", "adapter")
     for kind in ("q4_k_m", "q3_k_m"):
         expected = tmp_path / f"expected-{kind}.gguf"
-        subprocess.run([sys.executable, "-c", QUANTIZE, files["bf16"], expected, kind], check=True, capture_output=True)
+        official.quantized(files["bf16"], expected, kind)
         ours = tensors(files[kind])
         assert ours == tensors(expected)
         assert len({chosen for chosen, _ in ours.values()}) > 2, "several types, as llama.cpp mixes them"

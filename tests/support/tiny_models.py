@@ -145,7 +145,11 @@ def tiny_tokenizer(kind, folder):
     if isinstance(kind, Path):
         shutil.copytree(kind, folder, dirs_exist_ok=True)
         return PreTrainedTokenizerFast.from_pretrained(folder)
-    tokenizer = byte_level(kind) if kind in PRE_TOKENIZERS else sentencepiece(folder, prefix=kind == "spm-prefix")
+    small = kind.removeprefix("small-")
+    if small != kind:
+        tokenizer = small_byte_level(small)
+    else:
+        tokenizer = byte_level(kind) if kind in PRE_TOKENIZERS else sentencepiece(folder, prefix=kind == "spm-prefix")
     if kind == "spm-lines":  # Gemma 4's
         tokenizer.backend_tokenizer.pre_tokenizer = by_lines()
         (folder / "tokenizer.model").unlink()
@@ -237,10 +241,8 @@ PRE_TOKENIZERS = {
 
 def byte_level(name):
     """The real tokenizer of Qwen 2 or Llama 3, rebuilt from llama.cpp's vocabulary file as it was published."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import AddedToken, Tokenizer, models
 
-    split, nfc, bos, eos, pad = PRE_TOKENIZERS[name]
     known = json.loads(vocabulary(name).read_text(encoding="utf-8"))
     ordinary, control = 1, 3  # llama.cpp's token types
     pieces = {piece: i for i, (piece, kind) in enumerate(zip(known["tokens"], known["types"], strict=True)) if kind == ordinary}  # fmt: skip
@@ -250,6 +252,27 @@ def byte_level(name):
         (piece, kind) for piece, kind in zip(known["tokens"], known["types"], strict=True) if kind in (control, 4)
     ]
     bpe.add_tokens([AddedToken(piece, special=kind == control, normalized=False) for piece, kind in specials])
+    return in_words(bpe, name)
+
+
+def small_byte_level(name):
+    """A tokenizer of 700 pieces that splits words as that of Qwen 2 or Llama 3 does; the converter has to be told so (see `official.naming`)."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
+    in_words(bpe, name)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False))
+    bpe.add_tokens([AddedToken(piece, special=True, normalized=False) for piece in filter(None, PRE_TOKENIZERS[name][2:])])  # fmt: skip
+    return in_words(bpe, name)
+
+
+def in_words(bpe, name):
+    """A byte-level vocabulary as a tokenizer that splits words as PRE_TOKENIZERS says, with its special tokens."""
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    split, nfc, bos, eos, pad = PRE_TOKENIZERS[name]
     if nfc:
         bpe.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(split), "isolated")
@@ -257,7 +280,7 @@ def byte_level(name):
         [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     bpe.decoder = decoders.ByteLevel()
-    if bos:
+    if bos and bpe.token_to_id(bos) is not None:
         bpe.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, bpe.token_to_id(bos))])
     named = {"bos_token": bos} if bos else {}
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=eos, pad_token=pad, **named)
