@@ -147,3 +147,13 @@ def test_a_file_that_is_cut_short_is_told(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ExportError, match="cut short"):
         weight.rows(numpy.arange(2, weight.shape[0] * weight.shape[1]))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"\x90\0\0\0\0\0\0\0{}"]
+)
+def test_a_file_that_holds_no_weights_is_told(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ExportError, match=r"model.safetensors is not whole, or no safetensors file"):
+        refuse_unreadable(str(tmp_path))
