@@ -7,7 +7,7 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import (  # pydantic takes typing's only from Python 3.12 on
     Annotated,
@@ -55,15 +55,30 @@ from .values import (
     yaml_text,
 )
 
-MODELS = (
-    "unsloth/mistral-7b-bnb-4bit",
-    "unsloth/Llama-3.2-1B-Instruct-bnb-4bit",
-    "unsloth/Llama-3.2-3B-Instruct-bnb-4bit",
-    "unsloth/Qwen2.5-7B-Instruct-bnb-4bit",
-    "unsloth/gemma-2-2b-it-bnb-4bit",
-    "demo",
-)
-DPO_MODELS = ("unsloth/zephyr-sft-bnb-4bit", *MODELS)
+# A word on each model that the form suggests: all its parameters and, where memory.py's estimate tells, on what a run by the defaults fits
+# (tests/models/test_suggestions.py holds both against the shapes).
+ON_T4, ON_A100 = "fits a T4 in 4 bit", "fits an A100 in 4 bit"
+MODELS = {
+    "unsloth/mistral-7b-bnb-4bit": f"7.2B, a base that has learnt no chat; {ON_T4}",
+    "unsloth/Qwen3-4B-Instruct-2507-unsloth-bnb-4bit": f"4.0B; {ON_T4}",
+    "unsloth/Llama-3.2-3B-Instruct-unsloth-bnb-4bit": f"3.2B; {ON_T4}",
+    "unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit": f"1.2B; {ON_T4}",
+    "unsloth/Llama-3.1-8B-Instruct-unsloth-bnb-4bit": f"8.0B; {ON_T4}",
+    "unsloth/Qwen3-8B-unsloth-bnb-4bit": f"8.2B; {ON_T4}",
+    "unsloth/gemma-3-1b-it-unsloth-bnb-4bit": f"1.0B; {ON_T4}",
+    "unsloth/Qwen3-0.6B-unsloth-bnb-4bit": f"0.6B; {ON_T4}",
+    "unsloth/gemma-4-E2B-it-unsloth-bnb-4bit": "5.1B, of which 2.3B compute and the others are embeddings",
+    "unsloth/Ministral-3-3B-Instruct-2512-unsloth-bnb-4bit": "3.8B, of which 0.4B see images",
+    "unsloth/LFM2.5-1.2B-Instruct": "1.2B, in 16 bit on the Hub",
+    "unsloth/granite-4.0-micro-unsloth-bnb-4bit": "3.4B",
+    "demo": "the embedded tiny base; needs no GPU",
+}
+DPO_MODELS = {
+    "unsloth/zephyr-sft-bnb-4bit": f"7.2B; {ON_T4}",
+    **MODELS,
+    "unsloth/Qwen3-14B-unsloth-bnb-4bit": f"14.8B; {ON_A100}",
+    "unsloth/phi-4-unsloth-bnb-4bit": f"14.7B; {ON_A100}",
+}
 DATASETS = ("yahma/alpaca-cleaned", "mlabonne/FineTome-100k", "demo")
 ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"
 ULTRAFEEDBACK_SPLITS = {"split": "train_prefs", "eval_split": "test_prefs"}  # it has no `train`
@@ -79,14 +94,14 @@ A100_GB = 35.0  # of GPU memory from which the profile for an A100 (40 or 80 GB)
 
 
 def setting(
-    default: Any, group: str, help: str, *, front: bool = False, suggestions: tuple[str, ...] = (), **bounds: Any
+    default: Any, group: str, help: str, *, front: bool = False, suggestions: Iterable[str] = (), **bounds: Any
 ) -> Any:
     """One field: its default, a one-line help, pydantic's bounds, and what the form needs to know.
 
     group: where the form shows it; front: whether it is one of the few that most people touch; suggestions: values to
-    choose from besides any other; `title`: its label, where the field's name does not make one.
+    choose from besides any other, as a mapping with a word on each; `title`: its label, where the field's name does not make one.
     """
-    extra: dict[str, Any] = {"group": group, "front": front, "suggestions": list(suggestions)}
+    extra: dict[str, Any] = {"group": group, "front": front, "suggestions": suggestions}
     kind = {"default_factory": default.copy} if isinstance(default, (list, dict)) else {"default": default}
     return Field(**kind, description=help, json_schema_extra=extra, **bounds)
 

@@ -164,7 +164,9 @@ def compare_files(run, converter):
     )
     quantized(kinds["bf16"], kinds["q4_k_m"], "q4_k_m")
     found = held(ours, other, kinds["q8_0"], kinds["q4_k_m"])
-    assert found[:2] == found[2:]
+    for (tensors, told), (expected, metadata) in zip(found[:2], found[2:], strict=True):
+        assert {name: tensor for name, tensor in tensors.items() if tensor != expected.get(name)} == {}
+        assert (tensors.keys(), told) == (expected.keys(), metadata)
 
 
 def lost_blocks(folder):

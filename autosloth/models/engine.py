@@ -22,7 +22,7 @@ from ..weights import whole_blocks, without_numbers
 from .adapter import adapter_config, starting_adapter
 from .base import TOKENIZER_FILES, growth, model_source, small_files
 from .repair import repair_tokenizer
-from .targets import Targets, layer_counts, layers_line, reached, targets_of
+from .targets import Targets, as_pattern, layer_counts, layers_line, reached, targets_of
 from .template import template_for
 
 SHAPE = (
@@ -188,9 +188,12 @@ def load_model(settings: Settings) -> Any:
         )
     if model.base_model is model and hasattr(model, "model"):  # Llama 4's text model names another part
         model.base_model_prefix = "model"  # which TRL's loss asks for
+    shape = lora_shape(model, settings, start)
+    if loaded_generally():
+        shape["target_modules"] = as_pattern(shape["target_modules"])
     model = unsloth.FastLanguageModel.get_peft_model(
         model,
-        **lora_shape(model, settings, start),
+        **shape,
         lora_dropout=settings.lora_dropout,
         bias="none",
         use_gradient_checkpointing="unsloth" if torch.cuda.is_available() else False,
@@ -203,6 +206,15 @@ def load_model(settings: Settings) -> Any:
     # Unsloth sets it on a GPU; beside max_new_tokens transformers then warns at each call.
     model.generation_config.max_length = None
     return model
+
+
+def loaded_generally() -> bool:
+    """Whether Unsloth's GPU loader took the last model by its class for all families (FastBaseModel), not by one for Llama's and near ones.
+
+    That leaves out of a list of names all layers whose path does not tell attention or MLP, as those of LFM 2's convolutions and of Mamba
+    do not; a pattern it takes as it is (unsloth 2026.10, models/vision.py).
+    """
+    return os.environ.get("UNSLOTH_USE_NEW_MODEL") == "1"
 
 
 @contextlib.contextmanager

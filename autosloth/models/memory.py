@@ -1,5 +1,6 @@
 """How much GPU memory a training will need, part by part, estimated beforehand from the model's config.json and the settings.
 
+Of most dense families the config.json tells all; of others the parts that are sure are counted in the model (counts.py), and told as the least that it takes.
 The parts follow what Unsloth 2026.10, PEFT and bitsandbytes keep; `python benchmarks/gpu.py memory-7b memory-others` holds their sum against what a GPU
 measures. What it measured on an H200 (benchmarks/results/gpu.json) corrected them: the loss and the block that is computed again do not stand beside each other.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from typing import Any, NamedTuple
 
 from ..distributed import processes
@@ -17,11 +19,14 @@ from ..hub_client import is_offline
 from ..output import say
 from ..settings import Settings
 from ..values import is_hub_id
+from ..weights import without_numbers
 from .adapter import adapter_config, starting_adapter
 from .base import model_source, small_files
+from .counts import Counts, counts_of, is_kept
+from .engine import start_engine
 from .targets import ALL
 
-# Families whose blocks hold the seven linear layers of Llama's; of others (mixtures of experts, say) nothing is told.
+# Families whose blocks hold the seven linear layers of Llama's: what they take was measured.
 DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "granite")
 # 4 bits, an 8-bit scale a block of 64, a 32-bit scale of 256 scales (arXiv 2305.14314, section 3).
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
@@ -57,6 +62,7 @@ class Shape(NamedTuple):
     vocabulary: int
     tied: bool
     skipped: tuple[str, ...]  # layers that a quantised repository keeps in 16 bit
+    beside: int = 0  # weights that are not of the text, such as those of a vision tower
 
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of each of the seven linear layers of a block, by its name in it."""
@@ -66,14 +72,22 @@ class Shape(NamedTuple):
         mlp |= {"down_proj": (self.inner, self.hidden)}
         return {f"self_attn.{name}": size for name, size in attention.items()} | {f"mlp.{name}": size for name, size in mlp.items()}  # fmt: skip
 
-    def keeps(self, name: str) -> bool:
-        """Whether a layer of this name is kept in 16 bit in a quantised repository."""
-        return any(f".{skipped}." in f".{name}." for skipped in self.skipped)
+    def adapter(self, asked: str | list[str]) -> int:
+        """Numbers in a LoRA adapter of rank 1."""
+        return self.layers * sum(sum(size) for name, size in self.linear_layers().items() if is_asked(name, asked))
+
+    def embeddings(self) -> int:
+        """Numbers of those of the inputs and, where they are others, of the outputs."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def numbers(self) -> int:
+        """All its weights, but for norms and biases."""
+        return self.layers * sum(math.prod(size) for size in self.linear_layers().values()) + self.embeddings()
 
 
 def shape_of(config: dict[str, Any]) -> Shape | None:
     """The shape that a config.json tells of; None for a family whose parts are not known here."""
-    skipped = tuple((config.get("quantization_config") or {}).get("llm_int8_skip_modules") or ())
+    skipped = skipped_of(config)
     outer, config = config, {**config, **(config.get("text_config") or {})}
     if config.get("model_type") not in DENSE:
         return None
@@ -85,12 +99,25 @@ def shape_of(config: dict[str, Any]) -> Shape | None:
     return Shape(*sizes, size * heads, keys, config["vocab_size"], tied, skipped)
 
 
+def skipped_of(config: dict[str, Any]) -> tuple[str, ...]:
+    """The layers that a quantised repository keeps in 16 bit, by its config.json."""
+    return tuple((config.get("quantization_config") or {}).get("llm_int8_skip_modules") or ())
+
+
+def packed_otherwise(config: dict[str, Any]) -> bool:
+    """Whether a repository is quantised in another form than bitsandbytes', of which it is not known here what a GPU holds."""
+    return (config.get("quantization_config") or {}).get("quant_method", "bitsandbytes") != "bitsandbytes"
+
+
 def estimate(settings: Settings, shape: Shape, gpu_gb: float, rank: int) -> list[Part]:
     """The parts of the peak of GPU memory, in GB, when rows as long as `max_length` are trained.
 
     gpu_gb: the GPU's memory, by which the loss chooses its chunks; rank: of the LoRA adapter.
     """
-    lasting = [weights(settings, shape), *adapter(settings, shape, rank), Part("CUDA", CUDA_GB, "context and kernels")]
+    numbers = shape.adapter(settings.target_modules) * rank + whole(
+        settings, shape.vocabulary * shape.hidden, shape.tied
+    )
+    lasting = [weights(settings, shape), *adapter(settings, numbers), Part("CUDA", CUDA_GB, "context and kernels")]
     free = max(0.0, gpu_gb - sum(part.gb for part in lasting))
     passing = [activations(settings, shape), loss(settings, shape, free)]  # they take turns
     if settings.road == "spin":  # and so do answers and training
@@ -98,25 +125,41 @@ def estimate(settings: Settings, shape: Shape, gpu_gb: float, rank: int) -> list
     return [*lasting, max(passing, key=lambda part: part.gb)]
 
 
+def least(settings: Settings, counts: Counts, rank: int) -> list[Part]:
+    """The parts of the peak, in GB, that are sure in a model of any family: what the loss, kernels and unpacked experts take is not among them."""
+    wide = bytes_of(settings)
+    packed = counts.narrow * (NF4_BYTES if settings.load_in_4bit else wide)
+    how = "linear layers and experts in NF4, all else" if settings.load_in_4bit else "all"
+    block = tokens_at_once(settings) * counts.block * wide
+    return [
+        Part("weights", (packed + wide * counts.wide) / GB, f"{how} in {8 * wide} bit"),
+        *adapter(settings, counts.adapter * rank + whole(settings, counts.table, counts.tied)),
+        Part("CUDA", CUDA_GB, "context and kernels"),
+        Part("activations", block / GB, f"what the layers of one block make of {tokens_at_once(settings):,} tokens"),
+    ]
+
+
+def bytes_of(settings: Settings) -> int:
+    """Bytes of a number as it is computed with."""
+    return 4 if settings.precision == "float32" else 2
+
+
 def weights(settings: Settings, shape: Shape) -> Part:
-    """The base: linear layers in NF4 where asked for, the rest as it is computed with."""
-    wide = 4 if settings.precision == "float32" else 2
+    """The base: linear layers of the text in NF4 where asked for, the rest as it is computed with."""
+    wide = bytes_of(settings)
     total, kept = 0.0, 0
     for layer in range(shape.layers):
         for name, (inputs, outputs) in shape.linear_layers().items():
-            narrow = settings.load_in_4bit and not shape.keeps(f"model.layers.{layer}.{name}")
+            narrow = settings.load_in_4bit and not is_kept(f"model.layers.{layer}.{name}", shape.skipped)
             total += inputs * outputs * (NF4_BYTES if narrow else wide)
             kept += settings.load_in_4bit and not narrow
-    embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
     how = "NF4" if settings.load_in_4bit else f"{8 * wide} bit"
     exception = f", but {kept} of them in {8 * wide} bit" if kept else ""
-    return Part("weights", (total + wide * embeddings) / GB, f"linear layers in {how}{exception}; embeddings in {8 * wide} bit")  # fmt: skip
+    return Part("weights", (total + wide * (shape.embeddings() + shape.beside)) / GB, f"linear layers in {how}{exception}; embeddings in {8 * wide} bit")  # fmt: skip
 
 
-def adapter(settings: Settings, shape: Shape, rank: int) -> list[Part]:
-    """The LoRA adapter, and what its training keeps beside it; DPO's reference is a second, frozen one."""
-    trained = {name: size for name, size in shape.linear_layers().items() if is_asked(name, settings.target_modules)}
-    numbers = shape.layers * sum(rank * sum(size) for size in trained.values())
+def adapter(settings: Settings, numbers: int) -> list[Part]:
+    """The LoRA adapter of so many numbers, and what its training keeps beside it; DPO's reference is a second, frozen one."""
     copies = 1 if settings.road == "sft" else 2
     each = ADAPTER_BYTES + STATE_BYTES[settings.optimizer]
     twice = ", and a frozen one for the reference" if copies == 2 else ""
@@ -124,6 +167,12 @@ def adapter(settings: Settings, shape: Shape, rank: int) -> list[Part]:
         Part("adapter", numbers * ADAPTER_BYTES * copies / GB, f"{numbers / 1e6:.0f} million numbers in 32 bit{twice}"),
         Part("optimizer", numbers * each / GB, f"gradients in 32 bit and the states of {settings.optimizer}"),
     ]
+
+
+def whole(settings: Settings, table: int, tied: bool) -> int:
+    """Numbers of the embeddings and the head, so many each, that `modules_to_save` trains whole; where they are one weight they stay one."""
+    asked = len(settings.modules_to_save)
+    return table * (min(asked, 1) if tied else asked)
 
 
 def is_asked(name: str, asked: str | list[str]) -> bool:
@@ -149,7 +198,7 @@ def activations(settings: Settings, shape: Shape) -> Part:
     MLP; the stack, the two blocks' inputs on their way, its last hidden states and their gradient; 4-bit weights are
     unpacked one layer at a time, the next into a second buffer.
     """
-    wide = 4 if settings.precision == "float32" else 2
+    wide = bytes_of(settings)
     block = 8 * shape.hidden + 2 * (shape.queries + 2 * shape.keys) + 3 * shape.inner
     numbers = tokens_at_once(settings) * (block + 4 * shape.hidden)
     unpacked = 2 * shape.hidden * shape.inner if settings.load_in_4bit else 0
@@ -175,19 +224,27 @@ def answers(settings: Settings, shape: Shape) -> Part:
 
 
 def check_memory(settings: Settings) -> None:
-    """Say how much of the GPU's memory the training will take, where both are known. Raises ModelError where it is clearly too much."""
-    gpu, shape = first_gpu(), known_shape(settings)
-    if gpu is None or shape is None:
+    """Say how much of the GPU's memory the training will take, where that is known. Raises ModelError where it is clearly too much."""
+    gpu = first_gpu()
+    shape = known_shape(settings) if gpu else None
+    counts = known_counts(settings) if gpu and shape is None else None
+    if gpu is None or (shape is None and counts is None):
         return
     rank = adapter_rank(settings)
-    parts = estimate(settings, shape, gpu.memory_gb, rank)
+
+    def parts_of(settings: Settings) -> list[Part]:
+        return estimate(settings, shape, gpu.memory_gb, rank) if shape else least(settings, counts, rank)
+
+    parts = parts_of(settings)
     total = sum(part.gb for part in parts)
-    told = ", ".join(f"{part.name} {part.gb:.1f}" for part in parts)
-    say(f"memory: about {total:.1f} of {gpu.memory_gb:.1f} GB VRAM expected for rows as long as max_length ({told})")
+    told, how = ", ".join(f"{part.name} {part.gb:.1f}" for part in parts), "about" if shape else "at least"
+    say(f"memory: {how} {total:.1f} of {gpu.memory_gb:.1f} GB VRAM expected for rows as long as max_length ({told})")
+    if counts and counts.active:
+        say(f"memory: {counts.active / 1e9:.1f} of {(counts.narrow + counts.wide) / 1e9:.1f} billion weights work on each token, and all are held")  # fmt: skip
     one = settings.model_copy(update={"batch_size": 1, **({"generation_batch": 1} if settings.road == "spin" else {})})
-    least = sum(part.gb for part in estimate(one, shape, gpu.memory_gb, rank))
-    if least > MARGIN * gpu.memory_gb:
-        raise ModelError(*too_much(settings, gpu.name, gpu.memory_gb, least, parts))
+    lowest = sum(part.gb for part in parts_of(one))
+    if lowest > MARGIN * gpu.memory_gb:
+        raise ModelError(*too_much(settings, gpu.name, gpu.memory_gb, f"{how} {lowest:.0f}", parts))
     if total > gpu.memory_gb:
         say(f"memory: {how_to_fit(parts)}")
 
@@ -223,20 +280,42 @@ def how_to_fit(parts: list[Part]) -> str:
     return "should rows be that long, halve `batch_size` and double `gradient_accumulation`: the result is the same"
 
 
-def too_much(settings: Settings, name: str, memory_gb: float, least_gb: float, parts: list[Part]) -> tuple[str, str]:
+def too_much(settings: Settings, name: str, memory_gb: float, needs: str, parts: list[Part]) -> tuple[str, str]:
     """What is wrong where even one row at a time does not fit, and what to do about it."""
-    what = f"{settings.model} needs about {least_gb:.0f} GB VRAM even with `batch_size: 1`, and {name} has {memory_gb:.0f}."
+    what = f"{settings.model} needs {needs} GB VRAM even with `batch_size: 1`, and {name} has {memory_gb:.0f}."
     lasting = sum(part.gb for part in parts if part.name in ("weights", "adapter", "optimizer", "CUDA"))
     if lasting < memory_gb:
         return what, "Lower `max_length`."
     return what, "Choose a smaller model." if settings.load_in_4bit else "Set `load_in_4bit: true`, or choose a smaller model."  # fmt: skip
 
 
-def known_shape(settings: Settings) -> Shape | None:
-    """The shape of the model; None where its config.json cannot be had (which `check_model` tells of) or tells too little."""
+def known_config(settings: Settings) -> dict[str, Any] | None:
+    """The model's config.json; None where it cannot be had, which `check_model` tells of."""
     if settings.model == "demo" or (is_offline() and is_hub_id(settings.model)):
         return None
     with contextlib.suppress(ModelError):
         config = small_files(model_source(settings), settings.revision) / "config.json"
-        return shape_of(json.loads(config.read_text(encoding="utf-8"))) if config.is_file() else None
+        return json.loads(config.read_text(encoding="utf-8")) if config.is_file() else None
+    return None
+
+
+def known_shape(settings: Settings) -> Shape | None:
+    """The shape of the model; None where its config.json cannot be had or does not tell it."""
+    config = known_config(settings)
+    shape = shape_of(config) if config else None
+    if shape is None or "vision_config" not in config:
+        return shape
+    counts = known_counts(settings)
+    return shape._replace(beside=max(0, counts.narrow + counts.wide - shape.numbers())) if counts else None
+
+
+def known_counts(settings: Settings) -> Counts | None:
+    """The counts of the model, of any family that transformers knows; None where they cannot be had, which `check` tells of elsewhere."""
+    config = known_config(settings)
+    if config is None or packed_otherwise(config):
+        return None
+    with contextlib.suppress(ModelError):
+        start_engine()
+        model = without_numbers(small_files(model_source(settings), settings.revision))
+        return counts_of(model, settings.target_modules, skipped_of(config))
     return None

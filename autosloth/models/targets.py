@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
@@ -87,15 +88,14 @@ def trainable_layers(model: Any) -> tuple[list[str], list[str]]:
         f"{name}.{parameter}"
         for name, module in inside.items()
         for parameter, weight in module.named_parameters(recurse=False)
-        if "experts" in name and is_stack(weight)
+        if "experts" in name and len(shape_of_stack(weight)) == 3
     ]
     return linear, experts
 
 
-def is_stack(weight: Any) -> bool:
-    """Whether a parameter holds a stack of matrices; packed on a GPU, it knows its shape (unsloth_zoo 2026.10, mxfp4_dequant.py and moe_utils_bnb4bit.py, where PEFT asks for it too)."""
-    shape = getattr(weight, "_original_shape", weight.shape if weight.is_floating_point() else ())
-    return len(shape) == 3
+def shape_of_stack(weight: Any) -> tuple[int, ...]:
+    """The shape of a parameter as the model's code means it: Unsloth's GPU loader packs stacks of experts in 4 bit, and notes theirs."""
+    return tuple(getattr(weight, "_original_shape", weight.shape))
 
 
 def blocks_of(model: Any) -> str:
@@ -116,14 +116,17 @@ def is_router(name: str, layer: Any) -> bool:
 def read_past(kind: type) -> set[str]:
     """The layers of a module of this class whose weights its code reads itself, beside asking for their type or place.
 
+    Unsloth's compiled classes on a GPU have their methods beside them, as functions `<class>_<method>`.
+
     >>> import torch
     >>> read_past(torch.nn.Linear)
     set()
     """
-    try:
-        source = inspect.getsource(kind)
-    except (OSError, TypeError):
-        return set()
+    beside = [each for name, each in vars(inspect.getmodule(kind)).items() if name.startswith(f"{kind.__name__}_")]
+    source = ""
+    for code in (kind, *beside):
+        with contextlib.suppress(OSError, TypeError):
+            source += inspect.getsource(code)
     return set(re.findall(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|data_ptr))", source))
 
 
@@ -147,6 +150,19 @@ def covering(names: list[str], modules: list[str]) -> list[str] | str:
     blocks = sorted({re.escape(NUMBER.split(name, maxsplit=1)[0]) for name in names})
     inner = sorted({re.escape(in_block(name)) for name in names})
     return rf"(.*\.)?({'|'.join(blocks)})\.\d+\.({'|'.join(inner)})"
+
+
+def as_pattern(names: list[str] | str) -> str:
+    """The modules whose last names these are, as a pattern; a pattern stays as it is.
+
+    >>> re.fullmatch(as_pattern(["conv.in_proj", "q"]), "layers.0.conv.in_proj") is not None
+    True
+    >>> re.fullmatch(as_pattern([]), "layers.0.q") is None
+    True
+    """
+    if isinstance(names, str):
+        return names
+    return rf"(.*\.)?({'|'.join(map(re.escape, sorted(names)))})" if names else "(?!)"
 
 
 def last(name: str) -> str:

@@ -28,6 +28,7 @@ from .widgets import (
     line,
     make_widget,
     remark,
+    suggested,
     to_widget,
     token_field,
     uploaded_file,
@@ -212,14 +213,18 @@ class Field:
         self.form, self.name, self.info = form, name, form.store.road.model_fields[name]
         self.extra = self.info.json_schema_extra
         self.title = self.info.title or name.replace("_", " ").capitalize()
-        self.widget = make_widget(self.info, self.extra["suggestions"], self.title)
+        suggestions = self.extra["suggestions"]
+        self.words = suggestions if isinstance(suggestions, dict) else {}
+        self.widget = make_widget(self.info, suggestions, self.title)
         self.widget.add_class(f"as-{name.replace('_', '-')}")
-        self.message = widgets.HTML()
+        self.message, self.word = widgets.HTML(), widgets.HTML(layout={"margin": "0 0 0 12.2em"})
         how = " Hold Ctrl (or Cmd) to take several." if isinstance(self.widget, widgets.SelectMultiple) else ""
         help = widgets.HTML(remark(self.info.description + how), layout={"flex": "1 1 18em", "min_width": "12em"})
         rows = [widgets.HBox([self.widget, help], layout={"flex_flow": "row wrap"})]
         if name == "dataset":
             rows.append(self.upload_row())
+        if self.words:
+            rows.append(self.word)
         self.row = widgets.VBox([*rows, self.message])
         self.widget.observe(self.changed, "value")
 
@@ -260,5 +265,7 @@ class Field:
         if from_widget(self.info, self.widget.value) != store.shown(self.name):
             with contextlib.suppress(TraitError):  # a value of another kind, which the message tells
                 self.widget.value = shown
+        if self.words:
+            self.word.value = suggested(self.words, self.widget.value)
         problem = store.problems.get(self.name)
         self.message.value = line(RED, problem, "0 0 4px 13em") if problem else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterable, Mapping
 from functools import partial
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -16,7 +17,7 @@ from .runtime import find_token, give_token
 RED, GREEN, AMBER, GREY = "#b42318", "#067647", "#93590b", "#667380"
 
 
-def make_widget(info: Any, suggestions: list[str], title: str) -> Any:
+def make_widget(info: Any, suggestions: Iterable[str], title: str) -> Any:
     """An input for a field: by its type, with its choices."""
     import ipywidgets as widgets
 
@@ -36,7 +37,7 @@ def make_widget(info: Any, suggestions: list[str], title: str) -> Any:
         choices = get_args(get_args(kind)[0])
         return widgets.SelectMultiple(options=choices, rows=len(choices), **look)
     if suggestions:
-        return widgets.Combobox(options=suggestions, ensure_option=False, **look)
+        return widgets.Combobox(options=list(suggestions), ensure_option=False, **look)
     return widgets.Text(**look)
 
 
@@ -112,6 +113,19 @@ def remark(text: str) -> str:
     """A help text as HTML, with what stands between backticks as code."""
     marked = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text))
     return f"<div style='color:{GREY};line-height:1.35;padding:3px 0 0 8px;font-size:12px'>{marked}</div>"
+
+
+def suggested(words: Mapping[str, str], chosen: str) -> str:
+    """The word on the chosen suggestion and, folded below it, that on each, as HTML: the list of a Combobox offers values alone."""
+    rows = "".join(
+        f"<tr><td style='padding:0 1.2em 0 0'><code>{html.escape(value)}</code></td><td>{html.escape(word)}</td></tr>"
+        for value, word in words.items()
+    )
+    told = [words[chosen]] if chosen in words else []
+    return (
+        f"<details style='color:{GREY};font-size:12px;line-height:1.5'><summary style='cursor:pointer;display:list-item'>"  # the classic Notebook's own style hides its triangle
+        f"{html.escape(' · '.join([*told, 'all suggestions']))}</summary><table style='font-size:12px;color:inherit'>{rows}</table></details>"
+    )
 
 
 def line(colour: str, text: str, margin: str = "0") -> str:

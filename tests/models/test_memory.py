@@ -4,10 +4,24 @@ import json
 import os
 
 import pytest
+from support.families import FAMILIES as FAMILIES_OF_ALL
+from support.families import config_of, without_weights
 
 from autosloth.check import Problems, check
 from autosloth.errors import ModelError
-from autosloth.models.memory import NF4_BYTES, check_memory, estimate, known_shape, rows_at_once, shape_of
+from autosloth.models.counts import counts_of
+from autosloth.models.memory import (
+    NF4_BYTES,
+    check_memory,
+    estimate,
+    known_counts,
+    known_shape,
+    least,
+    rows_at_once,
+    shape_of,
+    whole,
+)
+from autosloth.models.targets import targets_of
 from autosloth.settings import DPOSettings, SFTSettings, SPINSettings
 
 MISTRAL = dict(
@@ -62,8 +76,6 @@ def test_weights_and_adapter_are_those_that_transformers_and_peft_make(engine, f
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from autosloth.models.targets import targets_of
-
     config = {**FAMILIES[family], "num_hidden_layers": 2}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
@@ -72,6 +84,27 @@ def test_weights_and_adapter_are_those_that_transformers_and_peft_make(engine, f
         lora = LoraConfig(r=8, target_modules=targets_of(model, layers).modules)
         trained, _ = get_peft_model(model, lora).get_nb_trainable_parameters()
     assert expected["adapter"] == pytest.approx(4 * trained / 1e9)
+
+
+@pytest.mark.parametrize("family", ["mistral", "llama"])
+def test_embeddings_and_head_that_are_trained_whole_count_with_the_adapter(engine, family):
+    """Llama's are one weight here, and stay one."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from autosloth.models.engine import trained_whole
+
+    config = {**FAMILIES[family], "num_hidden_layers": 2}
+    settings = SFTSettings(load_in_4bit=False, lora_r=8, modules_to_save=["embed_tokens", "lm_head"])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        counts = counts_of(model, "all-linear")
+        lora = LoraConfig(r=8, target_modules=targets_of(model, "all-linear").modules, **trained_whole(model, settings))
+        peft = get_peft_model(model, lora)
+    trained = {id(weight): weight.numel() for weight in peft.parameters() if weight.requires_grad}
+    assert parts(settings, config)["adapter"] == pytest.approx(4 * sum(trained.values()) / 1e9)
+    assert counts.adapter * 8 + whole(settings, counts.table, counts.tied) == sum(trained.values())
 
 
 def test_a_weight_in_nf4_takes_the_bytes_that_bitsandbytes_stores(engine):
@@ -165,13 +198,93 @@ def test_the_refusal_is_one_of_the_problems_of_the_check(gpu, model, tmp_path):
         check(settings)
 
 
-def test_nothing_is_told_without_a_gpu_or_of_a_family_that_is_not_known(gpu, model, capsys):
+def test_nothing_is_told_without_a_gpu_or_of_a_model_that_transformers_does_not_know(gpu, model, capsys, engine):
     gpu(name=None)
     check_memory(SFTSettings(model=model(**MISTRAL)))
     gpu()
-    experts = SFTSettings(model=model(**{**MISTRAL, "model_type": "mixtral"}))
-    check_memory(experts)
-    assert known_shape(experts) is None and capsys.readouterr().out == ""
+    strange = SFTSettings(model=model(**{**MISTRAL, "model_type": "strange"}))
+    check_memory(strange)
+    assert known_shape(strange) is known_counts(strange) is None and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("family", FAMILIES_OF_ALL)
+def test_the_numbers_of_any_family_and_of_its_adapter_are_those_that_transformers_and_peft_make(family, engine):
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    model = without_weights(family)
+    counts, targets = counts_of(model, "all-linear"), targets_of(model, "all-linear")
+    assert counts.narrow + counts.wide == model.num_parameters()
+    lora = LoraConfig(r=8, target_modules=targets.modules, target_parameters=targets.parameters)
+    with torch.device("meta"):
+        assert get_peft_model(model, lora).get_nb_trainable_parameters()[0] == 8 * counts.adapter
+
+
+def test_the_least_that_a_dense_model_takes_is_less_than_the_estimate_and_its_weights_and_adapter_are_the_same(engine):
+    """Of a family whose estimate was measured, so that what is counted can be held against it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**MISTRAL))
+    for settings in (SFTSettings(), SFTSettings(load_in_4bit=False), DPOSettings(profile="t4", target_modules="attention")):  # fmt: skip
+        counts = counts_of(model, settings.target_modules)
+        sure, expected = {part.name: part.gb for part in least(settings, counts, settings.lora_r)}, parts(settings)
+        assert sure["weights"] == pytest.approx(expected["weights"], rel=1e-3)
+        assert (sure["adapter"], sure["optimizer"]) == (expected["adapter"], expected["optimizer"])
+        assert 0 < sure["activations"] < expected.get("activations", expected.get("loss"))
+
+
+MIXTRAL = {**MISTRAL, "model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "architectures": ["MixtralForCausalLM"]}  # fmt: skip
+QWEN3_30B = dict(
+    model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], hidden_size=2048, intermediate_size=6144, moe_intermediate_size=768,
+    num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
+    vocab_size=151936, tie_word_embeddings=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config, told", [(MIXTRAL, "12.9 of 46.7"), (QWEN3_30B, "3.4 of 30.5")], ids=["8x7B", "30B-A3B"]
+)
+def test_of_a_mixture_of_experts_all_weights_are_held_and_the_active_ones_told(
+    gpu, model, capsys, engine, config, told
+):
+    """As many as the cards of Mixtral-8x7B and Qwen3-30B-A3B say, which calls 3.35 billion 3.3."""
+    gpu(name="NVIDIA A100", memory=40960)
+    check_memory(SFTSettings(model=model(**config), batch_size=1, max_length=512))
+    said = capsys.readouterr().out
+    assert said.startswith("memory: at least ") and " of 42.9 GB VRAM expected" in said
+    assert f"memory: {told} billion weights work on each token, and all are held\n" in said
+    gpu()
+    with pytest.raises(
+        ModelError, match=r"needs at least .* even with `batch_size: 1`, and Tesla T4 has 16\."
+    ) as problem:
+        check_memory(SFTSettings(model=model(**config), batch_size=1, max_length=512))
+    assert problem.value.todo == "Choose a smaller model."
+
+
+def test_more_experts_at_once_take_more_activations_and_no_more_weights(engine):
+    few, many = (counts_of(without_weights("Mixtral", num_experts_per_tok=number), "all-linear") for number in (1, 4))
+    assert (few.narrow, few.wide, few.adapter) == (many.narrow, many.wide, many.adapter)
+    assert few.block < many.block and few.active < many.active == many.narrow + many.wide
+
+
+def test_nothing_is_told_of_a_base_that_is_packed_otherwise_than_by_bitsandbytes(gpu, model, capsys):
+    gpu()
+    check_memory(SFTSettings(model=model(**MIXTRAL, quantization_config={"quant_method": "mxfp4"})))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_wrapper_holds_its_vision_tower_in_16_bit(gpu, model, engine):
+    seen, text = config_of("Gemma 3").to_dict(), config_of("Gemma 3").text_config.to_dict()
+    gpu()
+    settings = SFTSettings(model=model(**seen | {"architectures": ["Gemma3ForConditionalGeneration"]}))
+    whole, alone = known_shape(settings), shape_of(text)
+    made = without_weights("Gemma 3")
+    assert whole.beside == made.num_parameters() - alone.numbers() > made.model.vision_tower.num_parameters()
+    assert whole._replace(beside=0) == alone
+    more = estimate(settings, whole, 16, 1)[0].gb - estimate(settings, alone, 16, 1)[0].gb
+    assert more == pytest.approx(2 * whole.beside / 1e9)
 
 
 @pytest.mark.parametrize(

@@ -292,3 +292,16 @@ def test_a_token_typed_into_a_kernels_form_is_in_no_saved_notebook(tmp_path, mon
     saved = (tmp_path / f"saved-{widget_state}.ipynb").read_text()
     assert ("application/vnd.jupyter.widget-state+json" in saved) == widget_state
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN in path.read_text(errors="replace")]
+
+
+def test_what_is_known_of_the_chosen_model_stands_below_it_and_folded_the_same_of_each_suggestion():
+    field = open_form("dpo").fields["model"]
+    assert field.row.children[1] is field.word and set(field.widget.options) == set(field.words)
+    assert ">7.2B; fits a T4 in 4 bit · all suggestions</summary>" in field.word.value
+    field.widget.value = "unsloth/phi-4-unsloth-bnb-4bit"
+    assert ">14.7B; fits an A100 in 4 bit · all suggestions</summary>" in field.word.value
+    field.widget.value = "me/base"
+    assert ">all suggestions</summary>" in field.word.value
+    for name, word in field.words.items():
+        assert f"<code>{name}</code></td><td>{word}</td>" in field.word.value
+    assert open_form("sft").fields["dataset"].words == {}

@@ -255,13 +255,13 @@ def config_of(family, **sizes):
     return config
 
 
-def without_weights(family):
-    """A model of a family that has shapes and no numbers."""
+def without_weights(family, **sizes):
+    """A model of a family that has shapes and no numbers; sizes: in place of SIZES."""
     import torch
     import transformers
 
     with torch.device("meta"):
-        return getattr(transformers, FAMILIES[family].kind)(config_of(family))
+        return getattr(transformers, FAMILIES[family].kind)(config_of(family, **sizes))
 
 
 def tiny_family(family, folder, steps=60):
