@@ -12,12 +12,14 @@ from pathlib import Path
 
 from .data import FORMS_OF, Findings, look_through, look_up, prepare_data, recognise_columns, refuse_full_disk
 from .errors import AutoSlothError, ModelError, StorageError
-from .export import refuse_unknown_architecture, size_in_bases
+from .export import refuse_unknown_architecture, refuse_unreadable, size_in_bases
 from .hardware import GB
 from .hub_client import is_offline
 from .models import (
     check_memory,
     check_template,
+    growth,
+    is_quantized,
     layers_line,
     model_source,
     planned_layers,
@@ -27,6 +29,7 @@ from .models import (
     sixteen_bit_model,
     small_files,
     starting_adapter,
+    stored_as,
     tokens_without_embedding,
     weights_gb,
 )
@@ -123,10 +126,25 @@ def check_model(settings: Settings) -> None:
 
 
 def check_original(settings: Settings) -> None:
-    """Whether the 16-bit original that the settings name is there, when it is needed. Raises ModelError."""
-    name = settings.sixteen_bit_model
-    if name and (settings.quantizations or settings.merged) and not (is_offline() and is_hub_id(name)):
-        weights_gb(name)
+    """Whether the weights that the adapter will be merged into are there, in a form that is read here; in a folder, by their headers too. Raises ModelError, ExportError."""
+    name = settings.sixteen_bit_model or settings.model
+    asked = settings.quantizations or settings.merged
+    if not asked or name == "demo" or (is_offline() and is_hub_id(name)):
+        return
+    revision = None if settings.sixteen_bit_model else settings.revision
+    try:
+        weights_gb(name, revision)
+    except ModelError:
+        if not settings.sixteen_bit_model:
+            return  # of which `check_model` tells
+        raise
+    if not is_quantized(name, revision):
+        refuse_unreadable(name)
+    elif settings.sixteen_bit_model:
+        raise ModelError(
+            f"The weights of {name} are stored as {stored_as(name)}, which is not unpacked here.",
+            "Name a 16-bit model as `sixteen_bit_model`.",
+        )
 
 
 def check_architecture(settings: Settings) -> None:
@@ -206,7 +224,8 @@ def disk_needed(settings: Settings) -> tuple[float, float, float]:
     source = sixteen_bit_model(settings)[0]
     separate = source != model_source(settings)
     shards = shard_sizes(source) if separate else trained
-    written = sum(shards.values()) * (size_in_bases(settings.quantizations) + settings.merged)
+    written = sum(shards.values()) * growth(source, None if separate else settings.revision)
+    written *= size_in_bases(settings.quantizations) + settings.merged
     shard = 0 if Path(source).expanduser().is_dir() else max(shards.values())
     if separate:
         return fetched + shard, written, fetched + shard + written

@@ -213,6 +213,10 @@ What a GPU makes of them is not measured but for Mistral 7B ([gpu.md](gpu.md)).
 them. Of a model with eyes or ears the text part alone is trained, and the GGUF is the text model. Where transformers loads no block for multi-token
 prediction (Qwen 3.5), it stays as it is in the merged model and in the GGUF; where the files hold none, the GGUF has none.
 
+A base may be packed in MXFP4 (gpt-oss as OpenAI publishes it) or in FP8 with `weight_scale_inv` (by blocks, or one scale a matrix): merged model and
+GGUF are those of the 16-bit weights that transformers unpacks, bit for bit (`tests/export/test_packed.py`). Of a base in another form (bitsandbytes,
+compressed-tensors, AWQ, GPTQ, ...) the 16-bit original is used where Unsloth's list knows it; else `check` asks for it.
+
 | family | class | LoRA trains | left as it is |
 |---|---|---|---|
 """

@@ -5,10 +5,10 @@ llama.cpp, whose converter decides the form of a GGUF, is fetched and compiled h
 
 from .child_process import run_apart
 from .convert import untie
-from .converter import converter_class
+from .converter import converter_class, unpacked
 from .gguf import lay_source, size_in_bases, write_gguf
 from .llama import compile_llama_cpp, fetch_converter, listening, llama_cpp, refuse_unknown_architecture
-from .merge import write_merged
+from .merge import refuse_unreadable, write_merged
 
 __all__ = [
     "compile_llama_cpp",
@@ -18,8 +18,10 @@ __all__ = [
     "listening",
     "llama_cpp",
     "refuse_unknown_architecture",
+    "refuse_unreadable",
     "run_apart",
     "size_in_bases",
+    "unpacked",
     "untie",
     "write_gguf",
     "write_merged",

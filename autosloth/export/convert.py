@@ -23,8 +23,8 @@ from typing import Any
 
 from ..errors import ExportError
 from ..hardware import GB, peak_ram_gb
-from ..weights import Adapter, Shards, shard_by_shard
-from .converter import converter_class
+from ..weights import Adapter, Packed, Plain, Shards, shard_by_shard
+from .converter import converter_class, unpacked
 from .llama import last_line, listening
 from .merge import merged_config
 from .quantize import Filler, Place, Weight, Whole
@@ -149,6 +149,7 @@ class Converter:
 
         The adapter knows them by their names in the base's files, which the converter shortens for some models.
         """
+        tensors = unpacked(model, tensors)
 
         def converted(name: str) -> str:
             kept = model.filter_tensors((name, lambda: None))
@@ -165,10 +166,7 @@ class Converter:
 
     def weight(self, name: str, lazy: Any) -> Any:
         """A lazy tensor of the converter that knows its place in the base, as one that knows the adapter too."""
-        found = lazy._args[0]
-        place = found.data_range
-        where = (str(place.filename), place.offset, lazy.dtype, tuple(found.shape))
-        weight = Weight(name, *where, self.adapter, self.shards)
+        weight = Weight(name, stored_at(lazy), self.adapter, self.shards)
         return type(lazy)(meta=lazy._meta, args=(weight,), func=Weight.whole)
 
     def defer(self, data: Any, kind: Any) -> Any:
@@ -183,6 +181,15 @@ class Converter:
         later = gguf.LazyChunkedTensor([], data.shape, numpy.float32).quantize(kind)
         later.graph = data
         return later
+
+
+def stored_at(lazy: Any) -> Plain | Packed:
+    """Where a lazy tensor of the converter, or of `unpacked`, lies in the base's files."""
+    found = lazy._args[0]
+    if isinstance(found, Packed):
+        return found
+    place = found.data_range
+    return Plain(str(place.filename), place.offset, str(lazy.dtype).removeprefix("torch."), tuple(found.shape))
 
 
 def write_head(writer: Any) -> Plan:
@@ -263,7 +270,7 @@ def fill(plans: list[Plan], shards: Shards) -> None:
         for descriptor, plan in zip(descriptors, plans, strict=True):
             os.truncate(descriptor, plan.size)
         needs = {
-            name: {weight.path for weight in find_weights(getattr(tensor, "graph", tensor))}
+            name: {path for weight in find_weights(getattr(tensor, "graph", tensor)) for path in weight.stored.paths}
             for name, (tensor, *_) in plans[0].tensors.items()
         }
         with Filler(descriptors) as filler:

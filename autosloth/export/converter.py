@@ -1,14 +1,16 @@
-"""llama.cpp's converter as a library, once its folder is on the path: which class converts a model, and its tensors kept lazy."""
+"""llama.cpp's converter as a library, once its folder is on the path: which class converts a model, its tensors kept lazy, and what is packed in a base unpacked."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..weights import model_shards, read_header
+from ..weights import Packed, model_headers, without_packing
 
 
 def converter_class(source: Path) -> Any:
@@ -26,9 +28,34 @@ def looks_ahead(source: Path) -> bool:
     """Whether a model's files hold blocks for multi-token prediction: under that name, or behind the last block that config.json counts."""
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     blocks = config.get("text_config", config).get("num_hidden_layers", math.inf)
-    names = (name for shard in model_shards(source) for name in read_header(shard))
+    names = (name for header in model_headers(source).values() for name in header)
     found = (re.match(r"(?:model\.|language_model\.)*(?:(mtp)\.|layers\.(\d+)\.)", name) for name in names)
     return any(match[1] or int(match[2]) >= blocks for match in found if match)
+
+
+def unpacked(model: Any, tensors: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+    """The weights that a converter of llama.cpp found, by its names, with those that the files hold packed as lazy tensors that are made of a `Packed`.
+
+    Told nothing of how they are packed, it takes them for 16-bit weights, and neither unpacks them itself nor keeps them as they are.
+    """
+    import torch
+    from conversion.base import LazyTorchTensor
+
+    def lazy(packed: Packed) -> Any:
+        meta = LazyTorchTensor.meta_with_dtype_and_shape(getattr(torch, packed.dtype), packed.shape)
+        return LazyTorchTensor(meta=meta, args=(packed,), func=type(packed).whole)
+
+    entries = {name: entry for header in model_headers(model.dir_model).values() for name, entry in header.items()}
+    if not any("packed" in entry for entry in entries.values()):
+        return tensors
+    model.hparams = without_packing(model.hparams)
+    made: dict[str, Callable[[], Any]] = {}
+    for name, entry in entries.items():
+        read = partial(lazy, entry["packed"]) if "packed" in entry else None
+        kept = model.filter_tensors((name, read))
+        if kept and (read or kept[0] in tensors):
+            made[kept[0]] = read or tensors[kept[0]]
+    return made
 
 
 def stay_lazy() -> None:

@@ -15,7 +15,7 @@ from ..errors import ExportError
 from ..models import TOKENIZER_FILES, export_base
 from ..output import say
 from ..run import HALF_WRITTEN, Run, stage, write_json, write_text
-from ..weights import INDEX, Adapter, Shards, model_shards, read_header
+from ..weights import INDEX, Adapter, Shards, model_headers, read_header, without_packing
 
 BLOCK = 1 << 20  # weights at a time: 4 MB in float32, which the allocator gives again and again without new pages
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -52,7 +52,7 @@ def merge_model(base: Path, adapter_folder: Path, folder: Path) -> None:
     config.json comes last, so what a killed process leaves is not taken for a model. Raises ExportError.
     """
     adapter = Adapter.read(adapter_folder, base)
-    headers = {shard: read_header(shard) for shard in model_shards(base)}
+    headers = model_headers(base)
     names = {name for header in headers.values() for name in header}
     adapter.refuse_left_over(names | adapter.untied.keys())
     dtype = sixteen_bit_type(headers)
@@ -65,15 +65,22 @@ def merge_model(base: Path, adapter_folder: Path, folder: Path) -> None:
     for path in (base / "generation_config.json", *tokenizer_of(adapter_folder)):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = without_packing(json.loads((base / "config.json").read_text(encoding="utf-8")))
     config = merged_config(config, TORCH_NAMES[dtype], untied=bool(adapter.untied))
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def refuse_unreadable(model: str) -> None:
+    """Raises ExportError when a model's folder holds weights in a form that is not read here; of one on the Hub nothing is known."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        sixteen_bit_type(model_headers(folder))
 
 
 def sixteen_bit_type(headers: dict[Path, dict[str, dict[str, Any]]]) -> str:
     """bfloat16 for a model that has any, else float16. Raises ExportError for weights of fewer bits."""
     kinds = {entry["dtype"]: name for header in headers.values() for name, entry in header.items()}
-    small = [kind for kind in kinds if kind.startswith(("F8", "F4", "F6"))]
+    small = [kind for kind in kinds if kind.startswith(("F8", "F4", "F6", "I8", "U8"))]
     if small or not kinds.keys() & set(FLOATS):
         kind = (small or list(kinds))[0]
         raise ExportError(
@@ -91,8 +98,10 @@ def write_shards(headers: dict[Path, dict[str, Any]], adapter: Adapter, folder: 
     for shard, header in headers.items():
         sources = {name: name for name in header}
         sources |= {name: shared for name, shared in missing.items() if shared in header}
-        shards.need(shard)
-        merge_shard(shard, folder / shard.name, adapter, dtype, sources)
+        packed = [entry["packed"] for entry in header.values() if "packed" in entry]
+        for path in {str(shard)}.union(*(weight.paths for weight in packed)):
+            shards.need(path)
+        merge_shard(shard, header, folder / shard.name, adapter, dtype, sources)
         shards.drop(shard)
         places |= dict.fromkeys(sources, shard.name)
     if set(places.values()) != {"model.safetensors"}:
@@ -100,16 +109,18 @@ def write_shards(headers: dict[Path, dict[str, Any]], adapter: Adapter, folder: 
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
 
 
-def merge_shard(source: Path, target: Path, adapter: Adapter, dtype: str, sources: dict[str, str]) -> None:
+def merge_shard(
+    source: Path, header: dict[str, Any], target: Path, adapter: Adapter, dtype: str, sources: dict[str, str]
+) -> None:
     """Write one shard with the adapter merged in; it gets its name when it is whole.
 
-    sources: name of a tensor to write -> name of the tensor in `source` that it is made of; dtype: of every weight,
+    header: as `model_headers` tells it; sources: name of a tensor to write -> name of the tensor in it that it is made of; dtype: of every weight,
     while whole numbers stay as they are. Raises OutOfRange.
     """
     import torch
     from safetensors import safe_open
 
-    layout = lay_out(read_header(source), dtype, sources)
+    layout = lay_out(header, dtype, sources)
     text = json.dumps({"__metadata__": {"format": "pt"}, **layout}).encode()
     text += b" " * (-len(text) % 8)
     partial = target.with_name(f".{target.name}{HALF_WRITTEN}")
@@ -117,7 +128,8 @@ def merge_shard(source: Path, target: Path, adapter: Adapter, dtype: str, source
         with safe_open(source, "pt") as tensors, open(partial, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name, entry in layout.items():
-                for block in merged_blocks(name, tensors.get_slice(sources[name]), adapter):
+                tensor = header[sources[name]].get("packed") or tensors.get_slice(sources[name])
+                for block in merged_blocks(name, tensor, entry["shape"], adapter):
                     if entry["dtype"] == dtype:
                         block = narrowed(name, block, getattr(torch, TORCH_NAMES[dtype]))
                     file.write(block.contiguous().flatten().view(torch.uint8).numpy().data)
@@ -143,9 +155,8 @@ def end_of_data(header: dict[str, dict[str, Any]]) -> int:
     return max((entry["data_offsets"][1] for entry in header.values()), default=0)
 
 
-def merged_blocks(name: str, tensor: Any, adapter: Adapter) -> Iterator[Any]:
-    """The merged tensor, at most BLOCK weights at a time (or one row, if that is more)."""
-    shape = tensor.get_shape()
+def merged_blocks(name: str, tensor: Any, shape: list[int], adapter: Adapter) -> Iterator[Any]:
+    """The merged tensor, at most BLOCK weights at a time (or one row, if that is more). tensor: gives rows by a slice."""
     if not shape:
         yield tensor[...]
         return

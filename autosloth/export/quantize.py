@@ -16,49 +16,50 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from ..errors import ExportError
-from ..weights import Adapter, Shards
+from ..weights import Adapter, Packed, Plain, Shards
 
 BLOCK = 1 << 18  # weights: 1 MB in float32, which the second-level cache holds
 
 
 @dataclass(eq=False)
 class Weight:
-    """A weight of the base where it lies in its safetensors file, and the adapter that changes it.
+    """A weight of the base where it lies in its files, and the adapter that changes it.
 
-    name: as the adapter calls it; dtype: torch's; shape: rows come first, (..., width). What changes is rounded to
-    the base's dtype, as when the merged model is saved before it is converted.
+    name: as the adapter calls it. What changes is rounded to the base's dtype, as when the merged model is saved before
+    it is converted.
     """
 
     name: str
-    path: str
-    offset: int
-    dtype: Any
-    shape: tuple[int, ...]
+    stored: Plain | Packed
     adapter: Adapter
     shards: Shards
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows come first, (..., width)."""
+        return self.stored.shape
+
+    @property
     def has_rows(self) -> bool:
         """Whether it can be made row by row: a matrix, or a stack of them that the adapter leaves alone or changes one by one."""
-        import torch
-
         single = not self.adapter.changes(self.name) or (len(self.shape) == 3 and self.adapter.is_stack(self.name))
         matrix = len(self.shape) == 2 or (len(self.shape) > 2 and single)
-        return matrix and self.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        return matrix and self.stored.dtype in ("float32", "float16", "bfloat16")
 
     def rows(self, wanted: Any) -> Any:
         """These rows, int64 (n,) -> float32 (n, width), merged. Raises ExportError when the file is cut short."""
         import torch
 
-        weight = torch.from_numpy(self.read(wanted)).view(self.dtype)
+        self.need()
+        weight = self.stored.rows(wanted)
         if not self.adapter.changes(self.name):
             return weight.float()
         if len(self.shape) == 3:
-            return self.merged_in_stack(weight, torch.from_numpy(wanted)).to(self.dtype).float()
+            return self.merged_in_stack(weight, torch.from_numpy(wanted)).to(weight.dtype).float()
         first, last = int(wanted[0]), int(wanted[-1]) + 1
         in_turn = last - first == len(wanted) and bool((wanted[1:] > wanted[:-1]).all())
         rows = slice(first, last) if in_turn else torch.from_numpy(wanted)
-        return self.adapter.merged(self.name, weight, rows=rows).to(self.dtype).float()
+        return self.adapter.merged(self.name, weight, rows=rows).to(weight.dtype).float()
 
     def merged_in_stack(self, weight: Any, wanted: Any) -> Any:
         """Rows of a stack of matrices, counted through, merged matrix by matrix."""
@@ -72,38 +73,16 @@ class Weight:
             for rows, numbers in parts
         ])  # fmt: skip
 
-    def read(self, wanted: Any) -> Any:
-        """The bytes of these rows, uint8 (n, bytes of a row); rows that lie in turn are read at once.
-
-        They are not needed again, so the system is told not to keep them: it may keep what is written instead.
-        """
-        import numpy
-
-        self.shards.need(self.path)
-        size = self.shape[-1] * self.dtype.itemsize
-        raw = numpy.empty((len(wanted), size), numpy.uint8)
-        cuts = (numpy.flatnonzero(numpy.diff(wanted) != 1) + 1).tolist()
-        with open(self.path, "rb", buffering=0) as file:
-            for first, last in pairwise([0, *cuts, len(wanted)]):
-                start, length = self.offset + int(wanted[first]) * size, (last - first) * size
-                if os.preadv(file.fileno(), [raw[first:last]], start) != length:
-                    raise ExportError(f"{self.path} is cut short.", "Download the base again.")
-                if hasattr(os, "posix_fadvise"):  # macOS has none
-                    os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
-        return raw
+    def need(self) -> None:
+        """Come back when its files can be read."""
+        for path in self.stored.paths:
+            self.shards.need(path)
 
     def whole(self) -> Any:
         """The whole weight in the base's dtype, merged: for what is small, and for what is no choice of rows."""
-        import numpy
-        import torch
-
-        self.shards.need(self.path)
-        count = self.dtype.itemsize
-        for size in self.shape:
-            count *= size
-        raw = numpy.memmap(self.path, mode="c", offset=self.offset, shape=count)
-        weight = torch.from_numpy(raw).view(self.dtype).reshape(self.shape)
-        return self.adapter.merged(self.name, weight).to(self.dtype) if self.adapter.changes(self.name) else weight
+        self.need()
+        weight = self.stored.whole()
+        return self.adapter.merged(self.name, weight).to(weight.dtype) if self.adapter.changes(self.name) else weight
 
 
 class Source(Protocol):

@@ -7,12 +7,15 @@ from .adapter import adapter_folder, starting_adapter
 from .base import (
     TOKENIZER_FILES,
     export_base,
+    growth,
+    is_quantized,
     model_files,
     model_source,
     refuse_without_gpu,
     shard_sizes,
     sixteen_bit_model,
     small_files,
+    stored_as,
     weights_gb,
 )
 from .decoding import Decoding, end_tokens
@@ -61,7 +64,9 @@ __all__ = [
     "end_ids",
     "end_tokens",
     "export_base",
+    "growth",
     "held_date",
+    "is_quantized",
     "layer_counts",
     "layers_line",
     "load_model",
@@ -81,6 +86,7 @@ __all__ = [
     "sixteen_bit_model",
     "small_files",
     "starting_adapter",
+    "stored_as",
     "tokens_without_embedding",
     "weights_gb",
 ]

@@ -17,7 +17,7 @@ from ..hub_client import ask_for, hub_api, is_offline, model_errors
 from ..output import say
 from ..settings import Settings
 from ..values import is_hub_id
-from ..weights import INDEX, shard_names, streamed_base
+from ..weights import GROWTH, INDEX, packing, shard_names, streamed_base
 
 CPU_LIMIT_GB = 3.0  # weights beyond which training without a GPU would take days
 TOKENIZER_FILES = (
@@ -64,9 +64,9 @@ def small_files(source: str, revision: str | None = None) -> Path:
 
 @contextlib.contextmanager
 def export_base(settings: Settings, stage: str = "", writes: float = 0) -> Iterator[Path]:
-    """The folder with the 16-bit weights that the adapter is merged into. Raises ModelError.
+    """The folder with the weights that the adapter is merged into, in 16 bits or as `model_headers` unpacks them. Raises ModelError.
 
-    stage: who reads them, and says which they are; writes: what will be written to the run's folder, in sizes of the base. Where the disk is too small for both, it is a
+    stage: who reads them, and says which they are; writes: what will be written to the run's folder, in sizes of the base in 16 bits. Where the disk is too small for both, it is a
     folder of `streamed_base`, to be read by way of `Shards`.
     """
     source, found = sixteen_bit_model(settings)
@@ -76,6 +76,7 @@ def export_base(settings: Settings, stage: str = "", writes: float = 0) -> Itera
     if Path(source).is_dir():
         yield Path(source)
         return
+    writes *= growth(source, revision)
     with streamed_base(small_files(source, revision), source, settings.folder, writes) as streamed:
         yield streamed or model_files(source, revision)
 
@@ -83,33 +84,47 @@ def export_base(settings: Settings, stage: str = "", writes: float = 0) -> Itera
 def sixteen_bit_model(settings: Settings) -> tuple[str, str]:
     """The name of the 16-bit model that the adapter is merged into, and how it was found, in words that follow it. Raises ModelError.
 
-    A 4-bit repository cannot be merged into without loss; Unsloth's own list names each one's original, and
-    where it is silent its naming does.
+    What is packed in MXFP4 or FP8 is unpacked as it is read. A repository in another form cannot be merged into without loss; Unsloth's
+    own list names each one's original, and where it is silent its naming does.
     """
     if settings.sixteen_bit_model:
         return settings.sixteen_bit_model, ", as `sixteen_bit_model` says"
     source = model_source(settings)
     if not is_quantized(source, settings.revision):
-        return source, ""
+        return source, ", unpacked to 16 bits" if growth(source, settings.revision) > 1 else ""
     original = unsloth_originals().get(source.lower()) or QUANTIZED_NAME.sub("", source)
     if original == source or Path(source).is_dir():
         raise ModelError(
-            f"The 16-bit original of the 4-bit model {source} is not known.", "Name it as `sixteen_bit_model`."
+            f"The weights of {source} are stored as {stored_as(source, settings.revision)}, and their 16-bit original is not known.",
+            "Name it as `sixteen_bit_model`.",
         )
     return original, f", the 16-bit original of {source}"
 
 
 def unsloth_originals() -> dict[str, str]:
-    """Unsloth's list, 4-bit repository (lower case) -> 16-bit repository; read without importing Unsloth, which takes seconds."""
+    """Unsloth's list, repository in 4 or 8 bits (lower case) -> 16-bit repository; read without importing Unsloth, which takes seconds."""
     package = Path(importlib.util.find_spec("unsloth").origin).parent
-    listed = runpy.run_path(str(package / "models" / "mapper.py"))["INT_TO_FLOAT_MAPPER"]
-    return {quantized.lower(): original for quantized, original in listed.items()}
+    listed = runpy.run_path(str(package / "models" / "mapper.py"))
+    originals, in_4_bit = listed["INT_TO_FLOAT_MAPPER"], listed["FLOAT_TO_INT_MAPPER"]
+    known = {**{other: originals[quantized] for other, quantized in in_4_bit.items()}, **originals}
+    return {name.lower(): original for name, original in known.items()}
 
 
 def is_quantized(source: str, revision: str | None = None) -> bool:
-    """Whether a model's weights are stored quantised, by its config.json."""
+    """Whether a model's weights are stored in a form that is not read here, by its config.json."""
+    return stored_as(source, revision) not in (None, *GROWTH)
+
+
+def stored_as(source: str, revision: str | None = None) -> str | None:
+    """How a model's weights are packed, by its config.json: bitsandbytes, fp8, awq, ...; None where they are not."""
     config = small_files(source, revision) / "config.json"
-    return "quantization_config" in json.loads(config.read_text(encoding="utf-8"))
+    told = packing(json.loads(config.read_text(encoding="utf-8")))
+    return None if told is None else str(told.get("quant_method"))
+
+
+def growth(source: str, revision: str | None = None) -> float:
+    """How many times their size a model's weights take in 16 bits, where they are packed in a form that is read here."""
+    return GROWTH.get(stored_as(source, revision) or "", 1.0)
 
 
 def weights_gb(source: str, revision: str | None = None) -> float:

@@ -18,9 +18,9 @@ from ..hub_client import first_lines, model_errors
 from ..output import hush_libraries, say
 from ..run import cache_dir
 from ..settings import Settings
-from ..weights import without_numbers
+from ..weights import whole_blocks, without_numbers
 from .adapter import adapter_config, starting_adapter
-from .base import TOKENIZER_FILES, model_source, small_files
+from .base import TOKENIZER_FILES, growth, model_source, small_files
 from .repair import repair_tokenizer
 from .targets import Targets, as_pattern, layer_counts, layers_line, reached, targets_of
 from .template import template_for
@@ -174,6 +174,7 @@ def load_model(settings: Settings) -> Any:
         model_errors(source),
         without_cpu_notices(),
         class_of_config(small_files(source, settings.revision), settings.model),
+        whole_blocks(),
     ):
         model, _ = unsloth.FastLanguageModel.from_pretrained(
             source,
@@ -182,6 +183,7 @@ def load_model(settings: Settings) -> Any:
             dtype=getattr(torch, dtype),
             load_in_4bit=settings.load_in_4bit,
             trust_remote_code=False,
+            **when_packed(settings),
             **with_vllm(settings),
         )
     if model.base_model is model and hasattr(model, "model"):  # Llama 4's text model names another part
@@ -236,6 +238,12 @@ def text_class(folder: Path, model: str) -> type | None:
     if named is not None and (config.is_encoder_decoder or not named.can_generate()):
         raise ModelError(f"{model} is a {name}, which does not go on from a text.", "Choose a causal language model, one that `text-generation` finds on the Hub.")  # fmt: skip
     return named
+
+
+def when_packed(settings: Settings) -> dict[str, Any]:
+    """What Unsloth needs to know to unpack a base in MXFP4 or FP8, where it is not to be packed in 4 bit: in their own arithmetic there is no backward pass, or another result."""
+    packed = growth(model_source(settings), settings.revision) > 1
+    return {"load_in_16bit": True} if packed and not settings.load_in_4bit else {}
 
 
 def with_vllm(settings: Settings) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..weights import Adapter, Shards
+from ..weights import Adapter, Packed, Shards
 
 CHUNK = 1 << 22  # values that are compared at a time
 
 
 @dataclass(eq=False)
 class Weight:
-    """A weight of the base, by the adapter's name for it; the leaf of a graph. place: the converter's note where it lies in which file."""
+    """A weight of the base, by the adapter's name for it; the leaf of a graph. place: the converter's note where it lies in which file, or the `Packed` that it is made of."""
 
     name: str
     read: Callable[[], Any]
@@ -23,9 +23,19 @@ class Weight:
     adapter: Adapter
     shards: Shards
 
+    @property
+    def paths(self) -> set[str]:
+        """The files that hold it."""
+        return self.place.paths if isinstance(self.place, Packed) else {str(self.place.data_range.filename)}
+
+    def need(self) -> None:
+        """Come back when its files can be read."""
+        for path in self.paths:
+            self.shards.need(path)
+
     def base(self) -> Any:
-        """The base's own tensor, float32 if it holds fractions."""
-        self.shards.need(self.place.data_range.filename)
+        """The base's own tensor, unpacked where it is packed, float32 if it holds fractions."""
+        self.need()
         lazy = self.read()
         stored = type(lazy).to_eager(lazy)
         return stored.float() if stored.dtype.is_floating_point else stored
@@ -36,21 +46,26 @@ class Weight:
 
     def row(self, number: int) -> tuple[Any, Any]:
         """One row, (1, columns) in float32, of the base and with the adapter in it; nothing else is read."""
-        import numpy
-        import torch
-
-        lazy = self.read()
-        count, size = self.shape[-1], lazy.dtype.itemsize
-        place = self.place.data_range
-        self.shards.need(place.filename)
-        line = numpy.fromfile(place.filename, numpy.uint8, count * size, offset=place.offset + number * count * size)
-        base = torch.from_numpy(line).view(lazy.dtype)[None]
+        self.need()
+        base = self.stored_row(number)
         if len(self.shape) == 3 and self.adapter.is_stack(self.name):
             matrix, number = divmod(number, self.shape[1])
             merged = self.adapter.merged_in_stack(self.name, base, matrix, slice(number, number + 1))
         else:
             merged = self.adapter.merged(self.name, base, slice(number, number + 1))
         return base.float(), merged.float()
+
+    def stored_row(self, number: int) -> Any:
+        """One row of the base, (1, columns)."""
+        import numpy
+        import torch
+
+        if isinstance(self.place, Packed):
+            return self.place.rows(numpy.array([number]))
+        place, dtype = self.place.data_range, self.read().dtype
+        size = self.shape[-1] * dtype.itemsize
+        line = numpy.fromfile(place.filename, numpy.uint8, size, offset=place.offset + number * size)
+        return torch.from_numpy(line).view(dtype)[None]
 
 
 class Graph:

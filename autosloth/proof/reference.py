@@ -15,9 +15,10 @@ from typing import Any
 from ..demo import demo_base
 from ..hardware import GB
 from ..hub_client import model_errors
-from ..models import end_tokens, model_files, opening, render_chat, weights_gb
+from ..models import end_tokens, growth, model_files, opening, render_chat, stored_as, weights_gb
 from ..output import hush_libraries, say
 from ..run import write_json
+from ..weights import whole_blocks
 from .tokens import encoded, token_strings
 
 POSITIONS = 256  # next-token distributions kept for the proof: 33 MB with a vocabulary of 32,000
@@ -79,7 +80,7 @@ def reference_of(model: str, adapter: Path | None, folder: Path) -> Path:
     own = adapter and (adapter / "tokenizer_config.json").is_file()
     with model_errors(model):
         tokenizer = AutoTokenizer.from_pretrained(adapter if own else source, trust_remote_code=False)
-    free, size = psutil.virtual_memory().available / GB, weights_gb(str(source))
+    free, size = psutil.virtual_memory().available / GB, weights_gb(str(source)) * growth(str(source))
     if size * 1.2 > free:
         say(
             f"verify: {model} ({size:.1f} GB) does not fit into memory ({free:.1f} GB free), so its answers are not compared"
@@ -109,10 +110,13 @@ def questions(tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def load_to_answer(source: Path, adapter: Path | None) -> Any:
-    """The model by transformers, in the precision of its weights, with the adapter of PEFT on it."""
-    from transformers import AutoModelForCausalLM
+    """The model by transformers, in the precision of its weights, unpacked where they are packed, with the adapter of PEFT on it."""
+    from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
 
-    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False)
+    kind = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}.get(stored_as(str(source)))
+    unpacked = {"quantization_config": kind(dequantize=True)} if kind else {}
+    with whole_blocks():
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False, **unpacked)
     if adapter:
         from peft import PeftModel
 

@@ -2,7 +2,7 @@
 
 What a tensor should hold is what llama.cpp's own converter makes of the merged weights in float32: its graph of lazy
 tensors is evaluated here, with the base's weights put under it, and what the file holds is read by gguf-py. Of what wrote
-the file only the sums of the adapter (lora.py) are used, which are PEFT's. `main` runs in a process of its own.
+the file only the sums of the adapter (lora.py) are used, which are PEFT's, and what unpacks a base (stored.py). `main` runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unittest import mock
 from zlib import crc32
 
 from ..errors import VerifyError
-from ..export import converter_class, fetch_converter, run_apart, untie
+from ..export import converter_class, fetch_converter, run_apart, unpacked, untie
 from ..weights import TOLD, Adapter, Shards, shard_by_shard
 from .graph import Graph, Weight
 from .tally import BFLOAT16, NO_NUMBER, Tally, allowed, conclude
@@ -82,7 +82,7 @@ def in_turn(graphs: dict[str, Graph], shards: Shards) -> Iterator[tuple[str, Gra
     """The tensors in the order of the shards that they are made of, each of which is given back when it was used."""
     import torch
 
-    needs = {name: {str(w.place.data_range.filename) for w in graph.weights} for name, graph in graphs.items()}
+    needs = {name: set[str]().union(*(weight.paths for weight in graph.weights)) for name, graph in graphs.items()}
     with torch.inference_mode():
         for names, used in shard_by_shard(needs):
             yield from ((name, graphs.pop(name)) for name in names)
@@ -124,7 +124,7 @@ class Converted:
         index = ModelBase.index_tensors
 
         def known(model: Any, *given: Any, **named: Any) -> dict[str, Callable[[], Any]]:
-            return known_weights(model, index(model, *given, **named), adapter, shards)
+            return known_weights(model, unpacked(model, index(model, *given, **named)), adapter, shards)
 
         with torch.inference_mode(), mock.patch.object(ModelBase, "index_tensors", known):
             model = converter_class(source)(source, gguf.LlamaFileType.ALL_F32, Path(os.devnull))

@@ -3,25 +3,32 @@
 What a LoRA adapter does to each of them is computed here, row by row.
 """
 
-from .files import INDEX, model_shards, read_header, shard_names
+from .files import INDEX, read_header, shard_names
 from .lora import PLAIN, WRAPPERS, Adapter, unusual_entries, without_numbers
+from .stored import GROWTH, Packed, Plain, model_headers, packing, whole_blocks, without_packing
 from .streamed import SPARE_GB, TOLD, Shards, cache_folder, same_disk, shard_by_shard, streamed_base
 
 __all__ = [
+    "GROWTH",
     "INDEX",
     "PLAIN",
     "SPARE_GB",
     "TOLD",
     "WRAPPERS",
     "Adapter",
+    "Packed",
+    "Plain",
     "Shards",
     "cache_folder",
-    "model_shards",
+    "model_headers",
+    "packing",
     "read_header",
     "same_disk",
     "shard_by_shard",
     "shard_names",
     "streamed_base",
     "unusual_entries",
+    "whole_blocks",
     "without_numbers",
+    "without_packing",
 ]

@@ -7,6 +7,7 @@ A safetensors file is 8 bytes of header length (little endian), a JSON header of
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,12 @@ def model_shards(folder: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """The header of a safetensors file: name -> dtype, shape, data_offsets, in the order of the data."""
+    """The header of a safetensors file: name -> dtype, shape, data_offsets, in the order of the data. Raises ExportError when it is none, but the pointer of Git LFS, say."""
     with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+        text = file.read(length) if 8 + length <= size else b""
+    if not text.startswith(b"{"):
+        raise ExportError(f"{path} is not whole, or no safetensors file.", "Download it again.")
+    header = json.loads(text)
     header.pop("__metadata__", None)
     return dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
-from .files import model_shards, read_header
+from .stored import model_headers
 
 Cut = Callable[[str, Any], tuple[Any, Any]]  # (a tensor's name, a parameter's A and B) -> those of the tensor
 
@@ -22,7 +22,7 @@ def parts_of(model: Any, base: Path) -> dict[str, tuple[str, Cut | None]]:
     rules, shapes, parts, seen = get_model_conversion_mapping(model), model.state_dict(), {}, Counter()
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    names = (name for shard in model_shards(base) for name in read_header(shard))
+    names = (name for header in model_headers(base).values() for name in header)
     for name in sorted(names, key=dot_natural_key):
         parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, shapes)
         if parameter not in shapes and name in shapes:

@@ -21,6 +21,7 @@ from autosloth.models import CHAT_TEMPLATES
 from autosloth.proof import tensors as weights
 from autosloth.run import Run, read_json
 from autosloth.weights.lora import Adapter
+from autosloth.weights.stored import Plain
 from autosloth.weights.streamed import Shards
 
 
@@ -93,7 +94,7 @@ def test_stacks_of_experts_that_the_adapter_changes_are_made_and_compared_row_by
         shutil.copyfile(path, tuned / path.name)
 
     adapter, (experts, height, width) = Adapter.read(tuned, base), stacked[STACK].shape
-    assert Weight(STACK, "", 0, torch.float32, (experts, height, width), adapter, Shards(base)).has_rows
+    assert Weight(STACK, Plain("", 0, "float32", (experts, height, width)), adapter, Shards(base)).has_rows
     ours = converted(base, tuned, tmp_path, "q8_0")["q8_0"]
     (tmp_path / "official").mkdir()
     assert tensors(ours) == tensors(merged_by_peft(base, tuned, tmp_path / "official", "q8_0"))
@@ -224,15 +225,15 @@ def test_without_quantizations_there_is_no_gguf(copied, cli):
 
 def test_a_base_that_is_cut_short_is_told(tmp_path):
     import numpy
-    import torch
 
     path = tmp_path / "model.safetensors"
     numpy.zeros(100, "float32").tofile(path)
-    assert Weight("w", str(path), 16, torch.float32, (12, 8), Adapter(), Shards(tmp_path)).rows(
-        numpy.array([11])
-    ).tolist() == [[0.0] * 8]
+    whole, short = (
+        Weight("w", Plain(str(path), at, "float32", (12, 8)), Adapter(), Shards(tmp_path)) for at in (16, 20)
+    )
+    assert whole.rows(numpy.array([11])).tolist() == [[0.0] * 8]
     with pytest.raises(ExportError, match="cut short"):
-        Weight("w", str(path), 20, torch.float32, (12, 8), Adapter(), Shards(tmp_path)).rows(numpy.array([11]))
+        short.rows(numpy.array([11]))
 
 
 GRAPHS = """
@@ -243,13 +244,14 @@ from conversion.base import LazyTorchTensor
 from autosloth.export import selection
 from autosloth.weights.lora import Adapter
 from autosloth.export.quantize import Weight
+from autosloth.weights.stored import Plain
 from autosloth.weights.streamed import Shards
 from pathlib import Path
 
 shape = (12, 8)
 numpy.random.default_rng(0).standard_normal((24, 8), dtype="float32").tofile("weights")
 def lazy(offset):
-    weight = Weight("w", "weights", offset, torch.float32, shape, Adapter(), Shards(Path("here")))
+    weight = Weight("w", Plain("weights", offset, "float32", shape), Adapter(), Shards(Path("here")))
     return LazyTorchTensor(meta=LazyTorchTensor.meta_with_dtype_and_shape(torch.float32, shape), args=(weight,), func=Weight.whole)
 for name, graph in {
     "as it is": lambda a, b: a,

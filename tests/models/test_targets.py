@@ -138,3 +138,21 @@ def test_check_tells_what_would_be_trained_and_refuses_a_layer_that_is_not_there
     with pytest.raises(Problems) as error:
         check(settings.model_copy(update={"target_modules": ["qkv"]}))
     assert [problem.what for problem in error.value.problems] == ["The model has no layer qkv that could be trained."]
+
+
+def test_experts_that_unsloth_packs_on_a_gpu_are_found(engine):
+    """As its loader leaves them: the parameter is of bytes, and knows the shape of what they stand for."""
+    import torch
+    from unsloth_zoo.mxfp4_dequant import Mxfp4ExpertParam
+
+    model = without_weights("gpt-oss")
+    expected = targets_of(model, "all-linear").names
+    for name, module in model.named_modules():
+        if name.endswith(".experts"):
+            for parameter in ("gate_up_proj", "down_proj"):
+                experts, inputs, outputs = getattr(module, parameter).shape
+                blocks = torch.zeros(experts, outputs, inputs // 32, 16, dtype=torch.uint8)
+                scales = torch.zeros(experts, outputs, inputs // 32, dtype=torch.uint8)
+                setattr(module, parameter, Mxfp4ExpertParam(blocks, mxfp4_scales=scales))
+                assert getattr(module, parameter)._original_shape == (experts, inputs, outputs)
+    assert targets_of(model, "all-linear").names == expected

@@ -155,9 +155,11 @@ def test_the_check_counts_a_shard_of_the_base_and_not_the_whole(monkeypatch, tmp
     sizes = {
         "team/base": {"model-1.safetensors": 5e9, "model-2.safetensors": 5e9},
         "team/base-bnb-4bit": {"model.safetensors": 3e9},
+        "team/fp8": {"model.safetensors": 5e9},
     }
     monkeypatch.setattr(check, "shard_sizes", lambda source, revision=None: sizes[source])
-    monkeypatch.setattr("autosloth.models.base.is_quantized", lambda source, revision=None: source.endswith("4bit"))
+    forms = {"team/base-bnb-4bit": "bitsandbytes", "team/fp8": "fp8"}
+    monkeypatch.setattr("autosloth.models.base.stored_as", lambda source, revision=None: forms.get(source))
     plain = SFTSettings(model="team/base", dataset="demo", storage=str(tmp_path), quantizations=["q8_0"])
     small = plain.model_copy(update={"model": "team/base-bnb-4bit"})
     q8 = 10e9 * 8.5 / 16
@@ -166,6 +168,8 @@ def test_the_check_counts_a_shard_of_the_base_and_not_the_whole(monkeypatch, tmp
     assert check.disk_needed(small.model_copy(update={"quantizations": []})) == (3e9, 0, 3e9)
     merged = plain.model_copy(update={"merged": True})
     assert check.disk_needed(merged) == pytest.approx((10e9, 10e9 + q8, 15e9 + q8))
+    packed = merged.model_copy(update={"model": "team/fp8"})
+    assert check.disk_needed(packed) == pytest.approx((5e9, 10e9 + q8, 15e9 + q8))
 
     free = {"run": 6e9, "cache": 11e9}
     monkeypatch.setattr(check, "cache_folder", lambda: "cache")
