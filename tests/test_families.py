@@ -211,7 +211,8 @@ What a GPU makes of them is not measured but for Mistral 7B ([gpu.md](gpu.md)).
 
 `autosloth check` tells for any model by kind how many matrices are trained of how many. Experts are trained as the stacks that transformers makes of
 them. Of a model with eyes or ears the text part alone is trained, and the GGUF is the text model. Where transformers loads no block for multi-token
-prediction (Qwen 3.5), it stays as it is in the merged model and in the GGUF; where the files hold none, the GGUF has none.
+prediction (Qwen 3.5), it stays as it is in the merged model and in the GGUF; where the files hold none, the GGUF has none. Bases in MXFP4 (gpt-oss) and
+FP8 are unpacked as they are read (`tests/export/test_packed.py`); in 4 bit on a GPU only the attention of gpt-oss can be trained for an export.
 
 A base may be packed in MXFP4 (gpt-oss as OpenAI publishes it) or in FP8 with `weight_scale_inv` (by blocks, or one scale a matrix): merged model and
 GGUF are those of the 16-bit weights that transformers unpacks, bit for bit (`tests/export/test_packed.py`). Of a base in another form (bitsandbytes,

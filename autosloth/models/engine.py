@@ -256,7 +256,7 @@ def lora_shape(model: Any, settings: Settings, start: Path | None) -> dict[str, 
     """Rank, scale, kind and layers of the adapter: as the settings say, or as the adapter to start from has them. Raises ModelError."""
     if start is None:
         targets = targets_of(model, settings.target_modules)
-        refuse_for_experts(targets, settings)
+        refuse_for_experts(model, targets, settings)
         return {
             "r": settings.lora_r,
             "lora_alpha": settings.lora_alpha,
@@ -288,15 +288,24 @@ def planned_layers(settings: Settings) -> dict[str, dict[str, int]]:
         text_class(folder, settings.model)
     model = without_numbers(folder)
     targets = targets_of(model, settings.target_modules)
-    refuse_for_experts(targets, settings)
+    refuse_for_experts(model, targets, settings)
     whole = {name for name, _ in model.named_modules() if name.endswith(tuple(settings.modules_to_save))}
     if whole and model.all_tied_weights_keys:
         whole |= {name.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for name in pair}
     return layer_counts(model, targets.names | whole)
 
 
-def refuse_for_experts(targets: Targets, settings: Settings) -> None:
-    """Raises ModelError for settings that PEFT cannot train experts with, where some are to be trained."""
+def refuse_for_experts(model: Any, targets: Targets, settings: Settings) -> None:
+    """Raises ModelError for settings that PEFT cannot train experts with, where some are to be trained, and where what is trained of them could not be exported.
+
+    In 4 bit Unsloth's GPU loader takes the experts of gpt-oss apart (unsloth_zoo 2026.10, temporary_patches/gpt_oss.py).
+    """
+    experts = any("experts." in name for name in targets.names)
+    if experts and model.config.model_type == "gpt_oss" and settings.load_in_4bit and first_gpu() and (settings.merged or settings.quantizations):  # fmt: skip
+        raise ModelError(
+            f"In 4 bit each expert of {settings.model} is layers of its own, and an adapter on them fits no model in 16 bit.",
+            "Set `target_modules: attention`, or `load_in_4bit: false` (a 20B then takes 42 GB), or export nothing: `quantizations: []`.",
+        )
     asked = [name for name in ("lora_dropout", "use_dora") if getattr(settings, name)]
     if targets.parameters and asked:
         raise ModelError(

@@ -131,6 +131,19 @@ def test_experts_are_not_trained_with_what_peft_cannot(engine, tmp_path):
     assert counts["mlp.experts.down_proj"] == {"trained": 0, "of": 2} and counts["self_attn.q_proj"]["trained"] == 2
 
 
+def test_experts_that_unsloth_takes_apart_in_4_bit_are_not_trained_for_an_export(engine, tmp_path, monkeypatch):
+    from autosloth.models import engine as loader
+
+    config_of("gpt-oss", architectures=["GptOssForCausalLM"]).save_pretrained(tmp_path)
+    told = {"model": str(tmp_path), "load_in_4bit": True}
+    planned_layers(SFTSettings(**told))  # without a GPU nothing is packed
+    monkeypatch.setattr(loader, "first_gpu", lambda: "a GPU")
+    with pytest.raises(ModelError, match=r"each expert of .* is layers of its own"):
+        planned_layers(SFTSettings(**told))
+    for more in ({"target_modules": "attention"}, {"load_in_4bit": False}, {"quantizations": []}):
+        planned_layers(SFTSettings(**told | more))
+
+
 def test_check_tells_what_would_be_trained_and_refuses_a_layer_that_is_not_there(engine, base, tmp_path, capsys):
     settings = SFTSettings(model=str(base), dataset="demo", storage=str(tmp_path), target_modules="attention", load_in_4bit=False)  # fmt: skip
     check(settings)

@@ -51,6 +51,11 @@ KINDS = {
         dict(tie_word_embeddings=True),
         dict(target_modules=["q_proj"], trainable_token_indices=[1, 5, 90]),
     ),
+    "embeddings that are the head, kept one": (
+        "Qwen2",
+        dict(tie_word_embeddings=True),
+        dict(target_modules=ATTENTION, modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+    ),
     "Conv1D": ("GPT2", {}, dict(target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)),
     "Conv1D and linear": ("GPT2", dict(tie_word_embeddings=False), dict(target_modules=["c_proj", "lm_head"])),
     "Mixtral's experts": ("Mixtral", dict(num_local_experts=3), EXPERTS | dict(r=2)),
@@ -96,7 +101,6 @@ REFUSED = {
     "init_lora_weights": {"init_lora_weights": "pissa_niter_4"},
     "loftq_config": {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
     "layer_replication": {"layer_replication": [[0, 1], [0, 2]]},
-    "ensure_weight_tying": {"ensure_weight_tying": True},
     "kasa_config, of_a_later_peft": {"kasa_config": {"beta": 0.1}, "of_a_later_peft": 3},
 }
 
