@@ -137,11 +137,16 @@ def known_architectures() -> set[str]:
     return set(ast.literal_eval(next(tables).value))
 
 
+UNREADABLE = {
+    "NemotronHForCausalLM"
+}  # whose GGUF llama.cpp does not read, as the converter makes it beside transformers 5.17
+
+
 def refuse_unknown_architecture(config: dict[str, Any], model: str) -> None:
     """Raises ExportError when the converter knows none of the architectures that a model's config.json names."""
     parts = (config, config.get("text_config") or {})
     named = [name for part in parts for name in part.get("architectures") or []]
-    if not set(named) & known_architectures():
+    if not set(named) & (known_architectures() - UNREADABLE):
         raise ExportError(
             f"llama.cpp makes no GGUF of {model}: it does not know its architecture ({', '.join(named) or 'none is named'}).",
             "Set `quantizations: []` to train it without a GGUF, or choose another model.",

@@ -54,20 +54,6 @@ def test_the_streamed_file_holds_the_same_bits_as_the_merged_model_converted(eng
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
-def test_every_architecture_gets_the_official_routes_bits_and_metadata_whatever_its_permutations_and_ties(
-    engine, tmp_path, architecture
-):
-    base = tiny_model(architecture, tmp_path / "base", dtype="bfloat16", shards=True, steps=0)
-    adapter = tiny_adapter(base, tmp_path / "adapter")
-    (tmp_path / "official").mkdir()
-    expected = merged_by_peft(base, adapter, tmp_path / "official", "q8_0")
-    ours = converted(base, adapter, tmp_path, "q8_0")["q8_0"]
-    assert tensors(ours) == tensors(expected)
-    assert metadata(ours) == metadata(expected)
-
-
-@pytest.mark.slow
 def test_stacks_of_experts_that_the_adapter_changes_are_made_and_compared_row_by_row(engine, tmp_path, monkeypatch):
     """In float32, the precision in which PEFT's merge of a stack is not rounded on its way."""
     import torch

@@ -38,7 +38,7 @@ MAMBA_TYPES = dict(layer_types=["mamba", "attention"])  # which transformers wri
 SCALED = dict(embedding_multiplier=2.0, logits_scaling=0.5, residual_multiplier=0.5, attention_multiplier=0.25)
 GRANITE = dict(**SCALED, tie_word_embeddings=True, shared_intermediate_size=64)
 ROUTED_LOCALLY = dict(num_local_experts=4, num_experts_per_tok=2)
-DENSE = dict(num_local_experts=0, num_experts_per_tok=0)
+DENSE = dict(num_local_experts=0, num_experts_per_tok=0, shared_intermediate_size=128)
 SLIDING = dict(sliding_window=64, layer_types=["sliding_attention", "full_attention"])
 EVERY_FOURTH = dict(num_hidden_layers=4, sliding_window=64, layer_types=["sliding_attention"] * 3 + ["full_attention"])
 SEEN = dict(
@@ -152,7 +152,7 @@ class Family(NamedTuple):
     """A family: its class in transformers and that of its config, the layers that are trained, what its config and its vision part need, its vocabulary.
 
     special: tokens that its converter looks for; tokenizer, config: entries of tokenizer_config.json and config.json that its models on the
-    Hub have and transformers does not write; padded: whether there are more embeddings than tokens; ahead: the entry of config.json that
+    Hub have and transformers does not write; padded: whether there are more embeddings than tokens; shards: whether its files are several; gguf: whether llama.cpp reads its GGUF; ahead: the entry of config.json that
     counts the blocks which predict further tokens, of which the files then hold one, though transformers loads none.
     """
 
@@ -166,6 +166,8 @@ class Family(NamedTuple):
     tokenizer: dict[str, Any] = {}
     config: dict[str, Any] = {}
     padded: bool = True
+    shards: bool = False
+    gguf: bool = True
     ahead: str | None = None
 
 
@@ -181,7 +183,9 @@ def wrapper(name, layers, seen, **more):
 
 FAMILIES = {
     "Llama 3": causal("Llama", LLAMA, needs=LLAMA3_ROPE, words="llama-bpe"),
-    "Mistral": causal("Mistral", LLAMA, needs=dict(sliding_window=None), words="spm"),
+    "Llama 2": causal("Llama", LLAMA, words="spm-prefix"),
+    "Mistral": causal("Mistral", LLAMA, needs=dict(sliding_window=None), words="spm", shards=True),
+    "Qwen 2.5": causal("Qwen2", LLAMA, needs=dict(tie_word_embeddings=True), words="small-qwen2"),
     "Qwen 3": causal("Qwen3", LLAMA, needs=HEADS, words="qwen2"),
     "Qwen 3 MoE": causal("Qwen3Moe", f"{ATTENTION} {stacked('mlp')}", needs=HEADS | EXPERTS | dict(norm_topk_prob=True), words="small-qwen2"),
     "Qwen 3 Next": causal("Qwen3Next", f"{ATTENTION} linear_attn.in_proj_qkvz linear_attn.in_proj_ba linear_attn.out_proj {SHARED} {stacked('mlp')}",
@@ -204,6 +208,7 @@ FAMILIES = {
     "Mistral Small 3.1": wrapper("Mistral3", LLAMA, SEEN | HEADS | dict(model_type="pixtral"), needs=HEADS | dict(model_type="mistral", sliding_window=None), words="spm"),
     "Ministral 3": wrapper("Mistral3", LLAMA, SEEN | HEADS | dict(model_type="pixtral"), needs=HEADS | YARN | dict(model_type="ministral3", sliding_window=None, tie_word_embeddings=True), words="spm"),
     "SmolLM 3": causal("SmolLM3", LLAMA, needs=dict(num_hidden_layers=4, tie_word_embeddings=True)),
+    "Phi 3": causal("Phi3", FUSED, needs=dict(sliding_window=None, original_max_position_embeddings=512), words="spm-prefix"),
     "Phi 4": causal("Phi3", FUSED, needs=dict(sliding_window=None, original_max_position_embeddings=512), words="small-qwen2", tokenizer=dict(tokenizer_class="GPT2Tokenizer")),
     "Phi 4 mini": causal("Phi3", FUSED, needs=LONG_ROPE | dict(sliding_window=None, tie_word_embeddings=True), words="small-qwen2", tokenizer=dict(tokenizer_class="GPT2Tokenizer")),
     "Granite 4 H": causal("GraniteMoeHybrid", f"{ATTENTION} mamba.in_proj shared_mlp.input_linear shared_mlp.output_linear {stacked('block_sparse_moe')}",
@@ -226,7 +231,7 @@ FAMILIES = {
                           needs=ROUTED | LATENT | dict(first_k_dense_replace=1)),
     "Mixtral": causal("Mixtral", f"{ATTENTION} {stacked('mlp')}", needs=ROUTED_LOCALLY | dict(sliding_window=None), words="spm"),
     "Nemotron H": causal("NemotronH", "mixer.in_proj mixer.q_proj mixer.k_proj mixer.v_proj mixer.o_proj mixer.up_proj mixer.down_proj",
-                         needs=HEADS | dict(num_hidden_layers=3, hybrid_override_pattern="M*-", mamba_num_heads=8, mamba_head_dim=16, n_groups=1, ssm_state_size=16, conv_kernel=4, chunk_size=64), config=dict(num_experts_per_tok=None, layers_block_type=None, layer_types=None, hybrid_override_pattern="M*-")),
+                         needs=HEADS | dict(num_hidden_layers=3, hybrid_override_pattern="M*-", mamba_num_heads=8, mamba_head_dim=16, n_groups=1, ssm_state_size=16, conv_kernel=4, chunk_size=64), gguf=False),
     "GPT 2": Family("GPT2LMHeadModel", "GPT2Config", "attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj", needs=dict(n_embd=64, n_layer=2, n_head=4, n_positions=512), config=dict(n_ctx=512)),
 }  # fmt: skip
 
@@ -281,8 +286,12 @@ def tiny_family(family, folder, steps=60):
     pad = 64 if told.padded else 1
     model = make(config_of(family, vocab_size=-(-len(tokenizer) // pad) * pad, **special))
     rows = model.get_input_embeddings().num_embeddings
-    model.load_state_dict({name: grown(weight, used, rows) for name, weight in small.state_dict().items()})
-    model.to(torch.bfloat16).save_pretrained(folder)
+    tables = ("embed", "lm_head", "wte")
+    taught = small.state_dict().items()
+    model.load_state_dict(
+        {name: grown(weight, used, rows) if any(part in name for part in tables) else weight for name, weight in taught}
+    )
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="200KB" if told.shards else "5GB")
     edit(folder / "config.json", told.config)
     if told.ahead:
         look_ahead(folder, told.ahead)
@@ -335,8 +344,5 @@ def family_tokenizer(told, folder):
 
 
 def edit(path: Path, entries: dict[str, Any]) -> None:
-    """Set entries of a JSON file, or take those out that are to be None."""
-    held = json.loads(path.read_text()) | entries
-    path.write_text(
-        json.dumps({name: value for name, value in held.items() if value is not None}, indent=1, ensure_ascii=False)
-    )
+    """Set entries of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries, indent=1, ensure_ascii=False))
