@@ -147,8 +147,9 @@ def refuse_unknown_architecture(config: dict[str, Any], model: str) -> None:
     parts = (config, config.get("text_config") or {})
     named = [name for part in parts for name in part.get("architectures") or []]
     if not set(named) & (known_architectures() - UNREADABLE):
+        reason = "does not read what its converter makes of" if set(named) & UNREADABLE else "does not know"
         raise ExportError(
-            f"llama.cpp makes no GGUF of {model}: it does not know its architecture ({', '.join(named) or 'none is named'}).",
+            f"llama.cpp makes no GGUF of {model}: it {reason} its architecture ({', '.join(named) or 'none is named'}).",
             "Set `quantizations: []` to train it without a GGUF, or choose another model.",
         )
 
