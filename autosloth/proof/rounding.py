@@ -20,9 +20,9 @@ from .verdict import limits
 def explain(
     facts: dict[str, Any], source: Path, adapter: Path | None, reference: Path, quantized: bool
 ) -> dict[str, Any]:
-    """What `facts` lack: `cause` (rounding, arithmetic, or None where it could not be found out) and `unrounded` (type, mean_kl, top1, or why it was not made).
+    """What `facts` lack: `cause` (rounding, arithmetic, base, or None where it could not be found out) and `unrounded` (type, mean_kl, top1, or why it was not made).
 
-    source: as `lay_source` makes it. Where rounding is the cause, `limits` are wider: see `limits`. Raises VerifyError.
+    source: as `lay_source` makes it; quantized: whether the model was trained in 4 bit, whose rounding the 16-bit base does not have. Where rounding is the cause, `limits` are wider: see `limits`. Raises VerifyError.
     """
     size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     kind = "f32" if size <= SHORT_FROM else "auto"
@@ -52,5 +52,5 @@ def explain(
         "limits": allowed,
     }
     if not alike:
-        return {"cause": "arithmetic", "unrounded": told}
+        return {"cause": "base" if quantized else "arithmetic", "unrounded": told}
     return {"cause": "rounding", "unrounded": told, "limits": limits(facts["type"], quantized, rounded=True)}

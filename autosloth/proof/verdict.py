@@ -56,11 +56,10 @@ def find_failures(facts: dict[str, Any]) -> list[str]:
     if "limits" not in facts:
         return failures
     limits, wrong = facts["limits"], f"{facts['token_mismatches']} of {facts['texts']} texts"
-    if facts.get("cause") == "arithmetic":
+    if facts.get("cause") in DEEPER:
         told = facts["unrounded"]
-        failures.append(
-            f"llama.cpp computes this model otherwise than it was trained: without rounding ({told['type']}) the mean KL is {told['mean_kl']:.3g} nats and top-1 agreement {told['top1']:.1%}"
-        )
+        found = f"without rounding ({told['type']}) the mean KL is {told['mean_kl']:.3g} nats and top-1 agreement {told['top1']:.1%}"
+        failures.append(f"{DEEPER[facts['cause']]}: {found}")
     checks = [
         (facts["token_mismatches"] == 0, f"{wrong} become other tokens than in training ({facts['first_mismatch']!r})"),
         (facts["template"], "the chat template in the file is another one, or missing"),
@@ -78,6 +77,11 @@ def find_failures(facts: dict[str, Any]) -> list[str]:
     return failures + [phrase for passed, phrase in checks if not passed]
 
 
+# What it may be, where the same model parts from the trained one without rounding too.
+DEEPER = {
+    "arithmetic": "llama.cpp computes this model otherwise than it was trained",
+    "base": "the 16-bit base answers otherwise than its 4-bit form that was trained, or llama.cpp computes it otherwise",
+}
 KL, TOP1 = "mean KL", "top-1 agreement"  # how the failures begin that the distributions tell
 # (what a failure's phrase holds, what to do about it), the deepest cause first
 CURES = [
@@ -85,6 +89,7 @@ CURES = [
     ("tensors or values", "Export again, from the model that the file is held against; if it fails again, the converter does not handle it: please report it."),
     ("other tokens", "Convert from the model's own tokenizer files, tokenizer.model and tokenizer_config.json whole; or choose a base whose repository has them."),
     ("chat template", "Export again with the chat template of the training, adapter/chat_template.jinja."),
+    ("than its 4-bit form", "Train with `load_in_4bit: false` where the memory allows it, or publish the adapter alone (`quantizations: []`), for that 4-bit base."),
     ("computes this model otherwise", "Publish merged/ or the adapter instead (`quantizations: []`): no type of GGUF helps before llama.cpp is mended; please report it there."),
     (KL, "Choose a type of more bits, such as q8_0; if it was q8_0, bf16."),
     (TOP1, "Choose a type of more bits, such as q8_0; if it was q8_0, bf16."),
@@ -181,6 +186,7 @@ def unrounded_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     why = {
         "rounding": f"it is the rounding of {facts['type']} that this model minds",
         "arithmetic": "it is llama.cpp's arithmetic",
+        "base": "it is the base's 4 bits, or llama.cpp's arithmetic",
     }
     found = f"mean KL {told['mean_kl']:.2g}, {told['top1']:.1%} agree: {why[facts['cause']]}"
     return [(f"the same model without rounding ({told['type']})", found, f"{wanted['mean_kl']}, {wanted['top1']:.0%}")]

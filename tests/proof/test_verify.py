@@ -406,6 +406,16 @@ def test_what_parts_without_rounding_too_is_llama_cpps_arithmetic(copied):
     assert "no type of GGUF helps" in cure(proof["failures"]) and "arithmetic" in rows["the same model without rounding (F32)"][0]  # fmt: skip
 
 
+def test_of_a_model_that_was_trained_in_4_bit_the_base_may_be_to_blame(copied):
+    known = read_json(copied / "reference" / "rows.json")
+    (copied / "reference" / "rows.json").write_text(json.dumps(known | {"quantized": True}))
+    path = copied / "reference" / "logprobs.npy"
+    numpy.save(path, numpy.roll(numpy.load(path), 1, axis=1))
+    proof, rows = prove_again(copied)
+    assert proof["cause"] == "base" and not proof["passed"] and "than its 4-bit form" in proof["failures"][0]
+    assert "load_in_4bit: false" in cure(proof["failures"]) and "4 bits" in rows["the same model without rounding (F32)"][0]  # fmt: skip
+
+
 def test_where_the_model_cannot_be_made_without_rounding_the_failure_stays(copied, monkeypatch):
     monkeypatch.setitem(LIMITS, 8, (1e-4, 0.95))
     monkeypatch.setattr(rounding, "fetch_converter", lambda: copied / "none")

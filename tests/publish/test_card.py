@@ -138,6 +138,15 @@ def test_the_card_tells_the_date_at_which_the_template_is_held(run):
     assert "in training, in the proof and in these files it is 2026-11-27 |" in render_card(run)
 
 
+def test_the_card_tells_what_of_a_multimodal_base_was_not_trained_and_what_was_trained_whole(run):
+    assert "too: only its text part" not in render_card(run)
+    run.record("train", not_trained=["pictures", "sounds"], use_dora=True)
+    run.settings = run.settings.model_copy(update={"modules_to_save": ["lm_head"]})
+    text = render_card(run)
+    assert "The base takes pictures and sounds too: only its text part was trained, and the GGUF files hold that part alone." in text  # fmt: skip
+    assert ", DoRA; trained whole: lm_head |" in text
+
+
 def test_the_front_matter_is_what_the_hub_reads(run):
     card = ModelCard(render_card(run)).data.to_dict()
     assert card["base_model"] == "unsloth/mistral-7b-bnb-4bit" and card["base_model_relation"] == "adapter"
