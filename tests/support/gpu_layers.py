@@ -58,7 +58,7 @@ def main():
 
     engine.start_engine()
     stand_in_for_a_gpu()
-    engine.class_of_config = lambda folder: contextlib.nullcontext()  # which is for the CPU backend
+    engine.class_of_config = lambda *_: contextlib.nullcontext()  # which is for the CPU backend
     told = {}
     for family, given in json.loads(sys.argv[2]).items():
         settings = SFTSettings(model=str(made(family, Path(sys.argv[1]) / family)), max_length=64, **given)

@@ -250,7 +250,7 @@ def write_config(folder, **config):
         ({"base_model_name_or_path": "x/other"}, "was trained on x/other, and `model` is x/base"),
         ({"peft_type": "IA3"}, r"no plain LoRA \(IA3\)"),
         ({"lora_bias": True}, r"no plain LoRA \(lora_bias\)"),
-        ({"modules_to_save": ["lm_head"]}, r"no plain LoRA \(modules_to_save\)"),
+        ({"bias": "all"}, r"no plain LoRA \(bias\)"),
     ],
 )
 def test_an_adapter_that_cannot_be_the_start_is_refused_before_training(tmp_path, config, what):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import support.gpu_classes
 import support.gpu_layers
 from support.families import without_weights
@@ -26,6 +27,7 @@ def test_unsloths_gpu_classes_take_every_argument_and_keep_each_label_at_its_tok
         assert sorted(rows_of(epoch), key=lambda row: row["input_ids"]) == given
 
 
+@pytest.mark.slow
 def test_a_gpu_trains_the_layers_that_check_tells_and_packs_those_that_memory_counts(engine, tmp_path):
     """By Unsloth's GPU loader in 4 bit, which packs experts, scopes names of layers to attention and MLP, and writes Mamba's class anew."""
     from autosloth.models.counts import counts_of
