@@ -45,12 +45,12 @@ def differing(first: Path, second: Path) -> tuple[int, int]:
     """How many weights of two merged models differ in any bit, and how many there are."""
     from safetensors import safe_open
 
-    from autosloth.weights import model_shards, read_header
+    from autosloth.weights import model_headers
 
-    place = {name: path for path in model_shards(second) for name in read_header(path)}
+    place = {name: path for path, header in model_headers(second).items() for name in header}
     different = every = 0
-    for path in model_shards(first):
-        for name in read_header(path):
+    for path, header in model_headers(first).items():
+        for name in header:
             one, other = (safe_open(at, "pt").get_tensor(name) for at in (path, place[name]))
             different, every = different + int((one != other).sum()), every + one.numel()
     return different, every
