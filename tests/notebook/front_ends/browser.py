@@ -355,7 +355,9 @@ def test_the_whole_notebook_set_up_without_a_gpu_stopped_in_training_and_run_aga
     big = tmp_path / "big"
     shutil.copytree(base, big, ignore=shutil.ignore_patterns("*.safetensors"))
     with open(big / "model.safetensors", "wb") as weights:
-        weights.truncate(4_000_000_000)  # no more on the disk than a hole
+        header = b'{"weight":{"dtype":"BF16","shape":[2000000000],"data_offsets":[0,4000000000]}}'
+        weights.write(len(header).to_bytes(8, "little") + header)
+        weights.truncate(8 + len(header) + 4_000_000_000)  # no more on the disk than a hole
     user = opened(Lab)
     form, training = user.place("# @title The form"), user.place("train_adapter")
     user.run_cells_above(form + 1)
