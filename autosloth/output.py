@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,23 @@ def render_html(template: str, **view: Any) -> str:
     )  # fmt: skip
     environment.filters["thousands"] = lambda number: f"{number:,}"
     return environment.get_template(template).render(view)
+
+
+# Of a stack: Python's fault handler, a failed CHECK of Google's libraries, gdb as ggml calls it, torch's frames. And a progress bar.
+_NOT_WORDS = re.compile(
+    r"(File \".*\", line \d+|(Current )?[Tt]hread 0x|Extension modules:|Fatal Python error|<no Python frame>|\*\*\* .*stack trace|@ +0x|#\d+ |frame #\d+|"
+    r"\[New LWP |Aborted\b|PC: @|Writing:)"
+)
+
+
+def last_words(errors: str) -> str:
+    """Of what a process wrote before it failed, the last line that is not part of a stack trace or a progress bar.
+
+    >>> last_words("F0000 trainer.cc:45] Check failed: freq > 0\\n*** Check failure stack trace: ***\\n    @     0x7f3a  main\\n")
+    'F0000 trainer.cc:45] Check failed: freq > 0'
+    """
+    lines = [line.strip() for line in errors.splitlines() if line.strip() and not _NOT_WORDS.match(line.strip())]
+    return lines[-1] if lines else "no output"
 
 
 def counted(number: float, noun: str) -> str:

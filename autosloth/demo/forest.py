@@ -10,18 +10,16 @@ import hashlib
 import io
 import json
 import math
-import os
 import random
 import re
 import string
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+from ..child_process import run_apart
 from ..errors import DemoError
+from ..output import say
 from ..run import cache_dir, waiting_for
 
 # fmt: off
@@ -199,12 +197,18 @@ def _train_sentencepiece(texts: list[str], folder: Path) -> None:
     """Write tokenizer.model: SentencePiece BPE with byte fallback, no normalisation and no dummy prefix."""
     import sentencepiece
 
+    required = "\n" + string.ascii_letters + string.digits + string.punctuation
+    missing = "".join(char for char in required if not any(char in text for text in texts))
+    texts = [
+        *texts,
+        missing,
+    ]  # 0.2.2 (Colab's) aborts at a required character that no text holds; the pieces stay the same
     model = io.BytesIO()  # given a path, SentencePiece would keep it inside the file
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_writer=model, vocab_size=TOKENIZER["vocab_size"],
         model_type="bpe", byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
         remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True, character_coverage=1.0,
-        required_chars="\n" + string.ascii_letters + string.digits + string.punctuation,
+        required_chars=required,
         unk_id=0, bos_id=1, eos_id=2, pad_id=3, minloglevel=2,
         num_threads=1,  # with more, the pieces may differ from run to run
     )  # fmt: skip
@@ -305,21 +309,21 @@ def build(folder: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- cache
-def demo_base(notify: Callable[[str], None] = print) -> Path:
+def demo_base() -> Path:
     """The folder of the demo base. Built on first use, then kept in the cache. Raises DemoError."""
     # The whole file is the recipe: whoever changes a word of it gets a new base, never a stale one.
     fingerprint = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     folder = cache_dir() / "demo" / fingerprint
     if folder.is_dir():
         return folder
-    notify("demo base: making it, once; about a minute on two free cores")
+    say("demo base: making it, once; about a minute on two free cores")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (
             waiting_for("making the demo base"),
             tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as scratch,
         ):
-            _build_apart(Path(scratch), notify)
+            _build_apart(Path(scratch) / "base")
             _move(Path(scratch) / "base", folder)
     except OSError as error:
         raise DemoError(
@@ -329,30 +333,21 @@ def demo_base(notify: Callable[[str], None] = print) -> Path:
     return folder
 
 
-def _build_apart(scratch: Path, notify: Callable[[str], None]) -> None:
-    """Run `build(scratch / "base")` in a process of its own: once Unsloth is imported, transformers' Llama is another."""
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+def _build_apart(folder: Path) -> None:
+    """Run `build(folder)` in a process of its own: once Unsloth is imported, transformers' Llama is another."""
     # Threads that wait by spinning take twice the CPU time where the cores are shared with other work.
-    environment = os.environ | {"PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-    program = "import sys; from pathlib import Path; from autosloth.demo.forest import build; build(Path(sys.argv[1]))"
-    command = [sys.executable, "-c", program, str(scratch / "base")]
-    with (
-        (scratch / "errors").open("w+", errors="replace") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process,
-    ):
-        try:
-            for line in process.stdout:
-                notify(line.rstrip())
-            process.wait()
-        finally:
-            process.kill()  # interrupted: leaving the block would wait for the build to end by itself
-        errors.seek(0)
-        last = (errors.read().strip().splitlines() or ["it left no word"])[-1]
-    if process.returncode:
+    ended = run_apart("autosloth.demo.forest", {"folder": folder}, online=False, OMP_WAIT_POLICY="PASSIVE")
+    if ended.status:
         raise DemoError(
-            f"The demo base could not be made (exit code {process.returncode}): {last}",
-            "Free some memory, check that the pinned requirements are installed, and start again.",
+            f"The demo base could not be made (exit code {ended.status}): {ended.reason}.",
+            "Install the pinned requirements, free some memory if signal 9 ended it, and start again.",
         )
+
+
+def main(request: dict[str, str]) -> dict[str, str]:
+    """The other end of `_build_apart`."""
+    build(Path(request["folder"]))
+    return request
 
 
 def _move(finished: Path, folder: Path) -> None:

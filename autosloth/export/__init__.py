@@ -3,7 +3,6 @@
 llama.cpp, whose converter decides the form of a GGUF, is fetched and compiled here.
 """
 
-from .child_process import run_apart
 from .convert import untie
 from .converter import converter_class, unpacked
 from .gguf import lay_source, size_in_bases, write_gguf
@@ -19,7 +18,6 @@ __all__ = [
     "llama_cpp",
     "refuse_unknown_architecture",
     "refuse_unreadable",
-    "run_apart",
     "size_in_bases",
     "unpacked",
     "untie",

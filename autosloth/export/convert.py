@@ -23,9 +23,10 @@ from typing import Any
 
 from ..errors import ExportError
 from ..hardware import GB, peak_ram_gb
+from ..output import last_words
 from ..weights import Adapter, Packed, Plain, Shards, shard_by_shard
 from .converter import converter_class, unpacked
-from .llama import last_line, listening
+from .llama import listening
 from .merge import merged_config
 from .quantize import Filler, Place, Weight, Whole
 from .selection import choose_rows, find_weights
@@ -220,7 +221,7 @@ def chosen_types(path: Path, kind: str) -> tuple[int, dict[str, Any]]:
         refused = llama_cpp.llama_model_quantize(os.fsencode(path), b"", ctypes.byref(options))
     if refused:
         raise ExportError(
-            f"llama.cpp cannot make {kind.upper()} of this model ({last_line(''.join(said))}).",
+            f"llama.cpp cannot make {kind.upper()} of this model ({last_words(''.join(said))}).",
             "Leave it out of `quantizations`; `q8_0` goes without llama.cpp's choice of types.",
         )
     lines = re.findall(r"^\[ *\d+/ *\d+\] (\S+) +- \[.*-> .*\((\w+)\)$", "".join(said), re.MULTILINE)

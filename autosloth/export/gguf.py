@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..child_process import Ended, run_apart
 from ..errors import ExportError
 from ..hardware import GB
 from ..models import CHAT_TEMPLATES, export_base
 from ..output import say
 from ..run import HALF_WRITTEN, Run, stage, write_text
 from ..weights import TOLD
-from .child_process import Ended, run_apart
 from .llama import fetch_converter, llama_cpp
 from .merge import tokenizer_of
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
-from ..output import say
+from ..output import last_words, say
 from ..run import cache_dir, fingerprint, waiting_for
 
 # The converter comes out of the source package of the llama-cpp-python that reads the result, so that both
@@ -55,7 +55,7 @@ def llama_cpp() -> Any:
         if failed:
             _compiling.clear()
             raise ExportError(
-                f"llama-cpp-python could not be installed ({last_line(log_path().read_text(errors='replace'))}).",
+                f"llama-cpp-python could not be installed ({last_words(log_path().read_text(errors='replace'))}).",
                 f"See {log_path()}, mend what it tells (a C++ compiler is needed) and run again; the adapter is safe in adapter/.",
             )
         importlib.invalidate_caches()
@@ -65,12 +65,6 @@ def llama_cpp() -> Any:
 def log_path() -> Path:
     """What pip says while it compiles."""
     return cache_dir() / "llama-cpp-python.log"
-
-
-def last_line(text: str) -> str:
-    """The last line of an output that says something."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Writing:")]
-    return lines[-1] if lines else "no output"
 
 
 @contextlib.contextmanager
@@ -118,7 +112,7 @@ def fetch_converter() -> Path:
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise ExportError(
-                f"llama.cpp's converter could not be fetched ({last_line(result.stderr)}).",
+                f"llama.cpp's converter could not be fetched ({last_words(result.stderr)}).",
                 "Check the network and run again; or set `quantizations: []`, which goes without a GGUF.",
             )
         unpacked = unpack_converter(next(Path(temporary).glob("*.tar.gz")), Path(temporary))

@@ -9,8 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..child_process import run_apart
 from ..errors import VerifyError
-from ..export import listening, llama_cpp, run_apart
+from ..export import listening, llama_cpp
 from .tokens import compare_tokens
 
 NEAR_TIE = 0.02  # nats by which a token may be less likely than another and still count as alike, at the least

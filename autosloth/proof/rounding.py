@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..export import fetch_converter, run_apart
+from ..child_process import run_apart
+from ..export import fetch_converter
 from ..output import say
 from ..weights import TOLD
 from .behaviour import SHORT_FROM, behaviour_of

@@ -18,8 +18,9 @@ from typing import Any
 from unittest import mock
 from zlib import crc32
 
+from ..child_process import run_apart
 from ..errors import VerifyError
-from ..export import converter_class, fetch_converter, run_apart, unpacked, untie
+from ..export import converter_class, fetch_converter, unpacked, untie
 from ..weights import TOLD, Adapter, Shards, shard_by_shard
 from .graph import Graph, Weight
 from .tally import BFLOAT16, NO_NUMBER, Tally, allowed, conclude

@@ -139,10 +139,9 @@ def test_the_tokenizer_is_that_of_a_base(base):
     assert sum(len(ids) == 1 for ids in names) > 0.9 * len(names), "names should be pieces of their own"
 
 
-def test_the_second_call_builds_nothing(base, monkeypatch):
-    lines = []
-    monkeypatch.setattr(demo, "_build_apart", lambda scratch, notify: pytest.fail("it builds again"))
-    assert demo.demo_base(lines.append) == base and lines == []
+def test_the_second_call_builds_nothing(base, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "_build_apart", lambda folder: pytest.fail("it builds again"))
+    assert demo.demo_base() == base and capsys.readouterr().out == ""
     assert sorted(path.name for path in base.iterdir()) == sorted(
         ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer.model"]
         + ["tokenizer_config.json"]
@@ -202,15 +201,40 @@ def test_a_build_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("AUTOSLOTH_CACHE", str(tmp_path / "cache"))
     with pytest.raises(DemoError, match="MemoryError: no room for a sloth"):
-        demo.demo_base(lambda line: None)
+        demo.demo_base()
     assert list((tmp_path / "cache" / "demo").iterdir()) == []
+
+
+ABORTS = """
+import os, sys
+print("F0000 trainer.cc:45] Check failed: freq > 0", "*** Check failure stack trace: ***", "    @ 0x7f1 main", sep="\\n", file=sys.stderr, flush=True)
+os.abort()
+"""
+
+
+def test_a_build_ended_by_a_signal_says_what_came_before_the_stack(tmp_path, monkeypatch):
+    (tmp_path / "sentencepiece.py").write_text(ABORTS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("AUTOSLOTH_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(DemoError, match=r"ended by signal 6: F0000 trainer.cc:45\] Check failed: freq > 0\."):
+        demo.demo_base()
+
+
+def test_every_required_character_stands_in_some_text(tmp_path, monkeypatch):
+    # Or SentencePiece 0.2.2, Colab's, aborts.
+    import sentencepiece
+
+    seen = {}
+    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", lambda **told: seen.update(told))
+    demo._train_sentencepiece(["no capital, no digit"], tmp_path)
+    assert set(seen["required_chars"]) <= set("".join(seen["sentence_iterator"]))
 
 
 def test_a_cache_that_cannot_be_written_is_a_named_problem(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AUTOSLOTH_CACHE", str(tmp_path / "file"))
     with pytest.raises(DemoError, match="cannot be kept"):
-        demo.demo_base(lambda line: None)
+        demo.demo_base()
 
 
 def test_the_quicker_of_two_builds_stays(tmp_path):

@@ -10,10 +10,10 @@ from support.commands import made_once
 from support.official import converted
 from support.tiny_models import tiny_adapter, tiny_model
 
+from autosloth.child_process import Ended
 from autosloth.demo import demo_base
 from autosloth.errors import VerifyError
 from autosloth.export import gguf, llama
-from autosloth.export.child_process import Ended
 from autosloth.proof import behaviour, rounding
 from autosloth.proof import tensors as weights
 from autosloth.proof.behaviour import compare_behaviour, compare_distributions

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import AutoSlothError
-from ..output import say
-from .llama import last_line
+from .errors import AutoSlothError
+from .output import last_words, say
 
-SERVE = "from autosloth.export.child_process import serve; serve()"
-REPORT = "base: "  # how a line begins that is passed on at once
+SERVE = "from autosloth.child_process import serve; serve()"
+REPORTS = ("base: ", "demo base: ")  # how lines begin that are passed on at once
 NOT_NEEDED = ("bitsandbytes", "torchao")  # quantizers that peft and transformers load where they find them, in 2 s of 9
 
 
@@ -32,7 +31,7 @@ class Ended:
     @property
     def reason(self) -> str:
         """Why it ended without an answer: its last words, and the signal that ended it, if one did."""
-        said = last_line(self.errors)
+        said = last_words(self.errors)
         return said if self.status >= 0 else f"its process was ended by signal {-self.status}: {said}"
 
 
@@ -41,7 +40,7 @@ def run_apart(module: str, request: dict[str, Any], online: bool, **environment:
 
     online: it may read the Hub, by the same token as this process; environment: for it alone, where nothing else is set.
     """
-    paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     environment = {**environment, **os.environ, "PYTHONPATH": paths}
     environment |= hub_access() if online else {"HF_HUB_OFFLINE": "1"}
     command, last = [sys.executable, "-c", SERVE, module, json.dumps(request, default=str)], ""
@@ -50,7 +49,7 @@ def run_apart(module: str, request: dict[str, Any], online: bool, **environment:
             try:
                 for line in process.stdout:
                     last = line
-                    if line.startswith(REPORT):
+                    if line.startswith(REPORTS):
                         say(line.rstrip())
             except BaseException:  # the user's interruption
                 process.kill()
