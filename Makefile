@@ -1,4 +1,4 @@
-# setup: the environment in .venv; demo: the main job on the embedded default; test, check, bench as they say.
+# setup: the environment in .venv; demo: the main job on the embedded default; test, check, bench, wheel, release as they say.
 PYTHON ?= python3
 BIN := .venv/bin
 # Where other work shares the cores, threads that spin while they wait double the time of a step.
@@ -7,7 +7,7 @@ DEMO := AUTOSLOTH_MODEL=demo AUTOSLOTH_DATASET=demo
 # llama-cpp-python comes as source; these leave out what AutoSloth does not use. pip keeps the wheel it builds.
 export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/autosloth/export/llama.cmake
 
-.PHONY: setup demo test check bench
+.PHONY: setup demo test check bench wheel release
 
 setup: .venv/complete
 
@@ -25,6 +25,14 @@ demo: setup
 test: export OMP_NUM_THREADS := 1
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What the notebooks install: from beside them, until a release has set an address and a hash.
+wheel: setup
+	$(BIN)/python docs/release.py
+
+# make release HOME=https://github.com/OWNER/NAME VERSION=x.y.z; the user's own HOME is not to be the address.
+release: setup
+	@env -u HOME $(BIN)/python docs/release.py '$(HOME)' '$(VERSION)'
 
 check: setup
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ AutoSlothError
 ├── VerifyError     the GGUF does not answer like the trained model
 ├── HubError        the Hugging Face Hub refused or returned something else
 ├── DemoError       the embedded demo model could not be made
+├── InstallError    a notebook's libraries could not be brought to their versions
 └── Interrupted     the user stopped it; what is done is kept
 """
 
@@ -53,6 +54,10 @@ class ExportError(AutoSlothError):
 
 class VerifyError(AutoSlothError):
     """The GGUF does not answer like the trained model."""
+
+
+class InstallError(AutoSlothError):
+    """A notebook's libraries could not be brought to their versions."""
 
 
 class HubError(AutoSlothError):

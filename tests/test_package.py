@@ -86,7 +86,7 @@ def test_the_page_of_known_datasets_is_that_of_its_table():
 
 
 def test_every_file_of_the_package_is_in_its_wheel(tmp_path):
-    for name in ("autosloth", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("autosloth", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         path = PACKAGE.parent / name
         copy = shutil.copytree if path.is_dir() else shutil.copyfile
         copy(path, tmp_path / name)

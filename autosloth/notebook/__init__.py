@@ -4,17 +4,18 @@ Secrets and Google Drive are found here, and notebooks run headless.
 """
 
 from .form import open_form
+from .libraries import install
 from .live import Interruption, progress_callback, show_answers, summary
-from .runtime import DRIVE, drive_folder, place, show_versions
+from .runtime import DRIVE, drive_folder, place
 
 __all__ = [
     "DRIVE",
     "Interruption",
     "drive_folder",
+    "install",
     "open_form",
     "place",
     "progress_callback",
     "show_answers",
-    "show_versions",
     "summary",
 ]

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
-import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from pydantic import SecretStr
 
-from ..hardware import gpu_name
 from ..output import say
 
 DRIVE = Path("/content/drive")
-LIBRARIES = "autosloth unsloth trl transformers peft datasets bitsandbytes torch llama_cpp_python".split()
 TOKEN = "HF_TOKEN"  # its name in the environment and among the secrets
 
 _given: dict[str, SecretStr] = {}  # where the token came from -> the token; of this process only
@@ -100,14 +96,3 @@ def mount_drive(path: str) -> None:
 def drive_folder() -> Path | None:
     """AutoSloth's folder on the mounted Drive, or None where no Drive is mounted."""
     return DRIVE / "MyDrive" / "AutoSloth" if (DRIVE / "MyDrive").is_dir() else None
-
-
-def show_versions() -> None:
-    """Say what runs here: AutoSloth and the libraries that it trains and exports with, Python, torch, the GPU."""
-    found = {distribution.name: distribution.version for distribution in metadata.distributions()}
-    installed = [f"{name} {found[name]}" for name in LIBRARIES if name in found]
-    where = {"colab": " on Colab", "kaggle": " on Kaggle", "elsewhere": ""}[place()]
-    say(f"{', '.join(installed)}; Python {platform.python_version()}{where}")
-    say(
-        f"GPU: {gpu_name() or 'none; the form, the checks and the data need none, training a model of more than 1B does'}"
-    )

@@ -151,6 +151,6 @@ def paired_samples(evaluation: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def home_address() -> str:
-    """Where the project lives, from pyproject.toml."""
+    """Where the project lives, from pyproject.toml; empty until a release has set it."""
     urls = metadata("autosloth").get_all("Project-URL") or []
     return next((url.split(", ", 1)[1] for url in urls if url.startswith("Home, ")), "")

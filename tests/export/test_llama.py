@@ -3,11 +3,10 @@
 import json
 import os
 import subprocess
-import zipfile
 from pathlib import Path
 
 import pytest
-from support.environments import environment
+from support.environments import environment, wheel
 
 from autosloth.check import check_architecture
 from autosloth.errors import ExportError
@@ -54,16 +53,6 @@ def test_another_architecture_is_told_before_training_when_a_gguf_is_asked_for(t
     with pytest.raises(ExportError, match=r"does not know its architecture .*Set `quantizations: \[\]`"):
         check_architecture(settings)
     check_architecture(settings.model_copy(update={"quantizations": []}))
-
-
-def wheel(folder, name, version, module):
-    """A package of one module, as small as they come."""
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
-        about = f"{name}-{version}.dist-info"
-        file.writestr(f"{module}.py", f"MADE_OF = {name!r}\n")
-        file.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        file.writestr(f"{about}/RECORD", "")
 
 
 def without_llama_cpp(tmp_path, code):

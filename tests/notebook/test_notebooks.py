@@ -14,7 +14,7 @@ from autosloth.run import read_json
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-HOME = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Home"]
+HOME = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {}).get("Home", "")
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -35,8 +35,9 @@ def test_cells_are_few_short_and_define_nothing(notebook):
     cells = code_of(notebook)
     assert len(cells) <= 10
     for cell in cells:
+        most = 16 if "# @title Install" in cell else 8  # nothing is there yet that it could call
         lines = [line for line in cell.splitlines() if line.strip() and not line.startswith(("#", "import ", "from "))]
-        assert len(lines) <= 8, cell
+        assert len(lines) <= most, cell
         assert not re.search(r"^\s*(def|class|if False)\b", cell, re.M), cell
 
 
@@ -52,23 +53,13 @@ def test_colab_gets_a_gpu_and_hidden_form_cells(notebook):
             assert cell["metadata"]["cellView"] == "form"
 
 
-def test_the_home_address_and_version_are_those_of_pyproject(notebook):
+def test_an_address_is_that_of_pyproject_and_stands_with_a_hash(notebook):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     text = json.dumps(notebook)
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f'home, version = \\"{HOME}\\", \\"{version}\\"' in text
-    owner_and_name = HOME.removeprefix("https://github.com/")
-    assert set(re.findall(r"github(?:\.com)?/([\w-]+/[\w-]+)", text.replace("https://github.com/", "github/"))) == {
-        owner_and_name
-    }
-
-
-@pytest.mark.parametrize(
-    "badge", ["colab.research.google.com/github/{}/blob", "kaggle.com/kernels/welcome?src={}/blob"]
-)
-def test_badges_open_this_notebook(notebook, request, badge):
-    name = request.node.callspec.params["notebook"].name
-    start = badge.format(HOME.removeprefix("https://github.com/") if "colab" in badge else HOME)
-    assert f"(https://{start}/main/notebooks/{name})" in "".join(notebook["cells"][0]["source"])
+    home, version, digest = re.search(r'home, version, sha256 = \\"(.*?)\\", \\"(.*?)\\", \\"(.*?)\\"', text).groups()
+    assert home == HOME and len(digest) == (64 if HOME else 0) and (not HOME or version == project["version"])
+    named = set(re.findall(r"github(?:\.com)?/([\w-]+/[\w-]+)", text.replace("https://github.com/", "github/")))
+    assert named == ({HOME.removeprefix("https://github.com/")} if HOME else set())
 
 
 def test_every_switch_that_is_a_setting_stands_at_its_default_and_offers_what_may_be_chosen(notebook):

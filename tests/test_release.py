@@ -1,0 +1,187 @@
+"""`make release`: one address, one version, one hash everywhere; and the install cell takes what has that hash, and nothing else."""
+
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+from support.environments import borrowing
+
+ROOT = Path(__file__).parents[1]
+HOME, VERSION = "https://github.com/some-one/their-sloth", "9.8.7"
+WHEEL = f"autosloth-{VERSION}-py3-none-any.whl"
+RUN_CELL = "from IPython.core.interactiveshell import InteractiveShell; import sys; sys.exit(not InteractiveShell.instance().run_cell(sys.stdin.read()).success)"
+
+
+def git(folder, *command):
+    told = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    return subprocess.run(["git", *told, *command], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def release(checkout, *told):
+    return subprocess.run([sys.executable, "docs/release.py", *told], cwd=checkout, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A clone of this repository as it stands here, all of it committed, with something unreleased in its changelog."""
+    folder = tmp_path_factory.mktemp("checkout") / "repository"
+    left_out = shutil.ignore_patterns(".git", ".venv", "runs", "dist", "build", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, folder, ignore=left_out)
+    changelog = folder / "CHANGELOG.md"
+    changelog.write_text(
+        changelog.read_text().replace("# Changelog\n", "# Changelog\n\n## next, unreleased\n\n- More.\n", 1)
+    )
+    changelog.write_text(changelog.read_text().replace("## 0.1.0, unreleased", "## 0.1.0, 2026-01-01"))
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "-m", "as it stands")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def released(checkout, tmp_path_factory):
+    """The same after `make release`, and what that printed."""
+    folder = tmp_path_factory.mktemp("released") / "repository"
+    shutil.copytree(checkout, folder)
+    done = release(folder, HOME, VERSION)
+    assert not done.returncode, done.stderr
+    return folder, done.stdout
+
+
+def install_cell(folder):
+    notebook = json.loads((folder / "notebooks" / "AutoSloth-SFT.ipynb").read_text())
+    return next(text for cell in notebook["cells"] if "# @title Install" in (text := "".join(cell["source"])))
+
+
+def test_address_version_and_hash_stand_everywhere(released):
+    folder, said = released
+    digest = re.search(r"SHA-256 (\w{64})", said)[1]
+    assert f'home, version, sha256 = "{HOME}", "{VERSION}", "{digest}"' in install_cell(folder)
+    assert f'version = "{VERSION}"' in (folder / "pyproject.toml").read_text()
+    readme = (folder / "README.md").read_text()
+    for name in ("AutoSloth-SFT", "AutoSloth-DPO", "SPIN-iter"):
+        colab = f"(https://colab.research.google.com/github/some-one/their-sloth/blob/main/notebooks/{name}.ipynb)"
+        kaggle = f"(https://kaggle.com/kernels/welcome?src={HOME}/blob/main/notebooks/{name}.ipynb)"
+        first = "".join(json.loads((folder / "notebooks" / f"{name}.ipynb").read_text())["cells"][0]["source"])
+        assert colab in readme and colab in first and kaggle in first and re.match("# .*\n\n\\[!", first)
+    assert re.search(rf"^## {VERSION}, \d{{4}}-\d\d-\d\d\n\n- More", (folder / "CHANGELOG.md").read_text(), re.M)
+    commands = [line.split()[0] for line in said.partition("To publish it:\n")[2].splitlines()]
+    assert commands == ["git", "git", "gh"] and f"dist/{WHEEL}" in said
+
+
+def test_what_is_released_passes_the_test_of_addresses(released):
+    told = ["-q", "-p", "no:cacheprovider", "tests/notebook/test_notebooks.py", "-k", "address"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *told], cwd=released[0], capture_output=True, text=True)
+    assert not done.returncode and "3 passed" in done.stdout, done.stdout[-2000:]
+
+
+def test_a_second_release_changes_the_names_and_nothing_else(released, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(released[0], folder)
+    changelog = folder / "CHANGELOG.md"
+    changelog.write_text(changelog.read_text().replace("# Changelog\n", "# Changelog\n\n## next, unreleased\n", 1))
+    git(folder, "commit", "--quiet", "--all", "-m", "released")
+    before = {path: path.read_text() for path in folder.glob("notebooks/*.ipynb")} | {
+        "readme": (folder / "README.md").read_text()
+    }
+    assert not release(folder, "https://github.com/other/home", "9.9.0").returncode
+    for path in folder.glob("notebooks/*.ipynb"):
+        back = path.read_text().replace("other/home", "some-one/their-sloth").replace("9.9.0", VERSION)
+        hashless = partial(re.sub, r"[0-9a-f]{64}", "")
+        assert hashless(back) == hashless(before[path])
+    assert (folder / "README.md").read_text().replace("other/home", "some-one/their-sloth") == before["readme"]
+    assert (folder / "pyproject.toml").read_text().count("[project.urls]") == 1
+
+
+@pytest.mark.parametrize(
+    ("home", "version", "what"),
+    [
+        ("/root", "1.2.3", "HOME=/root is not the address of a repository"),
+        ("https://github.com/only-owner", "1.2.3", "is not the address of a repository"),
+        (HOME, "", "VERSION= is not a version"),
+        (HOME, "v1.2", "VERSION=v1.2 is not a version"),
+        (HOME, "1.2.3", "Tracked files differ from the last commit (README.md)"),
+    ],
+)
+def test_a_bad_release_is_refused_before_anything_is_written(checkout, home, version, what):
+    readme = (checkout / "README.md").read_text()
+    if "README" in what:
+        (checkout / "README.md").write_text(readme + "\n")
+    try:
+        done = release(checkout, home, version)
+    finally:
+        (checkout / "README.md").write_text(readme)
+    assert done.returncode == 1 and what in done.stderr and done.stderr.count("\n") == 1
+    assert git(checkout, "status", "--porcelain") == "" and not (checkout / "dist").exists()
+
+
+def test_make_hands_on_home_and_version(checkout):
+    done = subprocess.run(["make", "--dry-run", "release", f"HOME={HOME}", "VERSION=1.2.3"], cwd=checkout, capture_output=True, text=True)  # fmt: skip
+    assert f"env -u HOME .venv/bin/python docs/release.py '{HOME}' '1.2.3'" in done.stdout
+
+
+# --- What the cell installs.
+
+
+@pytest.fixture
+def run_cell(tmp_path):
+    """run(cell, folder) -> (succeeded, what it showed, the version of AutoSloth there is then) in a new environment."""
+    python = borrowing(tmp_path / "venv")
+
+    def run(cell, folder):
+        done = subprocess.run([python, "-c", RUN_CELL], input=cell, cwd=folder, capture_output=True, text=True)
+        site = next((tmp_path / "venv").glob("lib/python3*/site-packages"))
+        return not done.returncode, done.stdout, [path.name for path in site.glob("autosloth-*.dist-info")]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def served(released, tmp_path_factory):
+    """(the address of a server that hands out the released wheel as GitHub does, the file that it hands out)."""
+    folder = tmp_path_factory.mktemp("served")
+    file = folder / "releases" / "download" / f"v{VERSION}" / WHEEL
+    file.parent.mkdir(parents=True)
+    shutil.copy(released[0] / "dist" / WHEEL, file)
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    handler.func.log_message = lambda *_: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", file
+        server.shutdown()
+
+
+def test_the_cell_installs_what_has_the_hash(released, served, run_cell, tmp_path):
+    cell = install_cell(released[0]).replace(HOME, served[0])
+    done, said, there = run_cell(cell, tmp_path)
+    assert done and there == [f"autosloth-{VERSION}.dist-info"], said
+    assert said.startswith(f"autosloth {VERSION}, ") and "GPU: " in said  # and not a word of an address that is missing
+
+
+def test_the_cell_refuses_a_file_that_somebody_changed(released, served, run_cell, tmp_path):
+    address, file = served
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole + b"\0")
+        done, said, there = run_cell(install_cell(released[0]).replace(HOME, address), tmp_path)
+    finally:
+        file.write_bytes(whole)
+    assert not done and there == [] and "DO NOT MATCH THE HASHES" in said
+    assert said.rstrip().endswith("or get this notebook anew.") and "Traceback" not in said and "To exit" not in said
+
+
+def test_without_an_address_the_cell_takes_the_wheel_that_lies_beside(checkout, released, run_cell, tmp_path):
+    cell = re.sub(r'^(home, version, sha256 = "", )".*?"', rf'\1"{VERSION}"', install_cell(checkout), flags=re.M)
+    done, said, there = run_cell(cell, tmp_path)
+    assert not done and there == [] and "No matching distribution found" in said and "Traceback" not in said
+    shutil.copy(released[0] / "dist" / WHEEL, tmp_path)
+    done, said, there = run_cell(cell, tmp_path)
+    assert done and there == [f"autosloth-{VERSION}.dist-info"], said
+    assert said.startswith(f"No release has set an address yet: the wheel of AutoSloth {VERSION} is looked for in ., ")
