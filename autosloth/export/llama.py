@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -36,7 +37,8 @@ def compile_llama_cpp() -> None:
     if _compiling or importlib.util.find_spec("llama_cpp"):
         return
     wanted = [f"llama-cpp-python=={LLAMA_CPP_PYTHON}", BESIDE_IT]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *wanted]
+    # With -v the compiler's steps are in the log.
+    pip = [sys.executable, "-m", "pip", "install", "-v", "--disable-pip-version-check", "--no-deps", *wanted]
     environment = {"CMAKE_ARGS": LEAN, **os.environ}
     log_path().parent.mkdir(parents=True, exist_ok=True)
     with open(log_path(), "w") as log:
@@ -51,8 +53,8 @@ def llama_cpp() -> Any:
         if process.poll() is None:
             say("llama.cpp: still compiling; waiting for it")
         with waiting_for("llama.cpp to compile"):
-            failed = process.wait()
-        if failed:
+            watch(process)
+        if process.returncode:
             _compiling.clear()
             raise ExportError(
                 f"llama-cpp-python could not be installed ({last_words(log_path().read_text(errors='replace'))}).",
@@ -60,6 +62,18 @@ def llama_cpp() -> Any:
             )
         importlib.invalidate_caches()
     return importlib.import_module("llama_cpp")
+
+
+def watch(process: subprocess.Popen, every: float = 20) -> None:
+    """Wait until the compiler ends, and say meanwhile how far it is; every: seconds."""
+    said = ""
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(every)
+            return
+        done = re.findall(r"^ *\[(\d+)/(\d+)\] ", log_path().read_text(errors="replace"), re.M)  # ninja's steps
+        if done and said != (said := "llama.cpp: step {} of {}".format(*done[-1])):
+            say(said)
 
 
 def log_path() -> Path:

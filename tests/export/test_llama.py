@@ -91,6 +91,25 @@ def test_where_it_cannot_be_made_the_reason_and_the_way_on_are_said(tmp_path):
     assert "could not be installed (ERROR: " in said and "llama-cpp-python.log" in said and "run again" in said
 
 
+class Compiler:
+    """A process that is not done yet when asked as often as there are logs; each time its log is the next of them."""
+
+    def __init__(self, *logs):
+        self.logs = iter(logs)
+
+    def wait(self, seconds):
+        if (log := next(self.logs, None)) is not None:
+            llama.log_path().write_text(log)
+            raise subprocess.TimeoutExpired("pip", seconds)
+
+
+def test_while_it_is_waited_for_each_new_step_is_said_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AUTOSLOTH_CACHE", str(tmp_path))
+    log = "Collecting llama-cpp-python\n  [1/83] /usr/bin/g++ -c a.cpp\n  warning: x[3/4] is odd\n"
+    llama.watch(Compiler("Collecting", log, log, log + "  [2/83] g++ -c b.cpp\n"))
+    assert capsys.readouterr().out == "llama.cpp: step 1 of 83\nllama.cpp: step 2 of 83\n"
+
+
 def test_where_it_is_installed_nothing_is_started(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", None)
     llama.compile_llama_cpp()
