@@ -160,12 +160,13 @@ def check_architecture(settings: Settings) -> None:
 
 def check_layers(settings: Settings) -> None:
     """Whether LoRA reaches the layers that the settings ask for; says which these are. Raises ModelError."""
-    if settings.model == "demo" or settings.adapter or (is_offline() and is_hub_id(settings.model)):
+    if settings.model == "demo" or (is_offline() and any(map(is_hub_id, filter(None, (settings.model, settings.adapter))))):  # fmt: skip
         return
     try:
         weights_gb(settings.model, settings.revision)
+        starting_adapter(settings)
     except ModelError:
-        return  # of which `check_model` tells
+        return  # which is told already
     say(f"check: LoRA trains {layers_line(planned_layers(settings))}")
 
 

@@ -32,7 +32,7 @@ from .engine import (
 )
 from .generate import answer, checked
 from .memory import check_memory, rows_at_once
-from .targets import layer_counts, layers_line, reached
+from .targets import layer_counts, layers_line
 from .template import (
     CHAT_TEMPLATES,
     TEMPLATE,
@@ -76,7 +76,6 @@ __all__ = [
     "opening",
     "own_template",
     "planned_layers",
-    "reached",
     "refuse_without_gpu",
     "refuse_without_vllm",
     "render_chat",

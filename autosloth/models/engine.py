@@ -22,7 +22,7 @@ from ..weights import whole_blocks, without_numbers
 from .adapter import adapter_config, starting_adapter
 from .base import TOKENIZER_FILES, growth, model_source, small_files
 from .repair import repair_tokenizer
-from .targets import Targets, as_pattern, layer_counts, layers_line, reached, targets_of
+from .targets import ALL, Targets, as_pattern, last, layer_counts, layers_line, targets_of
 from .template import template_for
 
 SHAPE = (
@@ -202,7 +202,7 @@ def load_model(settings: Settings) -> Any:
     )
     if start:
         fill_adapter(model, start, settings)
-    say(f"adapter: LoRA on {layers_line(layer_counts(model, reached(model)))}")
+    say(f"adapter: LoRA on {layers_line(layer_counts(model))}")
     # Unsloth sets it on a GPU; beside max_new_tokens transformers then warns at each call.
     model.generation_config.max_length = None
     return model
@@ -264,35 +264,54 @@ def lora_shape(model: Any, settings: Settings, start: Path | None) -> dict[str, 
             "target_parameters": targets.parameters,
             "use_rslora": settings.use_rslora,
             "use_dora": settings.use_dora,
-            **trained_whole(model, settings),
+            **trained_whole(model, settings.modules_to_save),
         }
     config = adapter_config(start)
+    refuse_other_shape(model, settings, config)
     if (config["r"], config["lora_alpha"]) != (settings.lora_r, settings.lora_alpha):
         say(f"adapter: LoRA rank {config['r']} and alpha {config['lora_alpha']}, as {settings.adapter} has them")
-    return {name: config[name] for name in SHAPE if config.get(name) is not None}
+    shape = {name: config[name] for name in SHAPE if config.get(name) is not None}
+    return shape | trained_whole(model, config.get("modules_to_save") or [])
 
 
-def trained_whole(model: Any, settings: Settings) -> dict[str, Any]:
-    """What PEFT needs to know of the modules that are trained whole. Embeddings and head that are one weight stay one: many GGUFs have no place for two."""
-    if not settings.modules_to_save:
+def refuse_other_shape(model: Any, settings: Settings, config: dict[str, Any]) -> None:
+    """Raises ModelError where the settings ask for another kind of adapter, or other layers, than the adapter to start from has."""
+    other = [
+        name
+        for name in ("use_rslora", "use_dora", "modules_to_save")
+        if getattr(settings, name) and not config.get(name)
+    ]
+    if settings.target_modules != ALL:
+        asked, found = targets_of(model, settings.target_modules), config.get("target_parameters") or []
+        if as_pattern(asked.modules) != as_pattern(config["target_modules"]) or {*(asked.parameters or [])} != {*found}:
+            other.append("target_modules")
+    if other:
+        raise ModelError(
+            f"The adapter {settings.adapter} is trained further as it is, and `{other[0]}` asks for another.",
+            f"Leave out `{other[0]}`, or start without `adapter`.",
+        )
+
+
+def trained_whole(model: Any, names: list[str]) -> dict[str, Any]:
+    """What PEFT needs to know of the modules of these names, which are trained whole. Embeddings and head that are one weight stay one: many GGUFs have no place for two."""
+    if not names:
         return {}
     tied = bool(model.all_tied_weights_keys)
-    return {"modules_to_save": ["embed_tokens"] if tied else settings.modules_to_save, "ensure_weight_tying": tied}
+    names = ["embed_tokens"] if tied else list(dict.fromkeys(last(name) for name in names))
+    return {"modules_to_save": names, "ensure_weight_tying": tied}
 
 
 def planned_layers(settings: Settings) -> dict[str, dict[str, int]]:
-    """How many matrices of each kind a fresh adapter would train, by the model's config alone, as `layer_counts` tells. Raises ModelError."""
+    """How many matrices of each kind the adapter would train, by the model's config alone, as `layer_counts` tells. Raises ModelError."""
     start_engine()
-    folder = small_files(model_source(settings), settings.revision)
+    from peft import LoraConfig, get_peft_model
+
+    start, folder = starting_adapter(settings), small_files(model_source(settings), settings.revision)
     with model_errors(settings.model):
         text_class(folder, settings.model)
     model = without_numbers(folder)
-    targets = targets_of(model, settings.target_modules)
-    refuse_for_experts(model, targets, settings)
-    whole = {name for name, _ in model.named_modules() if name.endswith(tuple(settings.modules_to_save))}
-    if whole and model.all_tied_weights_keys:
-        whole |= {name.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for name in pair}
-    return layer_counts(model, targets.names | whole)
+    shape = lora_shape(model, settings, start)
+    return layer_counts(get_peft_model(model, LoraConfig(**shape, task_type="CAUSAL_LM")))
 
 
 def refuse_for_experts(model: Any, targets: Targets, settings: Settings) -> None:

@@ -34,10 +34,8 @@ def targets_of(model: Any, asked: str | list[str]) -> Targets:
     if asked == ATTENTION:
         linear, experts = [name for name in linear if "attention" in about(model, name)], []
     elif asked != ALL:
-        known = sorted({last(name) for name in linear + experts})
-        if unknown := [name for name in asked if name not in known]:
-            raise ModelError(f"The model has no layer {', '.join(unknown)} that could be trained.", f"Its layers are {', '.join(known)}.")  # fmt: skip
-        linear, experts = ([name for name in names if last(name) in asked] for names in (linear, experts))
+        refuse_unknown(asked, [in_block(name) for name in linear + experts])
+        linear, experts = ([name for name in names if is_named(in_block(name), asked)] for names in (linear, experts))
     if not linear and not experts:
         raise ModelError("No layer of the model can be trained by LoRA as `target_modules` says.", "Set `target_modules: all-linear`.")  # fmt: skip
     renamed = taken_for_experts(model, linear)
@@ -47,6 +45,34 @@ def targets_of(model: Any, asked: str | list[str]) -> Targets:
     parameters = [*experts, *(f"{name}.weight" for name in renamed)]
     held = sorted({in_block(name) for name in parameters}) if routed or renamed else None
     return Targets(modules, held, {*linear, *experts})
+
+
+def is_named(layer: str, asked: list[str]) -> bool:
+    """Whether a layer is asked for, by the end of its name in its block.
+
+    >>> is_named("mlp.experts.down_proj", ["down_proj"]), is_named("mlp.down_proj", ["experts.down_proj"])
+    (True, False)
+    """
+    return any(f".{layer}".endswith(f".{name}") for name in asked)
+
+
+def refuse_unknown(asked: list[str], layers: list[str]) -> None:
+    """Raises ModelError where a name of `target_modules` is that of no layer that LoRA may train."""
+    unknown = [name for name in asked if not any(is_named(layer, [name]) for layer in layers)]
+    if not unknown:
+        return
+    todo = f"Its layers are {', '.join(dict.fromkeys(layers))}; the end of a name is enough."
+    if whole := [name for name in unknown if name in ("lm_head", "embed_tokens")]:
+        todo = f"Name {' and '.join(whole)} in `modules_to_save`, which trains them whole. {todo}"
+    elif shorthand := [name for name in unknown if name in (ALL, ATTENTION)]:
+        todo = f"`{shorthand[0]}` stands alone, without brackets. {todo}"
+    elif any("," in name for name in unknown):
+        todo = f"Give several names as a list, such as [q_proj, v_proj]. {todo}"
+    elif any(ROUTER.search(name) for name in unknown):
+        todo = f"Routers are not trained. {todo}"
+    raise ModelError(
+        f"`target_modules` names {', '.join(unknown)}, and the model has no such layer that LoRA could train.", todo
+    )
 
 
 def taken_for_experts(model: Any, linear: list[str]) -> list[str]:
@@ -189,52 +215,65 @@ def bare(name: str) -> str:
 
 
 def reached(model: Any) -> set[str]:
-    """The layers, and parameters of experts, that have an adapter or are trained whole, as they are called in the model without."""
+    """The layers, and parameters of experts, that LoRA trains, as they are called in the model without."""
     from peft.tuners.lora import LoraLayer
+
+    layers = [(bare(name), layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    return {f"{name}.{getattr(layer, 'parameter_name', 'weight')}".removesuffix(".weight") for name, layer in layers}
+
+
+def kept_whole(model: Any) -> set[str]:
+    """The layers that are trained whole beside LoRA, as they are called in the model without."""
     from peft.utils import ModulesToSaveWrapper
 
-    whole = {bare(name) for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)}
-    layers = [(bare(name), layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
-    return {
-        f"{name}.{getattr(layer, 'parameter_name', 'weight')}".removesuffix(".weight") for name, layer in layers
-    } | whole
+    return {bare(name) for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)}
 
 
-def layer_counts(model: Any, trained: set[str]) -> dict[str, dict[str, int]]:
-    """How many matrices of each kind are `trained`, of how many (`of`): those of a block by their name in it, others by what they belong to.
+def layer_counts(model: Any, trained: set[str] | None = None) -> dict[str, dict[str, int]]:
+    """How many matrices of each kind LoRA has `trained`, of how many (`of`): those of a block by their name in it, others by what they belong to.
 
-    trained: the names of the layers, and parameters of experts, that an adapter reaches or that are trained whole. Embeddings count only where they are.
+    Those that are trained `whole` say so, and embeddings count only there. trained: in place of what a model's own adapter reaches.
     """
     import torch
 
+    whole, trained = kept_whole(model), reached(model) if trained is None else trained
     blocks, told = blocks_of(model), {}
     for path, module in model.named_modules():
         name = bare(path)
         for parameter, weight in module.named_parameters(recurse=False):
             if weight.ndim < 2 or ".lora_" in path or ".modules_to_save." in path:
                 continue
-            whole = name if parameter == "weight" else f"{name}.{parameter}"
-            if isinstance(module, torch.nn.Embedding) and whole not in trained:
+            matrix = name if parameter == "weight" else f"{name}.{parameter}"
+            if isinstance(module, torch.nn.Embedding) and matrix not in whole:
                 continue
             kind = (
-                in_block(whole)
+                in_block(matrix)
                 if name.startswith(f"{blocks}.")
                 else name.removeprefix("model.").removeprefix("language_model.").partition(".")[0]
             )
             counts = told.setdefault(NUMBER.sub("", kind), {"trained": 0, "of": 0})
             counts["of"] += 1
-            counts["trained"] += whole in trained
+            counts["trained"] += matrix in trained
+            if matrix in whole:
+                counts["whole"] = counts.get("whole", 0) + 1
     return told
 
 
 def layers_line(counts: dict[str, dict[str, int]]) -> str:
-    """How many matrices of each kind are trained, in words.
+    """How many matrices of each kind LoRA trains, in words; what is trained whole is not counted among them.
 
     >>> layers_line({"mlp.up_proj": {"trained": 2, "of": 2}, "lm_head": {"trained": 0, "of": 1}})
     '2 of 3 matrices: mlp.up_proj 2 of 2; not trained: lm_head 1'
+    >>> layers_line({"mlp.up_proj": {"trained": 2, "of": 2}, "lm_head": {"trained": 0, "of": 1, "whole": 1}})
+    '2 of 2 matrices: mlp.up_proj 2 of 2; trained whole: lm_head 1'
     """
-    trained = [f"{kind} {count['trained']} of {count['of']}" for kind, count in counts.items() if count["trained"]]
-    left = [f"{kind} {count['of']}" for kind, count in counts.items() if not count["trained"]]
-    total = [sum(count[key] for count in counts.values()) for key in ("trained", "of")]
-    told = f"{total[0]} of {total[1]} matrices: {', '.join(trained)}"
-    return f"{told}; not trained: {', '.join(left)}" if left else told
+    whole = {kind: count["whole"] for kind, count in counts.items() if count.get("whole")}
+    by_lora = {kind: (count["trained"], count["of"]) for kind, count in counts.items() if kind not in whole}
+    trained, every = (sum(count[place] for count in by_lora.values()) for place in (0, 1))
+    told = f"{trained} of {every} matrices: "
+    told += ", ".join(f"{kind} {some} of {of}" for kind, (some, of) in by_lora.items() if some)
+    left = {kind: of for kind, (some, of) in by_lora.items() if not some}
+    for what, kinds in (("trained whole", whole), ("not trained", left)):
+        if kinds:
+            told += f"; {what}: " + ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+    return told

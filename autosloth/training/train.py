@@ -18,7 +18,6 @@ from ..models import (
     layer_counts,
     load_model,
     load_tokenizer,
-    reached,
     refuse_without_gpu,
     rows_at_once,
     save_tokenizer,
@@ -382,7 +381,7 @@ def adapter_shape(model: Any) -> dict[str, Any]:
         lora_alpha=config.lora_alpha,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        layers=layer_counts(model, reached(model)),
+        layers=layer_counts(model),
         not_trained=[name for name, part in others.items() if getattr(base, part, None) is not None],
     )
 

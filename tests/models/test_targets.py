@@ -56,7 +56,8 @@ def test_names_are_taken_where_the_text_has_them_and_refused_where_not(engine):
     )
     with pytest.raises(ModelError) as error:
         targets_of(without_weights("Phi 4"), ["q_proj", "down_proj"])
-    assert "q_proj" in error.value.what and "down_proj, gate_up_proj, o_proj, qkv_proj" in error.value.todo
+    assert error.value.what.startswith("`target_modules` names q_proj, and")
+    assert "self_attn.o_proj, self_attn.qkv_proj, mlp.gate_up_proj, mlp.down_proj" in error.value.todo
     experts = targets_of(without_weights("Mixtral"), ["gate_up_proj"])
     assert experts.parameters == ["mlp.experts.gate_up_proj"] and experts.modules == []
 
@@ -117,9 +118,12 @@ def test_modules_that_are_trained_whole_are_told_and_counted(engine, base, whole
 
     settings = SFTSettings.load({"model": "demo", "load_in_4bit": False, "modules_to_save": whole})
     model = load_model(settings)
-    told = layer_counts(model, reached(model))
-    assert {name for name in told if told[name]["trained"]} >= set(whole) and told == planned_layers(settings)
-    assert all(told[name] == {"trained": 1, "of": 1} for name in whole)
+    told = layer_counts(model)
+    assert told == planned_layers(settings)
+    assert all(told[name] == {"trained": 0, "of": 1, "whole": 1} for name in whole)
+    line = layers_line(told)
+    assert line.startswith("28 of 28 matrices: self_attn.q_proj 4 of 4") and "not trained" not in line
+    assert sorted(line.partition("; trained whole: ")[2].split(", ")) == [f"{name} 1" for name in whole]
 
 
 def test_experts_are_not_trained_with_what_peft_cannot(engine, tmp_path):
@@ -150,7 +154,9 @@ def test_check_tells_what_would_be_trained_and_refuses_a_layer_that_is_not_there
     assert "check: LoRA trains 16 of 29 matrices: self_attn.q_proj 4 of 4" in capsys.readouterr().out
     with pytest.raises(Problems) as error:
         check(settings.model_copy(update={"target_modules": ["qkv"]}))
-    assert [problem.what for problem in error.value.problems] == ["The model has no layer qkv that could be trained."]
+    assert [problem.what for problem in error.value.problems] == [
+        "`target_modules` names qkv, and the model has no such layer that LoRA could train."
+    ]
 
 
 def test_experts_that_unsloth_packs_on_a_gpu_are_found(engine):
@@ -169,3 +175,50 @@ def test_experts_that_unsloth_packs_on_a_gpu_are_found(engine):
                 setattr(module, parameter, Mxfp4ExpertParam(blocks, mxfp4_scales=scales))
                 assert getattr(module, parameter)._original_shape == (experts, inputs, outputs)
     assert targets_of(model, "all-linear").names == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        (["lm_head"], "Name lm_head in `modules_to_save`"),
+        (["all-linear", "q_proj"], "`all-linear` stands alone"),
+        (["q_proj,v_proj"], "as a list, such as [q_proj, v_proj]"),
+        (["gate"], "Routers are not trained"),
+    ],
+)
+def test_a_name_that_is_none_is_told_what_was_meant(engine, asked, hint):
+    with pytest.raises(ModelError) as error:
+        targets_of(without_weights("Qwen 3 MoE"), asked)
+    assert hint in error.value.todo and "mlp.experts.gate_up_proj" in error.value.todo
+
+
+def test_a_longer_name_tells_layers_of_one_last_name_apart(engine):
+    model = without_weights("GLM 4.5")
+    assert kinds(targets_of(model, ["shared_experts.up_proj"]).names) == {"mlp.shared_experts.up_proj"}
+    assert kinds(targets_of(model, ["mlp.up_proj"]).names) == {"mlp.up_proj"}
+    assert kinds(targets_of(model, ["up_proj"]).names) == {"mlp.shared_experts.up_proj", "mlp.up_proj"}
+
+
+def test_an_adapter_to_start_from_is_told_as_it_is_and_takes_no_other_shape(engine, base, tmp_path, capsys):
+    from support.tiny_models import tiny_adapter
+
+    tiny_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
+    told = {"model": str(base), "dataset": "demo", "storage": str(tmp_path), "adapter": str(tmp_path / "adapter"), "load_in_4bit": False}  # fmt: skip
+    check(SFTSettings(**told))
+    assert (
+        "check: LoRA trains 8 of 29 matrices: self_attn.q_proj 4 of 4, self_attn.v_proj 4 of 4; "
+        in capsys.readouterr().out
+    )
+    check(SFTSettings(**told, target_modules=["v_proj", "q_proj"]))
+    for more in ({"target_modules": "attention"}, {"use_dora": True}, {"use_rslora": True}, {"modules_to_save": ["lm_head"]}):  # fmt: skip
+        with pytest.raises(Problems) as error:
+            check(SFTSettings(**told, **more))
+        (problem,) = error.value.problems
+        assert f"is trained further as it is, and `{next(iter(more))}` asks for another" in problem.what
+
+
+def test_an_adapter_that_does_not_fit_is_told_once(base, tmp_path):
+    settings = SFTSettings(model=str(base), dataset="demo", storage=str(tmp_path), adapter=str(tmp_path / "none"))
+    with pytest.raises(Problems) as error:
+        check(settings)
+    assert len(error.value.problems) == 1
