@@ -15,7 +15,7 @@ from ..hardware import GB
 from ..models import CHAT_TEMPLATES, export_base
 from ..output import say
 from ..run import HALF_WRITTEN, Run, stage, write_text
-from ..weights import TOLD
+from ..weights import INDEX, TOLD, shard_names
 from .llama import fetch_converter, llama_cpp
 from .merge import tokenizer_of
 
@@ -119,9 +119,10 @@ def unknown_error(ended: Ended) -> tuple[str, str]:
 def lay_source(folder: Path, base: Path, adapter: Path) -> None:
     """A folder as the converter wants it: weights and config of the base (links), tokenizer of the adapter."""
     folder.mkdir()
+    shards = shard_names(base)
     for path in [
-        *base.glob("*.safetensors"),
-        *base.glob("*.index.json"),
+        *(base / name for name in shards),
+        *([base / INDEX] if shards != ["model.safetensors"] else []),  # which may be of another form of the weights
         base / "config.json",
         base / "generation_config.json",
         base / TOLD,

@@ -18,9 +18,9 @@ from ..hub_client import first_lines, model_errors
 from ..output import hush_libraries, say
 from ..run import cache_dir
 from ..settings import Settings
-from ..weights import whole_blocks, without_numbers
+from ..weights import parts_of, refuse_incomplete, shard_names, tied_weights, whole_blocks, without_numbers
 from .adapter import adapter_config, starting_adapter
-from .base import TOKENIZER_FILES, growth, model_source, small_files
+from .base import TOKENIZER_FILES, growth, is_quantized, model_source, small_files
 from .repair import repair_tokenizer
 from .targets import ALL, Targets, as_pattern, last, layer_counts, layers_line, targets_of
 from .template import template_for
@@ -293,12 +293,16 @@ def refuse_other_shape(model: Any, settings: Settings, config: dict[str, Any]) -
 
 
 def trained_whole(model: Any, names: list[str]) -> dict[str, Any]:
-    """What PEFT needs to know of the modules of these names, which are trained whole. Embeddings and head that are one weight stay one: many GGUFs have no place for two."""
+    """What PEFT needs to know of the modules of these names, which are trained whole; `embed_tokens` and `lm_head` are called otherwise in some families. Embeddings and head that are one weight stay one: many GGUFs have no place for two."""
     if not names:
         return {}
-    tied = bool(model.all_tied_weights_keys)
-    names = ["embed_tokens"] if tied else list(dict.fromkeys(last(name) for name in names))
-    return {"modules_to_save": names, "ensure_weight_tying": tied}
+    tied, paths = bool(model.all_tied_weights_keys), {module: name for name, module in model.named_modules()}
+    called = {
+        "embed_tokens": paths[model.get_input_embeddings()],
+        "lm_head": paths.get(model.get_output_embeddings(), "lm_head"),
+    }
+    asked = ["embed_tokens"] if tied else dict.fromkeys(last(name) for name in names)
+    return {"modules_to_save": [called.get(name, name) for name in asked], "ensure_weight_tying": tied}
 
 
 def planned_layers(settings: Settings) -> dict[str, dict[str, int]]:
@@ -310,8 +314,18 @@ def planned_layers(settings: Settings) -> dict[str, dict[str, int]]:
     with model_errors(settings.model):
         text_class(folder, settings.model)
     model = without_numbers(folder)
+    here = all((folder / name).is_file() for name in shard_names(folder))
+    if here and not is_quantized(model_source(settings), settings.revision):
+        compare_with_files(model, folder, settings)
     shape = lora_shape(model, settings, start)
     return layer_counts(get_peft_model(model, LoraConfig(**shape, task_type="CAUSAL_LM")))
+
+
+def compare_with_files(model: Any, folder: Path, settings: Settings) -> None:
+    """Let a model without numbers tell of its ties what its files do. Raises ModelError where they lack a weight."""
+    parts = parts_of(model, folder)
+    refuse_incomplete(model, folder, parts, settings.model)
+    model.all_tied_weights_keys = tied_weights(model, folder, parts)
 
 
 def refuse_for_experts(model: Any, targets: Targets, settings: Settings) -> None:
