@@ -283,14 +283,14 @@ def without_numbers(base: Path, trained_as: str | None = None) -> Any:
     import torch
     import transformers
 
-    with model_errors(str(base)), torch.device("meta"):
+    with model_errors(str(base)):
         config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         names = [name for name in (trained_as, *(config.architectures or [])) if hasattr(transformers, name or "")]
-        model = (
-            getattr(transformers, names[0])(config) if names else transformers.AutoModelForCausalLM.from_config(config)
-        )
+        make = getattr(transformers, names[0]) if names else transformers.AutoModelForCausalLM.from_config
+        with torch.device("meta"):  # only now: torch 2.8 cannot import its compiler under it, which transformers does
+            model = make(config)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, torch.nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False))
