@@ -41,6 +41,12 @@ CONVERTED = (
 NOT_IN_AN_ADAPTER_FILE = ("use_dora", "alpha_pattern", "lora_bias", "rank_pattern")  # the last only with rsLoRA
 
 
+UNKNOWN_TOKENIZER = (
+    "llama.cpp makes no GGUF of this model: it does not know how its tokenizer splits a text.",
+    "Set `quantizations: []` to train it without a GGUF, or choose another model.",
+)
+
+
 @dataclass
 class Plan:
     """A GGUF file whose head is written: its tensors, by name, each with its type (ggml's number) and first byte."""
@@ -75,9 +81,17 @@ def convert_model(request: dict[str, Any], files: dict[str, Path]) -> None:
     if mixtures := {kind: path for kind, path in files.items() if kind not in CONVERTED}:
         plans += converter.plan_mixtures(request, mixtures)
     if request.get("heads"):
-        return
+        return refuse_other_vocabulary(plans[0], source)
     refuse_small_disk(plans, shards.to_free(plans[0].path.parent))
     fill(plans, shards)
+
+
+def refuse_other_vocabulary(plan: Plan, source: Path) -> None:
+    """Raises ExportError where the converter took a byte-level tokenizer that it does not know for one of SentencePiece's kind, as it does for some models of Llama's class."""
+    model = plan.writer.kv_data[0]["tokenizer.ggml.model"].value
+    told = json.loads((source / "tokenizer.json").read_text(encoding="utf-8")) if (source / "tokenizer.json").is_file() else {}  # fmt: skip
+    if model == "llama" and "ByteLevel" in json.dumps(told.get("decoder")):
+        raise ExportError(*UNKNOWN_TOKENIZER)
 
 
 def untie(config: Path) -> None:

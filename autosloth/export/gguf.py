@@ -17,6 +17,7 @@ from ..output import say
 from ..run import HALF_WRITTEN, Run, cache_dir, fingerprint, stage, write_text
 from ..settings import Settings
 from ..weights import INDEX, TOLD, read_header, shard_names
+from .convert import UNKNOWN_TOKENIZER
 from .llama import LLAMA_CPP_PYTHON, fetch_converter, llama_cpp
 from .merge import tokenizer_of
 
@@ -136,9 +137,9 @@ def refusal(model: str, ended: Ended) -> tuple[str, str]:
     """What to tell where the converter does not take a model."""
     if "error" in ended.answer:
         return tuple(ended.answer["error"])
-    todo = "Set `quantizations: []` to train it without a GGUF, or choose another model."
     if "pre-tokenizer" in ended.reason:
-        return f"llama.cpp makes no GGUF of {model}: it does not know how its tokenizer splits a text.", todo
+        return UNKNOWN_TOKENIZER
+    todo = "Set `quantizations: []` to train it without a GGUF, or choose another model."
     return f"llama.cpp makes no GGUF of {model}: its converter ends with {ended.reason.rstrip('.')}.", todo
 
 

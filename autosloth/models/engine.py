@@ -307,8 +307,8 @@ def trained_whole(model: Any, names: list[str]) -> dict[str, Any]:
     called = dict(zip(("embed_tokens", "lm_head"), tables, strict=False)) | {last(name): name for name in tables}
     asked = list(dict.fromkeys(called.get(last(name), name) for name in names))
     tied = bool(model.all_tied_weights_keys) and not {*asked}.isdisjoint(tables)
-    if tied:
-        asked = [tables[0], *(name for name in asked if name not in tables)]
+    if tied:  # PEFT ties them by the usual name, whatever the model calls its embeddings
+        asked = ["embed_tokens", *(name for name in asked if name not in tables)]
     return {"modules_to_save": asked, "ensure_weight_tying": tied}
 
 

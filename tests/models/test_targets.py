@@ -1,9 +1,10 @@
 """Every linear layer and all experts of the text part are trained, and nothing else, whatever the family calls them."""
 
 import re
+import shutil
 
 import pytest
-from support.families import ATTENTION, FAMILIES, config_of, without_weights
+from support.families import ATTENTION, FAMILIES, config_of, tiny_family, without_weights
 
 from autosloth.check import Problems, check
 from autosloth.errors import ModelError
@@ -222,3 +223,45 @@ def test_an_adapter_that_does_not_fit_is_told_once(base, tmp_path):
     with pytest.raises(Problems) as error:
         check(settings)
     assert len(error.value.problems) == 1
+
+
+def test_files_that_lack_a_weight_are_refused_before_random_numbers_are_trained(engine, base, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(base, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    del weights["lm_head.weight"], weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    settings = SFTSettings(
+        model=str(model), dataset="demo", storage=str(tmp_path), load_in_4bit=False, quantizations=[]
+    )
+    with pytest.raises(Problems) as error:
+        check(settings)
+    (problem,) = error.value.problems
+    assert (
+        problem.what
+        == f"The files of {model} lack 2 of the model's weights, for example model.layers.1.mlp.up_proj.weight."
+    )
+
+
+@pytest.mark.parametrize(("factor", "whole"), [(1.0, 2), (1.5, 1)])
+def test_a_head_that_the_files_hold_beside_tied_embeddings_is_one_weight_with_them_if_it_is_the_same(engine, tmp_path, factor, whole):  # fmt: skip
+    from safetensors.torch import load_file, save_file
+
+    from autosloth.models import load_model
+
+    model = tiny_family("Qwen 2.5", tmp_path / "model", steps=1)
+    weights = load_file(model / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * factor
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    settings = SFTSettings(model=str(model), load_in_4bit=False, modules_to_save=["embed_tokens"])
+    told = planned_layers(settings)
+    assert sum(count.get("whole", 0) for count in told.values()) == whole
+    assert told == layer_counts(load_model(settings))
+
+
+@pytest.mark.parametrize("family", ["Nemotron H", "GPT 2"])
+def test_embeddings_and_head_are_found_whatever_a_family_calls_them(engine, tmp_path, family):
+    config_of(family, architectures=[FAMILIES[family].kind]).save_pretrained(tmp_path)
+    told = planned_layers(SFTSettings(model=str(tmp_path), modules_to_save=["embed_tokens", "lm_head"]))
+    assert sum(count.get("whole", 0) for count in told.values()) == 2
