@@ -100,7 +100,11 @@ def test_embeddings_and_head_that_are_trained_whole_count_with_the_adapter(engin
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
         counts = counts_of(model, "all-linear")
-        lora = LoraConfig(r=8, target_modules=targets_of(model, "all-linear").modules, **trained_whole(model, settings))
+        lora = LoraConfig(
+            r=8,
+            target_modules=targets_of(model, "all-linear").modules,
+            **trained_whole(model, settings.modules_to_save),
+        )
         peft = get_peft_model(model, lora)
     trained = {id(weight): weight.numel() for weight in peft.parameters() if weight.requires_grad}
     assert parts(settings, config)["adapter"] == pytest.approx(4 * sum(trained.values()) / 1e9)
