@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ def duration(seconds: float) -> str:
 
 
 def hush_libraries() -> None:
-    """Hold down what libraries say, when they are imported, of kernels that a machine without a GPU does not miss."""
+    """Hold down what libraries say, when they are imported, of kernels that a machine without a GPU does not miss; and what PEFT says of ties, which are seen to here.
+
+    It looks for them in vain where a second adapter is put beside one that is tied, and ties it all the same.
+    """
     for chatty in ("torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    for about_ties in ("You have requested `ensure_weight_tying`", "Model has `tie_word_embeddings=True`"):
+        warnings.filterwarnings("ignore", about_ties, UserWarning)

@@ -19,7 +19,7 @@ from ..settings import Settings
 from ..weights import INDEX, TOLD, read_header, shard_names
 from .convert import UNKNOWN_TOKENIZER
 from .llama import LLAMA_CPP_PYTHON, fetch_converter, llama_cpp
-from .merge import tokenizer_of
+from .merge import base_of, tokenizer_of
 
 OLDER_NAMES = {"linear_attention": "mamba", "full_attention": "attention"}
 
@@ -57,7 +57,7 @@ def gguf_files(run: Run, kinds: list[str], folder: Path) -> list[dict[str, Any]]
     """Make the files of these types, and the Modelfile, in an empty folder; the facts of each. Raises ExportError."""
     files = {kind: folder / f"{run.settings.run_name}-{kind.upper()}.gguf" for kind in kinds}
     with (
-        export_base(run.settings, "gguf", writes=size_in_bases(kinds)) as base,
+        export_base(run.settings, "gguf", size_in_bases(kinds), base_of(run)) as base,
         tempfile.TemporaryDirectory(dir=folder, prefix=".source-") as temporary,
     ):
         source = Path(temporary, run.settings.run_name)  # the converter writes the folder's name into the file

@@ -40,10 +40,15 @@ def write_merged(run: Run) -> None:
         shutil.rmtree(run.path("merged"), ignore_errors=True)
         return run.record("merge", path=None)
     started = time.perf_counter()
-    with export_base(run.settings, "merge", writes=1) as base, run.replaced("merged") as folder:
+    with export_base(run.settings, "merge", 1, base_of(run)) as base, run.replaced("merged") as folder:
         merge_model(base, run.path("adapter"), folder)
     size = sum(path.stat().st_size for path in run.path("merged").iterdir())
     run.record("merge", path="merged", bytes=size, seconds=round(time.perf_counter() - started, 2))
+
+
+def base_of(run: Run) -> dict[str, str]:
+    """What tells the base that was trained from others."""
+    return run.facts["train"].get("base", {})
 
 
 def merge_model(base: Path, adapter_folder: Path, folder: Path) -> None:

@@ -159,6 +159,8 @@ def fill(model: Any, weights: dict[str, Any], settings: Settings) -> None:
     missing = [key for key in whole if key not in weights]
     if not missing:
         meta = any(weight.is_meta for weight in weights.values())
+        if not meta:
+            refuse_strayed(weights, settings)
         with fitting(settings):
             result = set_peft_model_state_dict(model, weights, low_cpu_mem_usage=meta)
         if result.unexpected_keys:
@@ -168,6 +170,15 @@ def fill(model: Any, weights: dict[str, Any], settings: Settings) -> None:
         raise ModelError(
             f"The adapter {settings.adapter} lacks {len(missing)} of the weights that its {FILES[0]} tells of ({missing[0].replace(f'.{NAME}', '')}).",
             f"{AGAIN} Its config and its weights belong together.",
+        )
+
+
+def refuse_strayed(weights: dict[str, Any], settings: Settings) -> None:
+    """Raises ModelError when some number of an adapter is not finite."""
+    if strayed := [key for key, weight in weights.items() if not weight.float().sum().isfinite()]:
+        raise ModelError(
+            f"The adapter {settings.adapter} holds numbers that are not finite ({strayed[0]}): its training went astray.",
+            "Start from one that was saved earlier, or train it again with a smaller `learning_rate`.",
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import json
+import os
 import re
 import runpy
 from collections.abc import Iterator
@@ -63,22 +65,51 @@ def small_files(source: str, revision: str | None = None) -> Path:
 
 
 @contextlib.contextmanager
-def export_base(settings: Settings, stage: str = "", writes: float = 0) -> Iterator[Path]:
+def export_base(
+    settings: Settings, stage: str = "", writes: float = 0, trained: dict[str, str] | None = None
+) -> Iterator[Path]:
     """The folder with the weights that the adapter is merged into, in 16 bits or as `model_headers` unpacks them. Raises ModelError.
 
     stage: who reads them, and says which they are; writes: what will be written to the run's folder, in sizes of the base in 16 bits. Where the disk is too small for both, it is a
-    folder of `streamed_base`, to be read by way of `Shards`.
+    folder of `streamed_base`, to be read by way of `Shards`. trained: the `identity` of the base when it was trained; from the Hub the same commit is taken.
     """
     source, found = sixteen_bit_model(settings)
     if stage:
         say(f"{stage}: reading the weights of {settings.model if settings.model == 'demo' else source}{found}")
-    revision = settings.revision if source == settings.model else None
+    trained = trained if trained and source == model_source(settings) else {}
+    revision = trained.get("commit", settings.revision if source == settings.model else None)
     if Path(source).is_dir():
+        if trained.get("sample", sample := sampled(Path(source))) != sample:
+            raise ModelError(
+                f"The weights in {source} are others than those that were trained on.",
+                "Put those back, or name a copy of them as `sixteen_bit_model`; an adapter fits no other weights.",
+            )
         yield Path(source)
         return
     writes *= growth(source, revision)
     with streamed_base(small_files(source, revision), source, settings.folder, writes) as streamed:
         yield streamed or model_files(source, revision)
+
+
+def identity(settings: Settings) -> dict[str, str]:
+    """What tells the weights of `model` from others of that name: their `commit` on the Hub, or a `sample` of those in a folder. Raises ModelError."""
+    source = model_source(settings)
+    folder = small_files(source, settings.revision)
+    return {"sample": sampled(folder)} if Path(source).is_dir() else {"commit": folder.name}
+
+
+def sampled(folder: Path) -> str:
+    """A hash of sizes and headers of a model's files, and of 256 places in each."""
+    found = hashlib.sha256()
+    for name in shard_names(folder):
+        with open(folder / name, "rb") as shard:
+            size = os.fstat(shard.fileno()).st_size
+            header = shard.read(8)
+            found.update(b"%d" % size + header + shard.read(min(size, int.from_bytes(header, "little"))))
+            for place in range(0, size, max(1, size // 256)):
+                shard.seek(place)
+                found.update(shard.read(4096))
+    return found.hexdigest()
 
 
 @contextlib.contextmanager

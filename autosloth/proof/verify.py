@@ -28,7 +28,7 @@ def verify_gguf(run: Run) -> None:
         run.record("verify", passed=None, files=[])
         return say("verify: there is no GGUF to verify")
     told, files = run.fresh("verify"), []
-    with export_base(run.settings) as base:
+    with export_base(run.settings, trained=run.facts["train"].get("base", {})) as base:
         for path in (run.path(file["path"]) for file in made):
             figures = told / f"{path.stem}.weights.json"
             files.append(prove(path, run.path("reference"), base, run.path("adapter"), figures))

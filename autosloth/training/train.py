@@ -15,6 +15,7 @@ from ..hardware import hardware, peak_ram_gb, peak_vram_gb, versions
 from ..models import (
     TEMPLATE,
     choose_precision,
+    identity,
     layer_counts,
     load_model,
     load_tokenizer,
@@ -369,6 +370,7 @@ def about(trainer: Any, settings: Settings) -> dict[str, Any]:
         precision=choose_precision(settings)[0],
         four_bit=is_four_bit(trainer.model),
         optimizer=str(trainer.args.optim.value),
+        base=identity(settings),
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from support.commands import sets
 from support.hub_server import HubServer
+from support.tiny_models import tiny_adapter
 
 from autosloth.export.llama import fetch_converter
 from autosloth.run import Run
@@ -40,14 +41,16 @@ LEVELS = [{"config_name": name, "data_files": f"{name}/*.jsonl"} for name in ("e
 GOOD = {"model": "team/tiny-base", "dataset": "team/questions", "load_in_4bit": False, "max_length": 128}
 
 
-def adapter_of(base: str) -> dict[str, bytes]:
-    """The files of an adapter on the Hub, as far as they are looked at before training."""
-    config = {"peft_type": "LORA", "r": 16, "lora_alpha": 16, "base_model_name_or_path": base}
-    return {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": b"weights"}
+def adapter_of(base: str, made: Path) -> dict[str, bytes]:
+    """The files of an adapter on the Hub: one that was made, for a base of this id."""
+    config = json.loads((made / "adapter_config.json").read_text()) | {"base_model_name_or_path": base}
+    weights = (made / "adapter_model.safetensors").read_bytes()
+    return {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": weights}
 
 
 @pytest.fixture(scope="module")
-def hub(base):
+def hub(base, tmp_path_factory):
+    made = tiny_adapter(base, tmp_path_factory.mktemp("adapter"))
     card = f"---\nconfigs: {json.dumps(LEVELS)}\n---\n# Questions\n".encode()
     with HubServer() as hub:
         hub.add_token("hf_owner", user="team")
@@ -56,9 +59,9 @@ def hub(base):
         hub.add_repo("model", "team/gated", base, gated=True)
         hub.add_repo("model", "team/private", base, private=True)
         hub.add_repo("model", "team/pickled", {"config.json": b"{}", "pytorch_model.bin": b"weights"})
-        hub.add_repo("model", "team/adapter", adapter_of("team/tiny-base"))
-        hub.add_repo("model", "team/adapter-of-another", adapter_of("team/large-base"))
-        hub.add_repo("model", "team/gated-adapter", adapter_of("team/tiny-base"), gated=True)
+        hub.add_repo("model", "team/adapter", adapter_of("team/tiny-base", made))
+        hub.add_repo("model", "team/adapter-of-another", adapter_of("team/large-base", made))
+        hub.add_repo("model", "team/gated-adapter", adapter_of("team/tiny-base", made), gated=True)
         hub.add_repo("dataset", "team/pairs", {"train.jsonl": PAIRS})
         hub.add_repo("dataset", "team/questions", {"train.jsonl": QUESTIONS})
         hub.add_repo("dataset", "team/gated", {"train.jsonl": QUESTIONS}, gated=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from safetensors.numpy import save_file
 from support.commands import DEMO, killed_after, sets
 
 from autosloth.data.stage import prepare_data
@@ -261,6 +262,7 @@ def test_an_adapter_that_cannot_be_the_start_is_refused_before_training(tmp_path
 
 def test_an_adapter_of_the_4_bit_form_of_the_base_fits(tmp_path):
     write_config(tmp_path / "mine", base_model_name_or_path="unsloth/Zephyr-sft-unsloth-bnb-4bit")
+    save_file({}, tmp_path / "mine" / "adapter_model.safetensors")
     settings = DPOSettings(model="me/zephyr-sft", adapter=str(tmp_path / "mine"))
     assert adapter.starting_adapter(settings) == tmp_path / "mine"
 
