@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import VerifyError
@@ -23,7 +23,8 @@ class Tally:
 
     excess: the largest error as a multiple of what its type allows. The adapter's share is the slope of what the file
     adds to the base over what the adapter does, by least squares: 1 where the adapter is in it, 0 where it is
-    missing, 1/2 where its scale was halved; packing makes errors that know nothing of the adapter.
+    missing, 1/2 where its scale was halved; packing makes errors that know nothing of the adapter. experts: the same of
+    each matrix of a stack, where one without the adapter would hardly show in the whole.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Tally:
     excess: float = 0.0
     overlap: float = 0.0
     square_change: float = 0.0
+    experts: dict[int, Tally] = field(default_factory=dict)
 
     def add(self, base: Any, merged: Any, found: Any, limit: Any) -> None:
         """Some rows of each, and the largest error that each value may have, float32 (rows, columns)."""
@@ -55,6 +57,16 @@ class Tally:
         self.overlap += float(numpy.vdot(error, change))
         self.square_change += float(numpy.vdot(change, change))
 
+    def add_stack(self, experts: Any, base: Any, merged: Any, found: Any, limit: Any) -> None:
+        """The same of a stack; experts: the number of the matrix that each row is of, int64 (rows,)."""
+        import numpy
+
+        self.add(base, merged, found, limit)
+        for expert in numpy.unique(experts):
+            own = experts == expert
+            tally = self.experts.setdefault(int(expert), Tally(f"{self.name}, expert {expert},", self.kind))
+            tally.add(base[own], merged[own], found[own], limit[own])
+
     @property
     def share(self) -> float | None:
         """How much of the adapter's change is in the file; None where it changes nothing, or less than can be seen (`is_seen`)."""
@@ -67,6 +79,8 @@ class Tally:
             error = math.sqrt(self.square_error / self.values / self.square_change)
             if abs(self.share - 1) > SHARE_WITHIN + SHARE_ERRORS * error:
                 return f"{self.name} holds {self.share:z.2f} of what the adapter does, not 1"
+        if one := next((tally.failure for tally in self.experts.values() if tally.failure), None):
+            return one
         if self.excess > 1:
             return f"{self.name} differs by {self.excess:.3g} times what {self.kind} allows"
         return None

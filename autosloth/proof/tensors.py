@@ -197,12 +197,19 @@ def drawn(name: str, height: int, rows: int | None) -> Any:
 
 def compare_tensor(name: str, tensor: Any, graph: Graph, rows: int | None) -> Tally:
     """The figures of one tensor; one of another shape is all wrong."""
+    import numpy
+
     tally, shape = Tally(name, tensor.tensor_type.name), tuple(graph.lazy.shape)
     if tuple(int(length) for length in reversed(tensor.shape)) != shape:
         tally.excess, tally.values = NO_NUMBER, 1
         return tally
-    for chosen, base, merged in graph.parts(drawn(name, math.prod(shape[:-1]), rows)):
-        tally.add(base, merged, unpack(tensor, chosen), allowed(tally.kind, merged))
+    numbers = numpy.arange(math.prod(shape[:-1]))
+    for chosen, base, merged in graph.parts(drawn(name, len(numbers), rows)):
+        figures = base, merged, unpack(tensor, chosen), allowed(tally.kind, merged)
+        if len(shape) == 3 and graph.changed:
+            tally.add_stack(numbers[chosen] // shape[1], *figures)
+        else:
+            tally.add(*figures)
     return tally
 
 

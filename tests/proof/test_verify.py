@@ -17,7 +17,7 @@ from autosloth.export import gguf, llama
 from autosloth.proof import behaviour, rounding
 from autosloth.proof import tensors as weights
 from autosloth.proof.behaviour import compare_behaviour, compare_distributions
-from autosloth.proof.tally import allowed
+from autosloth.proof.tally import Tally, allowed
 from autosloth.proof.tokens import STRINGS, judge
 from autosloth.proof.verdict import LIMITS, cure, find_failures, proof_rows, verdict, worst_of
 from autosloth.proof.verify import prove, verify_gguf
@@ -447,3 +447,20 @@ def test_a_file_that_ends_llama_cpp_is_a_named_problem(finished, monkeypatch):
     monkeypatch.setattr(behaviour, "run_apart", lambda *_, **__: Ended(-6, {}, "ggml.c:1: GGML_ASSERT(x) failed\n"))
     with pytest.raises(VerifyError, match=r"could not run .*ended by signal 6: ggml.c:1: GGML_ASSERT\(x\) failed"):
         behaviour.behaviour_of(next((finished / "gguf").glob("*.gguf")), finished / "reference", False, 0.01)
+
+
+def test_one_expert_of_many_without_the_adapter_is_named():
+    random = numpy.random.default_rng(0)
+    base, change = (random.normal(size=(64 * 8, 32)).astype("float32") * scale for scale in (1, 0.2))
+    merged, experts = base + change, numpy.arange(64 * 8) // 8
+    noise = random.uniform(-1, 1, size=base.shape) * 0.01
+
+    def failure(found):
+        whole, stack = Tally("blk.0.ffn_up_exps.weight", "Q8_0"), Tally("blk.0.ffn_up_exps.weight", "Q8_0")
+        whole.add(base, merged, found, numpy.ones_like(base))
+        stack.add_stack(experts, base, merged, found, numpy.ones_like(base))
+        return whole.failure, stack.failure
+
+    assert failure(merged + noise) == (None, None)
+    lost = numpy.where(experts[:, None] == 5, base, merged) + noise
+    assert failure(lost) == (None, "blk.0.ffn_up_exps.weight, expert 5, holds 0.00 of what the adapter does, not 1")
