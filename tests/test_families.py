@@ -125,12 +125,10 @@ def test_what_is_trained_whole_goes_down_the_road_too(family, whole, engine, row
     further = dict(adapter=str(first.folder), merged=True, quantizations=["q8_0"])
     second = trained(tmp_path, model, rows, "second", modules_to_save=whole, **further)
     pairs = trained(tmp_path, model, rows, "pairs", adapter=str(second.folder))
-    assert (
-        reached(first)
-        == reached(second)
-        == reached(pairs)
-        == {*FAMILIES[family].layers.split(), "embed_tokens", "lm_head"}
-    )
+    for run in (first, second, pairs):
+        assert reached(run) == {*FAMILIES[family].layers.split()}
+        told = run.facts["train"]["layers"]
+        assert {name for name in told if told[name].get("whole")} == {"embed_tokens", "lm_head"}
     assert pairs.facts["train"]["first_loss"] == pytest.approx(0.6931, abs=1e-3)
     kept = [load_file(run.path("adapter") / "adapter_model.safetensors") for run in (first, second, pairs)]
     for name in whole:

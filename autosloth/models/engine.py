@@ -270,6 +270,8 @@ def lora_shape(model: Any, settings: Settings, start: Path | None) -> dict[str, 
         }
     config = adapter_config(start)
     refuse_other_shape(model, settings, config)
+    held = config.get("target_parameters")
+    refuse_for_experts(model, Targets([], held, {*(held or [])}), settings)
     if (config["r"], config["lora_alpha"]) != (settings.lora_r, settings.lora_alpha):
         say(f"adapter: LoRA rank {config['r']} and alpha {config['lora_alpha']}, as {settings.adapter} has them")
     shape = {name: config[name] for name in SHAPE if config.get(name) is not None}
@@ -326,7 +328,7 @@ def planned_layers(settings: Settings) -> dict[str, dict[str, int]]:
     if here and not is_quantized(model_source(settings), settings.revision):
         compare_with_files(model, folder, settings)
     config = LoraConfig(**lora_shape(model, settings, start), task_type="CAUSAL_LM")
-    if start is None:
+    if start is None or takes_experts_apart(model, settings):  # which layers an adapter has of them, loading tells
         return layer_counts(get_peft_model(model, config))
     with fitting(settings):
         model = get_peft_model(model, config, low_cpu_mem_usage=True)
@@ -343,13 +345,15 @@ def compare_with_files(model: Any, folder: Path, settings: Settings) -> None:
     model.all_tied_weights_keys = tied_weights(model, folder, parts)
 
 
-def refuse_for_experts(model: Any, targets: Targets, settings: Settings) -> None:
-    """Raises ModelError for settings that PEFT cannot train experts with, where some are to be trained, and where what is trained of them could not be exported.
+def takes_experts_apart(model: Any, settings: Settings) -> bool:
+    """Whether each expert will be layers of its own: Unsloth's GPU loader does so in 4 bit with those of gpt-oss (unsloth_zoo 2026.10, temporary_patches/gpt_oss.py)."""
+    return model.config.model_type == "gpt_oss" and settings.load_in_4bit and first_gpu() is not None
 
-    In 4 bit Unsloth's GPU loader takes the experts of gpt-oss apart (unsloth_zoo 2026.10, temporary_patches/gpt_oss.py).
-    """
+
+def refuse_for_experts(model: Any, targets: Targets, settings: Settings) -> None:
+    """Raises ModelError for settings that PEFT cannot train experts with, where some are to be trained, and where what is trained of them could not be exported."""
     experts = any("experts." in name for name in targets.names)
-    if experts and model.config.model_type == "gpt_oss" and settings.load_in_4bit and first_gpu() and (settings.merged or settings.quantizations):  # fmt: skip
+    if experts and takes_experts_apart(model, settings) and (settings.merged or settings.quantizations):
         raise ModelError(
             f"In 4 bit each expert of {settings.model} is layers of its own, and an adapter on them fits no model in 16 bit.",
             "Set `target_modules: attention`, or `load_in_4bit: false` (a 20B then takes 42 GB), or export nothing: `quantizations: []`.",

@@ -146,6 +146,13 @@ def test_one_that_is_whole_passes(engine, tmp_path, family, lora):
     assert planned_layers(settings) == layer_counts(model)
 
 
+def test_experts_are_not_trained_further_with_a_dropout(engine, tmp_path):
+    base = tiny(tmp_path / "base", "Mixtral")
+    adapter(tmp_path / "adapter", base, **EXPERTS)
+    settings = SFTSettings(model=str(base), adapter=str(tmp_path / "adapter"), load_in_4bit=False, lora_dropout=0.1)
+    assert "cannot be trained with `lora_dropout`" in refused(settings)
+
+
 # --- What it changes.
 
 

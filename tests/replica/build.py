@@ -57,7 +57,11 @@ def fill(folder, listed, whole):
         pip(folder, *(f"{name}=={versions[name].partition('+')[0]}" for name in OF_THE_BUILD))
     else:
         needs = ("torch", "filelock", "mpmath", "networkx", "setuptools", "sympy")
-        pip(folder, "--no-deps", *(f"{name}=={pinned(BARE)[name][0]}" for name in needs if name not in versions or name == "torch"))
+        pip(
+            folder,
+            "--no-deps",
+            *(f"{name}=={pinned(BARE)[name][0]}" for name in needs if name not in versions or name == "torch"),
+        )
 
 
 def pip(folder, *wanted):
@@ -71,7 +75,9 @@ def found_python(version):
     for python in [shutil.which(f"python{version}"), *kept]:
         if python and not subprocess.run([python, "-c", ""], capture_output=True).returncode:
             return str(python)
-    sys.exit(f"There is no Python {version} on this machine, which the image has. Install one, with pyenv for instance.")
+    sys.exit(
+        f"There is no Python {version} on this machine, which the image has. Install one, with pyenv for instance."
+    )
 
 
 if __name__ == "__main__":
