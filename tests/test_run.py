@@ -251,7 +251,7 @@ def test_a_file_that_cannot_be_made_anew_leaves_the_old_one(tmp_path):
     with pytest.raises(StorageError, match="No space is left"):
         follow(settings_of(tmp_path, quantizations=["f16"]))
     assert run.path("gguf", "file").is_file() and not run.mark("gguf") and not list(run.folder.rglob(".*.partial"))
-    with pytest.raises(SettingsError, match=r"The stage `gguf` of .* is not finished"):
+    with pytest.raises(SettingsError, match=r"The stage `gguf` of .* failed: "):
         card(run)
     run.path("full").unlink()
     assert follow(settings_of(tmp_path, quantizations=["f16"])).mark("gguf")

@@ -11,13 +11,13 @@ from typing import Any
 
 from ..child_process import Ended, run_apart
 from ..errors import ExportError
-from ..hardware import GB
 from ..models import CHAT_TEMPLATES, export_base
-from ..output import say
+from ..output import say, size_in_words
 from ..run import HALF_WRITTEN, Run, stage, write_text
 from ..weights import TOLD
 from .llama import fetch_converter, llama_cpp
 from .merge import tokenizer_of
+from .stored_types import stored_otherwise
 
 # glibc keeps the memory of a block for the next one; by itself it would give each back to the system, and fault it in anew.
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 26)}
@@ -45,7 +45,10 @@ def write_gguf(run: Run) -> None:
         if kinds:
             made = gguf_files(run, kinds, folder)
     for file in made:
-        say(f"gguf: {file['path']}, {file['bytes'] / GB:.3f} GB in {file['seconds']:.1f} s, peak memory {memory(file)}")
+        size = size_in_words(file["bytes"])
+        say(f"gguf: {file['path']}, {size} in {file['seconds']:.1f} s, peak memory {memory(file)}")
+        if file["stored"]:
+            say(f"gguf: {Path(file['path']).name} is {file['stored']}")
     run.record("export", gguf=made)
 
 
@@ -98,7 +101,13 @@ def convert(run: Run, source: Path, files: dict[str, Path]) -> list[dict[str, An
             half_written(path).unlink(missing_ok=True)
     told["seconds"] = round(time.perf_counter() - started, 2)
     return [
-        {"path": f"gguf/{path.name}", "type": kind.upper(), "bytes": path.stat().st_size, **told}
+        {
+            "path": f"gguf/{path.name}",
+            "type": kind.upper(),
+            "bytes": path.stat().st_size,
+            "stored": stored_otherwise(path, kind),
+            **told,
+        }
         for kind, path in files.items()
     ]
 
