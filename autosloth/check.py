@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from .data import FORMS_OF, Findings, look_through, look_up, prepare_data, recognise_columns, refuse_full_disk
-from .errors import AutoSlothError, ModelError, StorageError
-from .export import refuse_unknown_architecture, refuse_unreadable, size_in_bases
+from .errors import AutoSlothError, ExportError, ModelError, StorageError
+from .export import refuse_unconvertible, refuse_unknown_architecture, refuse_unreadable, size_in_bases
 from .hardware import GB
 from .hub_client import is_offline
 from .models import (
+    adapter_config,
     check_memory,
     check_template,
     growth,
@@ -58,6 +59,7 @@ def check(settings: Settings, setting_up: bool = False) -> Findings:
         check_storage,
         partial(check_dataset, found=found),
         check_model,
+        check_tokenizer,
         check_original,
         check_memory,
         check_template,
@@ -148,7 +150,7 @@ def check_original(settings: Settings) -> None:
 
 
 def check_architecture(settings: Settings) -> None:
-    """Whether llama.cpp's converter knows the model, when a GGUF is asked for; of a model that cannot be read `check_model` tells. Raises ExportError."""
+    """Whether llama.cpp's converter takes the model, when a GGUF is asked for; of a model that cannot be read `check_model` tells. Raises ExportError."""
     if not settings.quantizations or settings.model == "demo" or (is_offline() and is_hub_id(settings.model)):
         return
     with contextlib.suppress(ModelError):
@@ -156,6 +158,9 @@ def check_architecture(settings: Settings) -> None:
         config = small_files(model_source(settings), settings.revision) / "config.json"
         if config.is_file():
             refuse_unknown_architecture(json.loads(config.read_text(encoding="utf-8")), settings.model)
+            if settings.quantizations != ["adapter"]:
+                check_tokenizer(settings)
+                refuse_unconvertible(settings)
 
 
 def check_layers(settings: Settings) -> None:
@@ -167,7 +172,25 @@ def check_layers(settings: Settings) -> None:
         starting_adapter(settings)
     except ModelError:
         return  # which is told already
-    say(f"check: LoRA trains {layers_line(planned_layers(settings))}")
+    layers = planned_layers(settings)
+    say(f"check: LoRA trains {layers_line(layers)}")
+    if "adapter" in settings.quantizations:
+        refuse_adapter_alone(settings, layers)
+
+
+def refuse_adapter_alone(settings: Settings, layers: dict[str, dict[str, int]]) -> None:
+    """Raises ExportError for an adapter that a GGUF of its own cannot hold; layers: as `planned_layers` tells them."""
+    shape = adapter_config(starting_adapter(settings)) if settings.adapter else {"use_dora": settings.use_dora}
+    held = [
+        *(["DoRA"] if shape.get("use_dora") else []),
+        *(kind for kind, count in layers.items() if count.get("whole")),
+        *(kind for kind, count in layers.items() if count["trained"] and "experts." in kind and "shared" not in kind),
+    ]
+    if held:
+        raise ExportError(
+            f"A GGUF of the adapter alone cannot hold {held[0]}.",
+            "Take `adapter` out of `quantizations`; the whole model can.",
+        )
 
 
 def check_vocabulary(settings: Settings) -> None:
@@ -180,6 +203,22 @@ def check_vocabulary(settings: Settings) -> None:
         if not missing:
             return
         say(f"check: {settings.model} has no embedding for {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}: rows that hold one are left out")  # fmt: skip
+
+
+def check_tokenizer(settings: Settings) -> None:
+    """Whether the model has a tokenizer. Raises ModelError."""
+    if settings.model == "demo" or (is_offline() and is_hub_id(settings.model)):
+        return
+    try:
+        weights_gb(settings.model, settings.revision)
+    except ModelError:
+        return  # of which `check_model` tells
+    folder = small_files(model_source(settings), settings.revision)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError(
+            f"{settings.model} has no tokenizer.",
+            "Put the files of the tokenizer that it was trained with beside its weights: tokenizer.json and tokenizer_config.json.",
+        )
 
 
 def check_gpu(settings: Settings, setting_up: bool) -> None:

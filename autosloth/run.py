@@ -26,6 +26,7 @@ from .hardware import GB
 from .output import duration, say
 from .settings import ROADS, Settings
 
+STAGES = ("data", "train", "merge", "gguf", "verify", "card", "publish")  # of every road, in their order
 TRAINED = ("adapter", "checkpoints", "rounds", "merged", "gguf", "publish")  # what there is only after a training began
 LONGEST_NAME = 95  # characters of a run's name
 FOLLOWS = (
@@ -494,7 +495,13 @@ def note_failure(run: Run, stage: str, error: Exception) -> None:
     """Keep what a stage failed with, for `show` and for the stages that need it; not where one that was done stays as it was."""
     if isinstance(error, Interrupted) or run.mark(stage) is not None:
         return
-    told = error if isinstance(error, AutoSlothError) else AutoSlothError(f"An unexpected {type(error).__name__}.")
+    told = (
+        error
+        if isinstance(error, AutoSlothError)
+        else AutoSlothError(
+            f"An unexpected {type(error).__name__}.", "Run it again; if it fails again, please report it."
+        )
+    )
     with contextlib.suppress(OSError):  # a full disk may be what it failed with
         write_json(failure_note(run, stage), {"what": told.what, "todo": told.todo})
 

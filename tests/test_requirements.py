@@ -5,69 +5,28 @@ import json
 import re
 import sys
 from collections import Counter
-from importlib.metadata import packages_distributions, requires, version
-from pathlib import Path
+from importlib.metadata import packages_distributions, version
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-
-HOME = Path(__file__).parent.parent
-ON_COLAB, BARE = "requirements.txt", "requirements-bare.txt"
-
-# The distributions AutoSloth imports, or runs on.
-NEEDED = [
-    *[
-        "unsloth",
-        "unsloth-zoo",
-        "trl",
-        "peft",
-        "transformers",
-        "accelerate",
-        "tokenizers",
-        "datasets",
-        "bitsandbytes",
-        "torchao",
-    ],
-    *["torch", "numpy", "sentencepiece", "safetensors", "huggingface-hub", "llama-cpp-python", "pydantic", "pyyaml"],
-    *["typer", "rich", "jinja2", "psutil", "packaging", "matplotlib", "ipywidgets", "ipython", "httpx", "filelock"],
-    *["traitlets", "typing-extensions"],
-    *["pyarrow", "fsspec", "aiohttp"],
-]
-
-
-def lines(*files):
-    """The requirement lines of these files, without comments."""
-    bare = (line.partition("#")[0].strip() for file in files for line in (HOME / file).read_text().splitlines())
-    return [Requirement(line) for line in bare if line]
-
-
-def pinned(*files):
-    """{name: (pinned version, what it requires)}, the requirements as the installed distribution states them."""
-    return {
-        canonicalize_name(line.name): (str(line.specifier).removeprefix("=="), requires(line.name) or [])
-        for line in lines(*files)
-    }
-
-
-def unmet(packages, environment):
-    """What `pip check` would complain of, extras included: {(package, what it requires)}. `packages` is as `pinned` gives it."""
-    complaints, seen, todo = set(), set(), [(name, "") for name in packages]
-    while todo:
-        name, extra = todo.pop()
-        if (name, extra) in seen:
-            continue
-        seen.add((name, extra))
-        for needed in map(Requirement, packages[name][1]):
-            other = canonicalize_name(needed.name)
-            if needed.marker and not needed.marker.evaluate(environment | {"extra": extra}):
-                continue
-            if other not in packages or not needed.specifier.contains(packages[other][0], prereleases=True):
-                complaints.add((name, other))
-            else:
-                todo += [(other, wanted) for wanted in needed.extras]
-    return complaints
+from support.pins import (
+    BARE,
+    COMPILED,
+    HOME,
+    KNOWN_BROKEN,
+    KNOWN_EXCEPTIONS,
+    NEEDED,
+    ON_COLAB,
+    ON_EVERY_IMAGE,
+    broken,
+    lacking,
+    lines,
+    linux,
+    pinned,
+    refusing,
+    unmet,
+)
 
 
 @pytest.mark.parametrize("file", [ON_COLAB, BARE])
@@ -92,30 +51,7 @@ def test_what_is_installed_is_what_is_pinned():
     assert installed == pins
 
 
-# --- Completeness. An exception that is no longer one fails too, so these lists stay true.
-
-CERTIFI = "Unsloth wants the certificates of its own month, which an index may not have yet; older ones do as well."
-XFORMERS = "A faster attention for GPUs, hundreds of MB bound to one torch; torch's own attention stands in for it."
-TRITON = "Compiles GPU kernels: a GPU build of torch brings the one that fits, a CPU build has no use for it."
-TORCHVISION = "For images only, and it must match the build of torch; the index has none for a CPU build."
-
-KNOWN_EXCEPTIONS = {
-    ("unsloth", "certifi"): CERTIFI,
-    ("unsloth-zoo", "certifi"): CERTIFI,
-    ("unsloth", "xformers"): XFORMERS,
-    ("unsloth", "triton"): TRITON,
-    ("unsloth-zoo", "triton"): TRITON,
-    ("cut-cross-entropy", "triton"): TRITON,
-    ("unsloth", "torchvision"): TORCHVISION,
-}
-COLAB_HAS = {"triton", "torchvision"}
-COMPILED = {"llama-cpp-python", "diskcache"}  # there, by autosloth/export/llama.py, while the model trains
-
-
-def linux(python):
-    """The markers of a Linux machine with this Python, what this test itself runs on notwithstanding."""
-    system = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"}
-    return system | {"python_version": python, "python_full_version": f"{python}.0"}
+# --- Completeness. An exception that is no longer one fails too, so the lists in support/pins.py stay true.
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
@@ -124,17 +60,36 @@ def test_both_files_together_are_complete(python):
     assert unmet(packages, linux(python)) == set(KNOWN_EXCEPTIONS)
 
 
-def test_laid_over_colab_nothing_is_missing_or_refused():
-    # The image is one day's (the data file says which), and only the part of it that AutoSloth meets: what its imports
-    # lead to, and neighbours that bound those (gcsfs holds fsspec at its own version, hence we leave fsspec alone).
-    # Colab's Jupyter and CUDA libraries are taken as they are. What the pins require is read from the ones installed
-    # here, also when that is under another Python than Colab's: their wheels state the same for both.
-    image = json.loads((HOME / "tests/colab_2026-08.json").read_text())["packages"]
-    as_shipped = {name: (package["version"], package["requires"]) for name, package in image.items()}
-    compiled = {name: entry for name, entry in pinned(BARE).items() if name in COMPILED}
-    assert compiled.keys() == COMPILED
-    packages = as_shipped | pinned(ON_COLAB) | compiled | {"autosloth": ("0", NEEDED)}
-    assert unmet(packages, linux("3.13")) == {known for known in KNOWN_EXCEPTIONS if known[1] not in COLAB_HAS}
+# What each image has that a pin breaks. Each is one day's, and only the part of it that AutoSloth meets; its file says of
+# which list. The oldest of Colab's runtimes, 2025.07, is not here: its torch is 2.6, and torchao 0.18 asks for
+# torch.float4_e2m1fn_x2 at import, which transformers then fails with. No metadata shows that.
+IMAGES = {
+    "colab-2026-08-19": set(),
+    "colab-2025-10": set(KNOWN_BROKEN),
+    "kaggle-2026-08-12": set(),
+}
+
+
+def read_image(name):
+    """(packages, Python) of an image."""
+    image = json.loads((HOME / f"tests/replica/{name}.json").read_text())
+    return {name: (one["version"], one["requires"]) for name, one in image["packages"].items()}, image["python"]
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_laid_over_an_image_nothing_is_missing_or_refused(name):
+    # What the pins require is read from the ones installed here, also when that is under another Python than the
+    # image's: their wheels state the same for all.
+    packages, python = read_image(name)
+    assert pinned(BARE).keys() >= COMPILED
+    assert lacking(packages, linux(python)) == {pair for pair in KNOWN_EXCEPTIONS if pair[1] not in ON_EVERY_IMAGE}
+    assert refusing(python) == {}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_laid_over_an_image_only_known_neighbours_break(name):
+    packages, python = read_image(name)
+    assert broken(packages, linux(python)) == IMAGES[name]
 
 
 def test_autosloth_imports_only_what_it_needs():

@@ -5,7 +5,7 @@ llama.cpp, whose converter decides the form of a GGUF, is fetched and compiled h
 
 from .convert import untie
 from .converter import converter_class, unpacked
-from .gguf import lay_source, size_in_bases, write_gguf
+from .gguf import lay_source, refuse_unconvertible, size_in_bases, write_gguf
 from .llama import compile_llama_cpp, fetch_converter, listening, llama_cpp, refuse_unknown_architecture
 from .merge import refuse_unreadable, write_merged
 
@@ -16,6 +16,7 @@ __all__ = [
     "lay_source",
     "listening",
     "llama_cpp",
+    "refuse_unconvertible",
     "refuse_unknown_architecture",
     "refuse_unreadable",
     "size_in_bases",

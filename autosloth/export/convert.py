@@ -52,7 +52,7 @@ class Plan:
 
 
 def main(request: dict[str, Any]) -> dict[str, float]:
-    """Make the files of a request {converter, source, adapter, name, files: {type: path}}; the peak memory in GB. Raises ExportError, with no sentence lost, and what the converter raises."""
+    """Make the files of a request {converter, source, adapter, name, files: {type: path}}, or only their heads if `heads`; the peak memory in GB. Raises ExportError, with no sentence lost, and what the converter raises."""
     memory = watch_memory()
     files = {kind: Path(path) for kind, path in request["files"].items()}
     if "adapter" in files:
@@ -74,6 +74,8 @@ def convert_model(request: dict[str, Any], files: dict[str, Path]) -> None:
     plans = [converter.plan(request, kind, path) for kind, path in files.items() if kind in CONVERTED]
     if mixtures := {kind: path for kind, path in files.items() if kind not in CONVERTED}:
         plans += converter.plan_mixtures(request, mixtures)
+    if request.get("heads"):
+        return
     refuse_small_disk(plans, shards.to_free(plans[0].path.parent))
     fill(plans, shards)
 

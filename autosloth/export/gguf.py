@@ -11,13 +11,16 @@ from typing import Any
 
 from ..child_process import Ended, run_apart
 from ..errors import ExportError
-from ..models import CHAT_TEMPLATES, export_base
+from ..models import CHAT_TEMPLATES, export_base, export_headers, model_source, small_files
 from ..output import say, size_in_words
-from ..run import HALF_WRITTEN, Run, stage, write_text
-from ..weights import TOLD
-from .llama import fetch_converter, llama_cpp
+from ..run import HALF_WRITTEN, Run, cache_dir, fingerprint, stage, write_text
+from ..settings import Settings
+from ..weights import INDEX, TOLD, read_header, shard_names
+from .llama import LLAMA_CPP_PYTHON, fetch_converter, llama_cpp
 from .merge import tokenizer_of
 from .stored_types import stored_otherwise
+
+OLDER_NAMES = {"linear_attention": "mamba", "full_attention": "attention"}
 
 # glibc keeps the memory of a block for the next one; by itself it would give each back to the system, and fault it in anew.
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 26)}
@@ -112,6 +115,42 @@ def convert(run: Run, source: Path, files: dict[str, Path]) -> list[dict[str, An
     ]
 
 
+def refuse_unconvertible(settings: Settings) -> None:
+    """Raises ExportError where llama.cpp's converter does not take the model or its tokenizer: it makes the head of a GGUF, for which the headers of the weights are enough.
+
+    What it took is remembered, by its config, headers and tokenizer. Of files that are missing others tell.
+    """
+    converter = fetch_converter()
+    with export_headers(settings) as base, tempfile.TemporaryDirectory() as temporary:
+        source = Path(temporary, "model")
+        lay_source(source, base, small_files(model_source(settings), settings.revision))
+        if not all((source / name).is_file() for name in shard_names(source)):
+            return
+        headers = [read_header(source / name) for name in shard_names(source)]
+        small = [path.read_bytes().hex() for path in sorted(source.iterdir()) if path.suffix != ".safetensors"]
+        taken = cache_dir() / f"taken-by-llama.cpp-{LLAMA_CPP_PYTHON}" / fingerprint([str(converter), headers, small])
+        if taken.is_file():
+            return
+        request = {"converter": converter, "source": source, "adapter": None, "name": "head", "heads": True}
+        ended = run_apart(
+            "autosloth.export.convert", request | {"files": {"q8_0": Path(temporary, "head.gguf")}}, online=False
+        )
+        if ended.status:
+            raise ExportError(*refusal(settings.model, ended))
+        taken.parent.mkdir(parents=True, exist_ok=True)
+        taken.touch()
+
+
+def refusal(model: str, ended: Ended) -> tuple[str, str]:
+    """What to tell where the converter does not take a model."""
+    if "error" in ended.answer:
+        return tuple(ended.answer["error"])
+    todo = "Set `quantizations: []` to train it without a GGUF, or choose another model."
+    if "pre-tokenizer" in ended.reason:
+        return f"llama.cpp makes no GGUF of {model}: it does not know how its tokenizer splits a text.", todo
+    return f"llama.cpp makes no GGUF of {model}: its converter ends with {ended.reason.rstrip('.')}.", todo
+
+
 def half_written(path: Path) -> Path:
     """What a file is called while it is written: whatever ends the process, that is no GGUF's name."""
     return path.with_name(f".{path.name}{HALF_WRITTEN}")
@@ -121,17 +160,17 @@ def unknown_error(ended: Ended) -> tuple[str, str]:
     """What to tell when the converting process ended without a word for us."""
     return (
         f"The conversion to GGUF failed ({ended.reason}).",
-        "Check that llama.cpp knows this architecture; the adapter is safe in adapter/, and `quantizations: []` finishes without a GGUF.",
+        "The adapter is safe in adapter/. Take `adapter` out of `quantizations` if it is there, for not every model's can be converted alone; `quantizations: []` finishes without a GGUF.",
     )
 
 
 def lay_source(folder: Path, base: Path, adapter: Path) -> None:
-    """A folder as the converter wants it: weights and config of the base (links), tokenizer of the adapter."""
+    """A folder as the converter wants it: weights of the base (links) and its config, tokenizer of the adapter."""
     folder.mkdir()
+    shards = shard_names(base)
     for path in [
-        *base.glob("*.safetensors"),
-        *base.glob("*.index.json"),
-        base / "config.json",
+        *(base / name for name in shards),
+        *([base / INDEX] if shards != ["model.safetensors"] else []),  # which may be of another form of the weights
         base / "generation_config.json",
         base / TOLD,
     ]:
@@ -139,6 +178,15 @@ def lay_source(folder: Path, base: Path, adapter: Path) -> None:
             (folder / path.name).symlink_to(path.resolve())
     for path in tokenizer_of(adapter):
         (folder / path.name).symlink_to(path.resolve())
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(with_older_names(config)), encoding="utf-8")
+
+
+def with_older_names(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with the names of Granite 4's layers that the converter knows; transformers 5 writes others."""
+    if config.get("model_type") != "granitemoehybrid" or "layer_types" not in config:
+        return config
+    return config | {"layer_types": [OLDER_NAMES.get(name, name) for name in config["layer_types"]]}
 
 
 def modelfile(run: Run, base: Path, path: str) -> str:

@@ -3,10 +3,11 @@
 Prompts are rendered and answers generated here, in one way for every other part.
 """
 
-from .adapter import adapter_folder, starting_adapter
+from .adapter import adapter_config, adapter_folder, starting_adapter
 from .base import (
     TOKENIZER_FILES,
     export_base,
+    export_headers,
     growth,
     is_quantized,
     model_files,
@@ -51,6 +52,7 @@ __all__ = [
     "TEMPLATE",
     "TOKENIZER_FILES",
     "Decoding",
+    "adapter_config",
     "adapter_folder",
     "answer",
     "answering",
@@ -64,6 +66,7 @@ __all__ = [
     "end_ids",
     "end_tokens",
     "export_base",
+    "export_headers",
     "growth",
     "held_date",
     "is_quantized",

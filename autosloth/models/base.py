@@ -17,7 +17,7 @@ from ..hub_client import ask_for, hub_api, is_offline, model_errors
 from ..output import say
 from ..settings import Settings
 from ..values import is_hub_id
-from ..weights import GROWTH, INDEX, packing, shard_names, streamed_base
+from ..weights import GROWTH, INDEX, headers_only, packing, shard_names, streamed_base
 
 CPU_LIMIT_GB = 3.0  # weights beyond which training without a GPU would take days
 TOKENIZER_FILES = (
@@ -79,6 +79,17 @@ def export_base(settings: Settings, stage: str = "", writes: float = 0) -> Itera
     writes *= growth(source, revision)
     with streamed_base(small_files(source, revision), source, settings.folder, writes) as streamed:
         yield streamed or model_files(source, revision)
+
+
+@contextlib.contextmanager
+def export_headers(settings: Settings) -> Iterator[Path]:
+    """The same without the weights: a folder whose shards may be nothing but their headers and holes. Raises ModelError."""
+    source = sixteen_bit_model(settings)[0]
+    if Path(source).is_dir():
+        yield Path(source)
+        return
+    with headers_only(small_files(source, settings.revision if source == settings.model else None), source) as folder:
+        yield folder
 
 
 def sixteen_bit_model(settings: Settings) -> tuple[str, str]:

@@ -14,15 +14,15 @@ from unittest import mock
 
 from ..errors import ModelError
 from ..hardware import first_gpu
-from ..hub_client import first_lines, model_errors
+from ..hub_client import model_errors
 from ..output import hush_libraries, say
 from ..run import cache_dir
 from ..settings import Settings
-from ..weights import whole_blocks, without_numbers
-from .adapter import adapter_config, starting_adapter
-from .base import TOKENIZER_FILES, growth, model_source, small_files
+from ..weights import parts_of, refuse_incomplete, shard_names, tied_weights, whole_blocks, without_numbers
+from .adapter import adapter_config, adapter_shapes, fill, fitting, refuse_elsewhere, starting_adapter
+from .base import TOKENIZER_FILES, growth, is_quantized, model_source, small_files
 from .repair import repair_tokenizer
-from .targets import ALL, Targets, as_pattern, last, layer_counts, layers_line, targets_of
+from .targets import ALL, Targets, as_pattern, last, layer_counts, layers_line, tables_of, targets_of
 from .template import template_for
 
 SHAPE = (
@@ -167,6 +167,7 @@ def load_model(settings: Settings) -> Any:
     """
     unsloth = start_engine()
     import torch
+    from safetensors.torch import load_file
 
     source, (dtype, reason), start = model_source(settings), choose_precision(settings), starting_adapter(settings)
     say(f"precision: {dtype} ({reason})")
@@ -201,7 +202,8 @@ def load_model(settings: Settings) -> Any:
         max_seq_length=settings.max_length,
     )
     if start:
-        fill_adapter(model, start, settings)
+        refuse_elsewhere(model, settings)
+        fill(model, load_file(start / "adapter_model.safetensors"), settings)
     say(f"adapter: LoRA on {layers_line(layer_counts(model))}")
     # Unsloth sets it on a GPU; beside max_new_tokens transformers then warns at each call.
     model.generation_config.max_length = None
@@ -271,7 +273,10 @@ def lora_shape(model: Any, settings: Settings, start: Path | None) -> dict[str, 
     if (config["r"], config["lora_alpha"]) != (settings.lora_r, settings.lora_alpha):
         say(f"adapter: LoRA rank {config['r']} and alpha {config['lora_alpha']}, as {settings.adapter} has them")
     shape = {name: config[name] for name in SHAPE if config.get(name) is not None}
-    return shape | trained_whole(model, config.get("modules_to_save") or [])
+    shape.setdefault("target_modules", [])
+    if config.get("ensure_weight_tying"):
+        shape |= trained_whole(model, config.get("modules_to_save") or [])
+    return shape
 
 
 def refuse_other_shape(model: Any, settings: Settings, config: dict[str, Any]) -> None:
@@ -283,7 +288,9 @@ def refuse_other_shape(model: Any, settings: Settings, config: dict[str, Any]) -
     ]
     if settings.target_modules != ALL:
         asked, found = targets_of(model, settings.target_modules), config.get("target_parameters") or []
-        if as_pattern(asked.modules) != as_pattern(config["target_modules"]) or {*(asked.parameters or [])} != {*found}:
+        if as_pattern(asked.modules) != as_pattern(config.get("target_modules") or []) or {
+            *(asked.parameters or [])
+        } != {*found}:
             other.append("target_modules")
     if other:
         raise ModelError(
@@ -293,25 +300,47 @@ def refuse_other_shape(model: Any, settings: Settings, config: dict[str, Any]) -
 
 
 def trained_whole(model: Any, names: list[str]) -> dict[str, Any]:
-    """What PEFT needs to know of the modules of these names, which are trained whole. Embeddings and head that are one weight stay one: many GGUFs have no place for two."""
+    """What PEFT needs to know of the modules of these names, which are trained whole; `embed_tokens` and `lm_head` are called otherwise in some families. Embeddings and head that are one weight stay one: many GGUFs have no place for two."""
     if not names:
         return {}
-    tied = bool(model.all_tied_weights_keys)
-    names = ["embed_tokens"] if tied else list(dict.fromkeys(last(name) for name in names))
-    return {"modules_to_save": names, "ensure_weight_tying": tied}
+    tables = tables_of(model)
+    called = dict(zip(("embed_tokens", "lm_head"), tables, strict=False)) | {last(name): name for name in tables}
+    asked = list(dict.fromkeys(called.get(last(name), name) for name in names))
+    tied = bool(model.all_tied_weights_keys) and not {*asked}.isdisjoint(tables)
+    if tied:
+        asked = [tables[0], *(name for name in asked if name not in tables)]
+    return {"modules_to_save": asked, "ensure_weight_tying": tied}
 
 
 def planned_layers(settings: Settings) -> dict[str, dict[str, int]]:
     """How many matrices of each kind the adapter would train, by the model's config alone, as `layer_counts` tells. Raises ModelError."""
     start_engine()
+    import torch
     from peft import LoraConfig, get_peft_model
 
     start, folder = starting_adapter(settings), small_files(model_source(settings), settings.revision)
     with model_errors(settings.model):
         text_class(folder, settings.model)
     model = without_numbers(folder)
-    shape = lora_shape(model, settings, start)
-    return layer_counts(get_peft_model(model, LoraConfig(**shape, task_type="CAUSAL_LM")))
+    here = all((folder / name).is_file() for name in shard_names(folder))
+    if here and not is_quantized(model_source(settings), settings.revision):
+        compare_with_files(model, folder, settings)
+    config = LoraConfig(**lora_shape(model, settings, start), task_type="CAUSAL_LM")
+    if start is None:
+        return layer_counts(get_peft_model(model, config))
+    with fitting(settings):
+        model = get_peft_model(model, config, low_cpu_mem_usage=True)
+    refuse_elsewhere(model, settings)
+    shapes = adapter_shapes(start, str(settings.adapter))
+    fill(model, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, settings)
+    return layer_counts(model)
+
+
+def compare_with_files(model: Any, folder: Path, settings: Settings) -> None:
+    """Let a model without numbers tell of its ties what its files do. Raises ModelError where they lack a weight."""
+    parts = parts_of(model, folder)
+    refuse_incomplete(model, folder, parts, settings.model)
+    model.all_tied_weights_keys = tied_weights(model, folder, parts)
 
 
 def refuse_for_experts(model: Any, targets: Targets, settings: Settings) -> None:
@@ -331,20 +360,6 @@ def refuse_for_experts(model: Any, targets: Targets, settings: Settings) -> None
             f"The experts of {settings.model} cannot be trained with `{asked[0]}`.",
             f"Set `{asked[0]}: {'false' if asked[0] == 'use_dora' else 0}`, or `target_modules: attention`.",
         )
-
-
-def fill_adapter(model: Any, start: Path, settings: Settings) -> None:
-    """Put the weights of the adapter to start from into the model's. Raises ModelError when they do not fit."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
-    try:
-        result = set_peft_model_state_dict(model, load_peft_weights(str(start), device="cpu"))
-        strange = result.unexpected_keys
-    except (RuntimeError, ValueError, KeyError) as error:
-        strange = [first_lines(error)]
-    if strange:
-        todo = "Set `model` to the base that the adapter was trained on."
-        raise ModelError(f"The adapter {settings.adapter} does not fit {settings.model} ({strange[0]}).", todo)
 
 
 @contextlib.contextmanager

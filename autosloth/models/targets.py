@@ -133,6 +133,13 @@ def blocks_of(model: Any) -> str:
     return bare(next(name for name, module in model.named_modules() if module is blocks))
 
 
+def tables_of(model: Any) -> list[str]:
+    """The names of the embeddings and of the head, in this order; the adapter's wrapping does not count."""
+    named = [(bare(name), module) for name, module in model.named_modules()]
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [next(name for name, module in named if module is end) for end in ends if end is not None]
+
+
 def is_router(name: str, layer: Any) -> bool:
     """Whether a linear layer decides where a token goes, or how much of it."""
     return bool(ROUTER.search(name) or ROUTER.search(type(layer).__name__)) or getattr(layer, "out_features", 0) == 1

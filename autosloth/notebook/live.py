@@ -12,7 +12,7 @@ from typing import Any
 
 from ..hardware import GB, peak_ram_gb, peak_vram_gb
 from ..output import counted, duration, or_nothing, render_html, say, show, size_in_words
-from ..run import Run
+from ..run import STAGES, Run
 from .runtime import front_end_attached
 
 LINES_PER_RUN = 20  # where nobody watches
@@ -255,10 +255,7 @@ def lost_files(run: Run) -> list[str]:
 
 def undone_lines(run: Run) -> list[tuple[str, str]]:
     """Which stages of the road failed, with the reason and what to do, and which are not done."""
-    from ..roads import stages  # which imports this module
-
-    names = [stage.stage for stage in stages(run.settings.road) if hasattr(stage, "stage")]
-    undone = [name for name in names if run.mark(name) is None]
+    undone = [name for name in STAGES if run.mark(name) is None]
     failed = {name: failure for name in undone if (failure := run.failure(name))}
     lines = [(f"{name} failed", str(failure)) for name, failure in failed.items()]
     if left := [name for name in undone if name not in failed]:

@@ -59,7 +59,7 @@ def verify_gguf(run: Run) -> None:
             f"set `publish_unverified: true` and run `autosloth {run.settings.road}` again to publish all the same"
         )
         raise VerifyError(what, f"{todo} The adapter is sound; {all_the_same}.")
-    say(f"verify: NOT passed. {what} {todo} The road goes on, because `publish_unverified` is set.")
+    say(f"verify: NOT passed. {what} {todo} It goes on all the same, because `publish_unverified` is set.")
 
 
 def refuse_unproven(run: Run, folder: Path) -> None:

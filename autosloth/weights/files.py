@@ -17,9 +17,9 @@ INDEX = "model.safetensors.index.json"
 
 
 def shard_names(folder: Path) -> list[str]:
-    """The names of a model's shards, by its index if it has one; they need not be there."""
+    """The names of a model's shards: one file, where it is there, as transformers takes it; else by the index if there is one, and they need not be there."""
     index = folder / INDEX
-    if not index.is_file():
+    if (folder / "model.safetensors").is_file() or not index.is_file():
         return ["model.safetensors"]
     return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
 
@@ -29,8 +29,6 @@ def model_shards(folder: Path) -> list[Path]:
 
     Raises ExportError when there are none, or one is missing.
     """
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
     shards = [folder / name for name in shard_names(folder)]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         indexed = (folder / INDEX).is_file()

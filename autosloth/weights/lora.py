@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import ExportError
 from ..hub_client import model_errors
 from ..output import hush_libraries
-from .mapping import Cut, other_form, parts_of
+from .mapping import Cut, other_form, parts_of, tied_weights
 
 # The entries of adapter_config.json that a plain adapter may have, and one that is to be merged. Whatever else is set
 # is refused by name: some kinds changed the base when their training began (PiSSA, OLoRA, LoftQ, KaSA), some cannot
@@ -93,13 +93,17 @@ class Adapter:
                 "Train a plain LoRA adapter, or merge this one with PEFT and give the result as the base.",
             )
         model = without_numbers(base, (config.get("auto_mapping") or {}).get("base_model_class"))
-        parts, tied = parts_of(model, base), dict(model.all_tied_weights_keys)
+        parts = parts_of(model, base)
+        tied = tied_weights(model, base, parts)
         adapter = cls(replaced=trained_whole(folder))
         adapter.take(laid_out(model, folder))
+        adapter.tokens = {name: rows for name, rows in adapter.tokens.items() if name not in tied}
         if config.get("ensure_weight_tying"):  # what is one weight in the base was trained as one
             adapter.replaced = {name: weight for name, weight in adapter.replaced.items() if name not in tied}
         else:
             adapter.untie(tied)
+        stored = {parameter for parameter, _ in parts.values()}
+        adapter.repeat({name: shared for name, shared in tied.items() if name in stored and name not in adapter.untied})
         adapter.refuse_strayed()
         return adapter.in_files(parts)
 
@@ -111,9 +115,12 @@ class Adapter:
         for path, layer in model.named_modules():
             if isinstance(layer, LoraLayer):
                 self.take_layer(WRAPPERS.sub("", path), layer)
-            elif isinstance(layer, TrainableTokensLayer) and layer.tied_adapter is None:
-                rows = layer.trainable_tokens_delta[NAME].detach().float()
-                self.tokens[WRAPPERS.sub("", path) + ".weight"] = (layer.token_indices[NAME], rows)
+            elif isinstance(layer, TrainableTokensLayer):
+                trained = (
+                    layer.tied_adapter or layer
+                )  # PEFT ties these rows where a config ties the weights, whatever the files hold
+                rows = trained.trainable_tokens_delta[NAME].detach().float()
+                self.tokens[WRAPPERS.sub("", path) + ".weight"] = (trained.token_indices[NAME], rows)
 
     def take_layer(self, path: str, layer: Any) -> None:
         """Take over one layer of LoRA. Raises ExportError for a kind that is not merged here."""
@@ -141,6 +148,11 @@ class Adapter:
         self.untied = {
             name: shared for name, shared in tied.items() if name in own or shared in own - self.tokens.keys()
         }
+
+    def repeat(self, twins: dict[str, str]) -> None:
+        """Do to each weight that the files hold a second time, under the first of these names, what is done to the other."""
+        for held in (self.pairs, self.scales, self.magnitudes, self.replaced, self.tokens):
+            held |= {name: held[shared] for name, shared in twins.items() if shared in held}
 
     def refuse_strayed(self) -> None:
         """Raises ExportError when some number of the adapter is not finite."""
@@ -271,14 +283,14 @@ def without_numbers(base: Path, trained_as: str | None = None) -> Any:
     import torch
     import transformers
 
-    with model_errors(str(base)), torch.device("meta"):
+    with model_errors(str(base)):
         config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         names = [name for name in (trained_as, *(config.architectures or [])) if hasattr(transformers, name or "")]
-        model = (
-            getattr(transformers, names[0])(config) if names else transformers.AutoModelForCausalLM.from_config(config)
-        )
+        make = getattr(transformers, names[0]) if names else transformers.AutoModelForCausalLM.from_config
+        with torch.device("meta"):  # only now: torch 2.8 cannot import its compiler under it, which transformers does
+            model = make(config)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, torch.nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False))

@@ -33,14 +33,10 @@ def streamed_base(small: Path, repo: str, target: Path, writes: float) -> Iterat
     small: the model's folder in the Hub's cache, named by its commit, with config and tokenizer; target: the folder that is
     written to; writes: how much, in sizes of the model. Raises ModelError.
     """
-    from huggingface_hub import HfFileSystem, snapshot_download
-
     if is_offline():
         yield None
         return
-    with reading("model", repo):
-        found = snapshot_download(repo, revision=small.name, allow_patterns=shard_names(small), dry_run=True)
-    shards = sorted(found, key=lambda shard: shard.filename)
+    shards = shards_there(small, repo)
     if not is_short(shards, target, writes):
         yield None
         return
@@ -50,18 +46,42 @@ def streamed_base(small: Path, repo: str, target: Path, writes: float) -> Iterat
     )
     with tempfile.TemporaryDirectory(prefix="autosloth-") as temporary:
         folder = Path(temporary)
-        for path in small.iterdir():
-            if path.is_file() and path.suffix != ".safetensors":
-                (folder / path.name).symlink_to(path.resolve())
-        for shard in shards:
-            if shard.is_cached:
-                (folder / shard.filename).symlink_to(Path(shard.local_path).absolute())
-            else:
-                with reading("model", repo), HfFileSystem().open(f"{repo}@{small.name}/{shard.filename}") as there:
-                    stand_in(folder / shard.filename, there, shard.file_size)
+        lay_stand_ins(folder, small, repo, shards)
         sizes = {shard.filename: shard.file_size for shard in shards}
         write_json(folder / TOLD, {"repo": repo, "commit": small.name, "folder": temporary, "sizes": sizes})
         yield folder
+
+
+@contextlib.contextmanager
+def headers_only(small: Path, repo: str) -> Iterator[Path]:
+    """A folder with a model's small files, and with stand-ins for the shards that are not in the Hub's cache: their headers alone are downloaded. Raises ModelError."""
+    with tempfile.TemporaryDirectory(prefix="autosloth-") as temporary:
+        lay_stand_ins(Path(temporary), small, repo, shards_there(small, repo))
+        yield Path(temporary)
+
+
+def shards_there(small: Path, repo: str) -> list[Any]:
+    """What the Hub and its cache know of a model's shards, in order. Raises ModelError."""
+    from huggingface_hub import snapshot_download
+
+    with reading("model", repo):
+        found = snapshot_download(repo, revision=small.name, allow_patterns=shard_names(small), dry_run=True)
+    return sorted(found, key=lambda shard: shard.filename)
+
+
+def lay_stand_ins(folder: Path, small: Path, repo: str, shards: list[Any]) -> None:
+    """Fill a folder with links to a model's small files and to the shards in the Hub's cache, and stand-ins for the others. Raises ModelError."""
+    from huggingface_hub import HfFileSystem
+
+    for path in small.iterdir():
+        if path.is_file() and path.suffix != ".safetensors":
+            (folder / path.name).symlink_to(path.resolve())
+    for shard in shards:
+        if shard.is_cached:
+            (folder / shard.filename).symlink_to(Path(shard.local_path).absolute())
+            continue
+        with reading("model", repo), HfFileSystem().open(f"{repo}@{small.name}/{shard.filename}") as there:
+            stand_in(folder / shard.filename, there, shard.file_size)
 
 
 def is_short(shards: list[Any], target: Path, writes: float) -> bool:

@@ -87,18 +87,43 @@ TIED = {
     "whole embeddings and head": dict(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
     "tokens": dict(target_modules=["q_proj"], trainable_token_indices=[3, 70]),
     "neither": dict(target_modules=ALL),
+    "whole embeddings, one weight": dict(
+        target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True
+    ),
 }
+ONE_WEIGHT = ("tokens", "neither", "whole embeddings, one weight")
+
+
+def write_twin(base, factor):
+    """Let the files hold the head too, as so many times the embeddings."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(base / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * factor
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
 
 
 @pytest.mark.parametrize(
-    "family, kind", [*(("Qwen2", kind) for kind in TIED), ("Gemma3", "LoRA on the embeddings"), ("Gemma3", "neither")]
+    "family, kind, twin",
+    [
+        *(("Qwen2", kind, twin) for kind in TIED for twin in (None, 1.0)),
+        ("Qwen2", "whole embeddings", 1.5),
+        ("Qwen2", "tokens", 1.5),
+        ("Gemma3", "LoRA on the embeddings", None),
+        ("Gemma3", "neither", None),
+    ],
 )
-def test_a_base_that_ties_its_embeddings_answers_as_trained(engine, tmp_path, kind, family):
-    """PEFT's merge changes both of two tied weights where one was trained, so its unmerged model is what to equal."""
+def test_a_base_that_ties_its_embeddings_answers_as_trained(engine, tmp_path, kind, family, twin):
+    """PEFT's merge changes both of two tied weights where one was trained, so its unmerged model is what to equal.
+
+    twin: where the files hold the head too, times how much; transformers ties it if it is the same.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     base = tiny(tmp_path / "base", family, **({"tie_word_embeddings": True} if family == "Qwen2" else {}))
+    if twin:
+        write_twin(base, twin)
     folder, model = adapter(tmp_path / "adapter", base, **TIED[kind])
     (tmp_path / "merged").mkdir()
     merge_model(base, folder, tmp_path / "merged")
@@ -109,7 +134,7 @@ def test_a_base_that_ties_its_embeddings_answers_as_trained(engine, tmp_path, ki
         before = AutoModelForCausalLM.from_pretrained(base).eval()(input_ids=ids).logits
     assert (ours - theirs).abs().max() < 0.02 * (theirs - before).abs().max()
     own = merged.get_output_embeddings().weight.data_ptr() != merged.get_input_embeddings().weight.data_ptr()
-    assert own == (kind not in ("tokens", "neither"))
+    assert own == (kind not in ONE_WEIGHT or twin == 1.5)
 
 
 def test_weights_too_large_for_float16_become_bfloat16(engine, tmp_path, capsys):

@@ -73,7 +73,7 @@ def test_what_cannot_be_installed_says_why_and_what_to_do(machine):
 
 
 def test_the_pins_are_those_of_requirements_txt():
-    from test_requirements import ON_COLAB, pinned
+    from support.pins import ON_COLAB, pinned
 
     assert libraries.pins() == {name: pin for name, (pin, _) in pinned(ON_COLAB).items()}, "run `make setup`"
 

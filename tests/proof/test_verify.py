@@ -338,7 +338,10 @@ def test_a_failed_proof_stops_the_road_and_blocks_publishing_unless_told_otherwi
     refuse_unverified(run)
     assert run.mark("verify") and run.failure("verify") is None
     said = capsys.readouterr().out
-    assert "set `publish_unverified" not in said and "goes on, because `publish_unverified` is set." in said
+    assert (
+        "set `publish_unverified" not in said
+        and "It goes on all the same, because `publish_unverified` is set." in said
+    )
 
 
 def test_of_an_adapter_alone_it_is_said_what_is_proven_and_what_is_not(copied, capsys):

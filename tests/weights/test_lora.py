@@ -1,6 +1,8 @@
 """Each kind of LoRA adapter that PEFT makes is merged as PEFT merges it, or refused by name."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from support.adapters import ALL, ATTENTION, EXPERTS, adapter, tiny
@@ -187,3 +189,29 @@ def test_a_kind_that_is_not_trained_further_is_refused_before_training(tmp_path,
     (tmp_path / "adapter_config.json").write_text(json.dumps(written | entries))
     with pytest.raises(ModelError, match=rf"is no plain LoRA \({what}\)"):
         starting_adapter(DPOSettings(model="x/base", adapter=str(tmp_path)))
+
+
+# In a process where nothing has imported the compiler yet, as in the one that converts.
+WATCH = """
+import sys, torch
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+
+class Watch(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch._dynamo":
+            print(torch.get_default_device())
+
+sys.meta_path.insert(0, Watch())
+from autosloth.weights.lora import without_numbers
+print(type(without_numbers(Path(sys.argv[1]))).__name__)
+"""
+
+
+def test_torchs_compiler_is_not_imported_on_the_meta_device(tmp_path):
+    # torch 2.8, which Colab's oldest runtime has, cannot: `partially initialized module 'torch._dynamo'`.
+    sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | sizes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = subprocess.run([sys.executable, "-c", WATCH, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["cpu", "LlamaForCausalLM"]
