@@ -43,6 +43,7 @@ def render_html(template: str, **view: Any) -> str:
         undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["or_nothing"] = or_nothing
     return environment.get_template(template).render(view)
 
 
@@ -72,6 +73,26 @@ def counted(number: float, noun: str) -> str:
     return f"{number:.10g} {noun}{'' if number == 1 else 's'}"
 
 
+def size_in_words(count: int) -> str:
+    """So many bytes as people say it.
+
+    >>> size_in_words(0), size_in_words(12_345), size_in_words(26_700_000), size_in_words(7_700_000_000)
+    ('0 bytes', '12.3 KB', '26.7 MB', '7.7 GB')
+    """
+    from rich.filesize import decimal
+
+    return decimal(count).replace("kB", "KB")
+
+
+def or_nothing(answer: str) -> str:
+    """An answer as it is shown, an empty one too.
+
+    >>> or_nothing("Mila"), or_nothing("")
+    ('Mila', '(nothing)')
+    """
+    return answer or "(nothing)"
+
+
 def duration(seconds: float) -> str:
     """A time span as people say it: `48 s`, `12 min`, `3.5 h`."""
     if seconds < 100:
@@ -80,11 +101,19 @@ def duration(seconds: float) -> str:
 
 
 def hush_libraries() -> None:
-    """Hold down what libraries say, when they are imported, of kernels that a machine without a GPU does not miss; and what PEFT says of ties, which are seen to here.
+    """Hold down what libraries say, when they are imported or used, of kernels that a machine without a GPU does not miss; and what PEFT says of ties, which are seen to here.
 
     It looks for them in vain where a second adapter is put beside one that is tied, and ties it all the same.
     """
     for chatty in ("torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    logging.getLogger("transformers.integrations.hub_kernels").addFilter(missed_by_a_gpu)
     for about_ties in ("You have requested `ensure_weight_tying`", "Model has `tie_word_embeddings=True`"):
         warnings.filterwarnings("ignore", about_ties, UserWarning)
+
+
+def missed_by_a_gpu(record: logging.LogRecord) -> bool:
+    """Whether a line of a library is said: not that a kernel is missing (transformers 5.17) where there is no GPU to run it."""
+    import torch
+
+    return "is falling back to its reference" not in record.getMessage() or torch.cuda.is_available()

@@ -26,6 +26,7 @@ from .hardware import GB
 from .output import duration, say
 from .settings import ROADS, Settings
 
+STAGES = ("data", "train", "merge", "gguf", "verify", "card", "publish")  # of every road, in their order
 TRAINED = ("adapter", "checkpoints", "rounds", "merged", "gguf", "publish")  # what there is only after a training began
 LONGEST_NAME = 95  # characters of a run's name
 FOLLOWS = (
@@ -169,6 +170,11 @@ class Run:
     def mark(self, stage: str) -> dict[str, Any] | None:
         """The mark of a finished stage, or None."""
         return read_json(self.path(".done", f"{stage}.json"), MARKED) or None
+
+    def failure(self, stage: str) -> AutoSlothError | None:
+        """What a stage failed with when it was run last; None where it did not fail."""
+        told = read_json(failure_note(self, stage), ("what", "todo"))
+        return AutoSlothError(told["what"], told["todo"]) if told and self.mark(stage) is None else None
 
     def lost(self, stage: str) -> list[str]:
         """The files of a finished stage that are not there any more, by their path in the run."""
@@ -419,6 +425,9 @@ def stage(
                     if together:
                         of_first(lambda: True)
                     function(run, *made)
+                except Exception as error:
+                    note_failure(run, name, error)
+                    raise
                 except KeyboardInterrupt:
                     todo = "Run the same again: finished stages are skipped, and a training goes on from its last checkpoint."
                     raise Interrupted(f"Stopped in the stage `{name}`.", todo) from None
@@ -463,10 +472,7 @@ def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inpu
     for earlier in after:
         mark = run.mark(earlier)
         if mark is None:
-            raise SettingsError(
-                f"The stage `{earlier}` of {run.folder} is not finished.",
-                f"Run {run.command(earlier)} first.",
-            )
+            raise not_finished(run, earlier)
         if lost := run.lost(earlier):
             raise SettingsError(
                 f"{run.path(lost[0])} is missing, which the stage `{earlier}` wrote.",
@@ -476,6 +482,33 @@ def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inpu
         before[earlier] = mark["result"]
     refuse_other_settings(run, after)
     return fingerprint([chosen_settings(run, reads), before, inputs(run) if inputs else None])
+
+
+def not_finished(run: Run, stage: str) -> SettingsError:
+    """What to tell where a stage is needed that is not done: why it failed, if it did."""
+    if failed := run.failure(stage):
+        return SettingsError(f"The stage `{stage}` of {run.folder} failed: {failed.what}", failed.todo)
+    return SettingsError(f"The stage `{stage}` of {run.folder} is not finished.", f"Run {run.command(stage)} first.")
+
+
+def note_failure(run: Run, stage: str, error: Exception) -> None:
+    """Keep what a stage failed with, for `show` and for the stages that need it; not where one that was done stays as it was."""
+    if isinstance(error, Interrupted) or run.mark(stage) is not None:
+        return
+    told = (
+        error
+        if isinstance(error, AutoSlothError)
+        else AutoSlothError(
+            f"An unexpected {type(error).__name__}.", "Run it again; if it fails again, please report it."
+        )
+    )
+    with contextlib.suppress(OSError):  # a full disk may be what it failed with
+        write_json(failure_note(run, stage), {"what": told.what, "todo": told.todo})
+
+
+def failure_note(run: Run, stage: str) -> Path:
+    """Where `note_failure` keeps what it is told."""
+    return run.path(".done", "failed", f"{stage}.json")
 
 
 def refuse_altered(run: Run, stage: str, kinds: Iterable[str] = ("data", "adapter", "reference")) -> None:
@@ -524,6 +557,7 @@ def begin_stage(
     run.write_settings()
     run.path(UNCLEARED).unlink(missing_ok=True)
     run.path(".done", f"{name}.json").unlink(missing_ok=True)
+    failure_note(run, name).unlink(missing_ok=True)
     if same:
         return
     run.forget(*facts)
@@ -548,6 +582,7 @@ def void_followers(run: Run, name: str) -> None:
         if set(told["after"]) & set(void):
             void.append(each)
             run.path(".done", f"{each}.json").unlink(missing_ok=True)
+            failure_note(run, each).unlink(missing_ok=True)
 
 
 def end_stage(

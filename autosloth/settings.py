@@ -68,9 +68,9 @@ MODELS = {
     "unsloth/gemma-3-1b-it-unsloth-bnb-4bit": f"1.0B; {ON_T4}",
     "unsloth/Qwen3-0.6B-unsloth-bnb-4bit": f"0.6B; {ON_T4}",
     "unsloth/gemma-4-E2B-it-unsloth-bnb-4bit": "5.1B, of which 2.3B compute and the others are embeddings",
-    "unsloth/Ministral-3-3B-Instruct-2512-unsloth-bnb-4bit": "3.8B, of which 0.4B see images",
-    "unsloth/LFM2.5-1.2B-Instruct": "1.2B, in 16 bit on the Hub",
-    "unsloth/granite-4.0-micro-unsloth-bnb-4bit": "3.4B",
+    "unsloth/Ministral-3-3B-Instruct-2512-unsloth-bnb-4bit": f"3.8B, of which 0.4B see images; {ON_T4}",
+    "unsloth/LFM2.5-1.2B-Instruct": f"1.2B, in 16 bit on the Hub; {ON_T4}",
+    "unsloth/granite-4.0-micro-unsloth-bnb-4bit": f"3.4B; {ON_T4}",
     "demo": "the embedded tiny base; needs no GPU",
 }
 DPO_MODELS = {
@@ -415,9 +415,10 @@ class Settings(BaseModel):
             return value
         raise ValueError(f"give {', '.join(CHAT_TEMPLATE_NAMES)}, the path of a Jinja file, or Jinja text")
 
-    @field_validator("quantizations", mode="before")
+    @field_validator("quantizations", "modules_to_save", mode="before")
     @classmethod
     def _lower_case_each_once(cls, value: Any) -> Any:
+        value = [value] if isinstance(value, str) else value  # one name
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             return value
         return list(dict.fromkeys(v.lower() if isinstance(v, str) else v for v in value))
@@ -448,13 +449,20 @@ class Settings(BaseModel):
         return []
 
     def passed_means(self) -> str:
-        """What a passed proof of the GGUF says and, where the demo's base is trained on other rows, what it does not say."""
+        """What a passed proof of the GGUF says and what it does not say: of an adapter alone, and where the demo's base is trained on other rows."""
+        alone = (
+            "the adapter's file holds what was trained, matrix by matrix; it was not run, so what it answers on a GGUF of the base, "
+            "whose rounding comes on top, is not proven"
+        )
+        model = "the GGUF is the trained model, within its type's rounding"
+        if set(self.quantizations) == {"adapter"}:
+            model = alone
+        elif "adapter" in self.quantizations:
+            model = f"{model} ({alone})"
         if self.model == "demo" and self.dataset != "demo":
-            return (
-                "the GGUF is the trained model, within its type's rounding; that model is the demo's toy, which knows nothing "
-                "but its own forest: expect nonsense of it on other rows"
-            )
-        return "the GGUF is the trained model, within its type's rounding; how good that model is, the held-out figures tell"
+            toy = "the demo's toy, which knows nothing but its own forest: expect nonsense of it on other rows"
+            return f"{model}; {'the base' if model is alone else 'that model'} is {toy}"
+        return f"{model}; how good {'the trained' if model is alone else 'that'} model is, the held-out figures tell"
 
     def warmup_steps(self, steps: int) -> int:
         """The warm-up of a training of so many steps, as transformers counts it; half of the steps where else none had the full learning rate.

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from autosloth import run as runs
-from autosloth.errors import Interrupted, SettingsError, StorageError
+from autosloth.errors import Interrupted, SettingsError, StorageError, VerifyError
 from autosloth.run import Run, read_json, stage, waiting_for
-from autosloth.settings import DPOSettings, SFTSettings
+from autosloth.settings import ROADS, DPOSettings, SFTSettings
 
 
 def test_what_a_stage_waits_for_is_not_its_own_time(tmp_path, capsys, monkeypatch):
@@ -85,6 +85,33 @@ def follow(settings, *stages):
     for each in stages or (data, train, gguf, card):
         each(run)
     return run
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_the_stages_of_a_road_are_known_by_their_names(road):
+    from autosloth.roads import stages
+
+    assert tuple(stage.stage for stage in stages(road) if hasattr(stage, "stage")) == runs.STAGES
+
+
+def test_what_a_stage_failed_with_is_kept_until_it_is_begun_again(tmp_path):
+    @runs.stage("verify", after=("gguf",))
+    def failing(run):
+        raise VerifyError("It is wrong.", "Do this.")
+
+    run = follow(settings_of(tmp_path))
+    with pytest.raises(VerifyError):
+        failing(run)
+    assert str(run.failure("verify")) == "It is wrong. Do this."
+
+    @runs.stage("later", after=("verify",))
+    def later(run):
+        raise AssertionError
+
+    with pytest.raises(SettingsError, match=r"The stage `verify` of .*mine failed: It is wrong. Do this."):
+        later(run)
+    gguf.again(run)
+    assert run.failure("verify") is None
 
 
 def befores(folder):
@@ -251,7 +278,7 @@ def test_a_file_that_cannot_be_made_anew_leaves_the_old_one(tmp_path):
     with pytest.raises(StorageError, match="No space is left"):
         follow(settings_of(tmp_path, quantizations=["f16"]))
     assert run.path("gguf", "file").is_file() and not run.mark("gguf") and not list(run.folder.rglob(".*.partial"))
-    with pytest.raises(SettingsError, match=r"The stage `gguf` of .* is not finished"):
+    with pytest.raises(SettingsError, match=r"The stage `gguf` of .* failed: "):
         card(run)
     run.path("full").unlink()
     assert follow(settings_of(tmp_path, quantizations=["f16"])).mark("gguf")

@@ -80,6 +80,19 @@ def test_an_error_names_the_field_what_was_given_and_what_is_allowed(given, wron
     assert error.value.todo.endswith(".")
 
 
+def test_one_name_is_a_list_of_one(tmp_path, monkeypatch):
+    (tmp_path / "s.yaml").write_text("quantizations: Q4_K_M\nmodules_to_save: lm_head\n")
+    monkeypatch.setenv("AUTOSLOTH_TARGET_MODULES", "q_proj")
+    settings = SFTSettings.load(tmp_path / "s.yaml")
+    assert settings.quantizations == ["q4_k_m"] and settings.modules_to_save == ["lm_head"]
+    assert settings.target_modules == ["q_proj"]
+    monkeypatch.setenv("AUTOSLOTH_MODULES_TO_SAVE", "embed_tokens")
+    settings = SFTSettings.load(tmp_path / "s.yaml", {"quantizations": "adapter"})
+    assert settings.quantizations == ["adapter"] and settings.modules_to_save == ["embed_tokens"]
+    with pytest.raises(SettingsError, match=r"`quantizations.0` is \"q9\", but it should be 'q8_0'"):
+        SFTSettings.load({"quantizations": "q9"})
+
+
 @pytest.mark.parametrize(
     "given, read",
     [

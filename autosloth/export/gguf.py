@@ -11,15 +11,15 @@ from typing import Any
 
 from ..child_process import Ended, run_apart
 from ..errors import ExportError
-from ..hardware import GB
 from ..models import CHAT_TEMPLATES, export_base, export_headers, model_source, small_files
-from ..output import say
+from ..output import say, size_in_words
 from ..run import HALF_WRITTEN, Run, cache_dir, fingerprint, stage, write_text
 from ..settings import Settings
 from ..weights import INDEX, TOLD, read_header, shard_names
 from .convert import UNKNOWN_TOKENIZER
 from .llama import LLAMA_CPP_PYTHON, fetch_converter, llama_cpp
 from .merge import base_of, tokenizer_of
+from .stored_types import stored_otherwise
 
 OLDER_NAMES = {"linear_attention": "mamba", "full_attention": "attention"}
 
@@ -49,7 +49,10 @@ def write_gguf(run: Run) -> None:
         if kinds:
             made = gguf_files(run, kinds, folder)
     for file in made:
-        say(f"gguf: {file['path']}, {file['bytes'] / GB:.3f} GB in {file['seconds']:.1f} s, peak memory {memory(file)}")
+        size = size_in_words(file["bytes"])
+        say(f"gguf: {file['path']}, {size} in {file['seconds']:.1f} s, peak memory {memory(file)}")
+        if file["stored"]:
+            say(f"gguf: {Path(file['path']).name} is {file['stored']}")
     run.record("export", gguf=made)
 
 
@@ -102,7 +105,13 @@ def convert(run: Run, source: Path, files: dict[str, Path]) -> list[dict[str, An
             half_written(path).unlink(missing_ok=True)
     told["seconds"] = round(time.perf_counter() - started, 2)
     return [
-        {"path": f"gguf/{path.name}", "type": kind.upper(), "bytes": path.stat().st_size, **told}
+        {
+            "path": f"gguf/{path.name}",
+            "type": kind.upper(),
+            "bytes": path.stat().st_size,
+            "stored": stored_otherwise(path, kind),
+            **told,
+        }
         for kind, path in files.items()
     ]
 

@@ -183,9 +183,8 @@ class Form:
             _stopped.add(store.path)
             raise Paused("Paused at the form, as its switch says.", "Fill it in, then choose Run all again.")
         if store.problems:
-            raise SettingsError(
-                " ".join(store.problems.values()), "Correct them in the form above, then run this cell again."
-            )
+            form = "Correct them in the form above, then run this cell again."
+            raise SettingsError(" ".join(store.problems.values()), form if front_end_attached() else store.places())
         mount_drive(store.settings.storage)
         changes = store.settings.to_yaml(changes_only=True).rstrip() if store.given() else ""
         say(f"settings: the defaults, but for\n{changes}" if changes else "settings: the defaults")
@@ -199,9 +198,7 @@ class Form:
 
         if front_end_attached():
             return display(self.root)
-        say(
-            f"form: nobody is watching, so the settings are those of {self.store.path.name}, the environment and the defaults"
-        )
+        say(f"form: nobody is watching, so the settings are {self.store.sources()}")
 
 
 class Field:

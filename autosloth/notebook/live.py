@@ -10,10 +10,9 @@ import threading
 import time
 from typing import Any
 
-from ..errors import SettingsError
 from ..hardware import GB, peak_ram_gb, peak_vram_gb
-from ..output import counted, duration, render_html, say, show
-from ..run import Run
+from ..output import counted, duration, or_nothing, render_html, say, show, size_in_words
+from ..run import STAGES, Run
 from .runtime import front_end_attached
 
 LINES_PER_RUN = 20  # where nobody watches
@@ -153,7 +152,7 @@ def show_answers(run: Run) -> None:
     if not rows:
         return
     parts = ("question", "before", "after", "expected")
-    text = "\n".join(f"{part:>9} | {row[part] or '(nothing)'}" for row in rows for part in parts)
+    text = "\n".join(f"{part:>9} | {or_nothing(row[part])}" for row in rows for part in parts)
     show(text, render_html("notebook/templates/answers.html.j2", rows=rows))
 
 
@@ -174,16 +173,42 @@ def summary(run: Run) -> None:
 
 
 def summary_lines(run: Run) -> list[tuple[str, str]]:
-    """(name, value) of each line of the summary, from facts.json."""
+    """(name, value) of each line of the summary, from facts.json: what is measured so far, and at last what failed or is not done."""
     facts = run.facts
-    missing = [name for name in ("data", "eval", "train", "export", "verify", "publish") if name not in facts]
-    if missing or "after" not in facts["eval"]:
-        raise SettingsError(
-            f"The run {run.folder} is not finished: nothing is measured yet of {', '.join(missing) or 'eval'}.",
-            f"Run {run.command('train')} to the end.",
-        )
-    before, after = facts["eval"]["before"], facts["eval"]["after"]
-    lines = [("run folder", str(run.folder)), held_out_line(before, after, facts["data"]["eval_rows"])]
+    lines = [("run folder", str(run.folder))]
+    if "data" in facts:
+        told = f"{facts['data']['train_rows']} to train on, {facts['data']['eval_rows']} held out"
+        lines.append(("pairs" if run.settings.road == "dpo" else "rows", told))
+    if "eval" in facts:
+        lines += measured_lines(run)
+    if "steps" in facts.get("train", {}):
+        lines.append(("training", f"{counted(facts['train']['steps'], 'step')} in {duration(facts['train']['seconds'])}, {facts['train']['tokens_per_second']:.0f} tokens per second, {memory_facts(facts)}"))  # fmt: skip
+    if run.lost("train"):
+        lines.append(("adapter", missing_line(run, "train", run.lost("train")[0])))
+    if "export" in facts:
+        lines += exported_lines(run)
+    gone, kept = (
+        run.lost("card"),
+        run.path("README.md"),
+    )  # of a run in before/ the card is kept, and not what is published
+    if gone and kept.is_file():
+        lines.append(("card", str(kept)))
+    elif "card" in facts:
+        lines.append(("publish folder", missing_line(run, "card", gone[0]) if gone else str(run.path("publish"))))
+    if "export" in facts:
+        lines += talk_lines(run)
+    if "publish" in facts:
+        lines.append(("on the Hub", ", ".join(facts["publish"]["repos"]) or "no (publish_to_hub is off)"))
+    return lines + undone_lines(run)
+
+
+def measured_lines(run: Run) -> list[tuple[str, str]]:
+    """What the held-out rows tell of the model, before training and, once that has ended, after it."""
+    facts = run.facts
+    before, after = facts["eval"]["before"], facts["eval"].get("after")
+    if after is None:
+        return [("held-out loss", f"{before['loss']:.4f} before training")]
+    lines = [held_out_line(before, after, facts["data"]["eval_rows"])]
     if "reward_accuracy" in after:
         lines += preference_lines(before, after)
     lines += [round_line(played) for played in facts.get("rounds", [])]
@@ -194,52 +219,48 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
     if "exact_match" in after:
         longest = after.get("max_new_tokens", run.settings.max_new_tokens)
         cut = f"; {after['answers_cut']} cut at {longest} tokens" if after["answers_cut"] else ""
-        lines.append(
-            (
-                "task accuracy",
-                f"{before['exact_match']:.1%} before, {after['exact_match']:.1%} after (exact match of {counted(after['answers_compared'], 'held-out answer')}{cut})",
-            )
-        )
+        compared = f"exact match of {counted(after['answers_compared'], 'held-out answer')}{cut}"
+        lines.append(("task accuracy", f"{before['exact_match']:.1%} before, {after['exact_match']:.1%} after ({compared})"))  # fmt: skip
         lines.append(("sample question", after["samples"][0]["question"]))
-        lines += [
-            (f"answer {when}", facts["eval"][when]["samples"][0]["answer"] or "(nothing)")
-            for when in ("before", "after")
-        ]
-    lines.append(
-        (
-            "training",
-            f"{counted(facts['train']['steps'], 'step')} in {duration(facts['train']['seconds'])}, {facts['train']['tokens_per_second']:.0f} tokens per second, {memory_facts(facts)}",
-        )
-    )
-    if run.lost("train"):
-        lines.append(("adapter", missing_line(run, "train", run.lost("train")[0])))
-    lost = [file["path"] for file in facts["export"]["gguf"] if not run.path(file["path"]).is_file()]
-    for file in facts["export"]["gguf"]:
-        lines.append(
-            ("GGUF", missing_line(run, "gguf", file["path"]) if file["path"] in lost else file_line(run, file))
-        )
+        for when in ("before", "after"):
+            lines.append((f"answer {when}", or_nothing(facts["eval"][when]["samples"][0]["answer"])))
+    return lines
+
+
+def exported_lines(run: Run) -> list[tuple[str, str]]:
+    """The GGUF files as they are on the disk, and their proof."""
+    files, proof, lines = run.facts["export"]["gguf"], run.facts.get("verify", {}), []
+    lost = lost_files(run)
+    for file in files:
+        gone = file["path"] in lost
+        lines.append(("GGUF", missing_line(run, "gguf", file["path"]) if gone else file_line(run, file)))
+    if run.failure("verify"):
+        return lines + ([("verification", proof_line(proof))] if proof.get("passed") is False else [])
     if run.mark("verify") is None:
-        lines.append(("verification", f"not done of these files: {run.command('verify')} does it"))
-    elif (proof := facts["verify"])["passed"] is not None or proof.get("no_verdict"):
-        altered = [
-            file
-            for file in facts["export"]["gguf"]
-            if file["path"] not in lost and run.path(file["path"]).stat().st_size != file["bytes"]
-        ]
+        return [*lines, ("verification", f"not done of these files: {run.command('verify')} does it")]
+    if proof["passed"] is not None or proof.get("no_verdict"):
+        there = [file for file in files if file["path"] not in lost]
+        altered = [file for file in there if run.path(file["path"]).stat().st_size != file["bytes"]]
         of = "of files that are missing now: " if lost else "of a file that is another one now: " if altered else ""
         lines.append(("verification", f"{of}{proof_line(proof)}"))
         if proof["passed"] is not False and not altered:
             lines.append(("which means", proof.get("no_verdict") or run.settings.passed_means()))
-    gone, kept = (
-        run.lost("card"),
-        run.path("README.md"),
-    )  # of a run in before/ the card is kept, and not what is published
-    if gone and kept.is_file():
-        lines.append(("card", str(kept)))
-    else:
-        lines.append(("publish folder", missing_line(run, "card", gone[0]) if gone else str(run.path("publish"))))
-    lines += talk_lines(run, lost)
-    lines.append(("on the Hub", ", ".join(facts["publish"]["repos"]) or "no (publish_to_hub is off)"))
+    return lines
+
+
+def lost_files(run: Run) -> list[str]:
+    """The GGUF files of the run that are not there any more."""
+    return [file["path"] for file in run.facts["export"]["gguf"] if not run.path(file["path"]).is_file()]
+
+
+def undone_lines(run: Run) -> list[tuple[str, str]]:
+    """Which stages of the road failed, with the reason and what to do, and which are not done."""
+    undone = [name for name in STAGES if run.mark(name) is None]
+    failed = {name: failure for name in undone if (failure := run.failure(name))}
+    lines = [(f"{name} failed", str(failure)) for name, failure in failed.items()]
+    if left := [name for name in undone if name not in failed]:
+        how = "" if failed else f"; {run.command('train')} goes on"
+        lines.append(("not done", f"{', '.join(left)}{how}"))
     return lines
 
 
@@ -248,18 +269,22 @@ def file_line(run: Run, file: dict[str, Any]) -> str:
     path = run.path(file["path"])
     size = path.stat().st_size
     changed = (
-        f", not the {file['bytes'] / 1e6:.1f} MB that were proven: {run.command('verify')} tells"
+        f", not the {size_in_words(file['bytes'])} that were proven: {run.command('verify')} tells"
         if size != file["bytes"]
         else ""
     )
-    return f"{path}, {size / 1e6:.1f} MB{changed}"
+    return f"{path}, {size_in_words(size)}{changed}"
 
 
-def talk_lines(run: Run, lost: list[str]) -> list[tuple[str, str]]:
-    """How to talk to the first GGUF of the run, where it is a whole model, not among the lost files, and did not fail its proof."""
-    models = [file["path"] for file in run.facts["export"]["gguf"] if file["type"] != "ADAPTER"]
-    if not models or lost or run.facts["verify"]["passed"] is False:
+def talk_lines(run: Run) -> list[tuple[str, str]]:
+    """How to talk to the first GGUF of the run, a whole model if there is one, where none is lost and none failed its proof."""
+    files = run.facts["export"]["gguf"]
+    if not files or lost_files(run) or run.failure("verify") or run.facts.get("verify", {}).get("passed") is False:
         return []
+    models = [file["path"] for file in files if file["type"] != "ADAPTER"]
+    if not models:
+        alone = shlex.quote(str(run.path(files[0]["path"])))
+        return [("use it", f"llama-cli -m BASE.gguf --lora {alone}, on a GGUF of the base; more in the card")]
     name = run.settings.run_name.lower()  # which Ollama wants
     ollama = f"ollama create {name} -f {shlex.quote(str(run.path('gguf', 'Modelfile')))} && ollama run {name}"
     cards = [path for path in (run.path("publish", "README.md"), run.path("README.md")) if path.is_file()]
@@ -274,7 +299,7 @@ def missing_line(run: Run, stage: str, name: str) -> str:
 
 def proof_line(proof: dict[str, Any]) -> str:
     """The proof of all files in a line."""
-    told = [{True: "passed", False: "NOT passed", None: "no verdict"}[proof["passed"]]]
+    told = []
     if proof["texts"]:
         told.append(f"{proof['token_mismatches']} of {proof['texts']} texts tokenised differently")
     if proof["mean_kl"] is not None:
@@ -282,7 +307,9 @@ def proof_line(proof: dict[str, Any]) -> str:
             f"mean KL {proof['mean_kl']:.2g} nats, top-1 {proof['top1']:.1%}, over {proof['positions']} positions"
         )
     tensors = sum(file["weights"]["tensors"] for file in proof.get("files", []))
-    return f"{told[0]}: {', '.join([*told[1:], counted(tensors, 'tensor') + ' compared'])}"
+    told.append(counted(tensors, "tensor") + " compared" + ("" if proof["texts"] else ", no tokens, no answers"))
+    verdict = {True: "passed", False: "NOT passed", None: "no verdict"}[proof["passed"]]
+    return f"{verdict}: {', '.join(told)}"
 
 
 def held_out_line(before: dict[str, Any], after: dict[str, Any], rows: int) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from ..values import (
     read_settings_file,
     refuse_unknown,
     refuse_unknown_variables,
+    variable,
     yaml_text,
 )
 from .runtime import DRIVE
@@ -125,6 +126,22 @@ class Store:
     def shown(self, name: str) -> Any:
         """The value of a setting as it stands now, right or wrong."""
         return self.given()[name] if name in self.problems else getattr(self.settings, name)
+
+    def variables(self) -> list[str]:
+        """The environment variables that settings are taken from."""
+        return [variable(name) for name in environment_values(self.road) if name not in self.live]
+
+    def sources(self) -> str:
+        """Where the settings come from, in words, where nobody uses the form."""
+        given = [*self.variables(), *([self.path.name] if self.path.is_file() else [])]
+        return f"those of {', '.join(given)}, and the defaults" if given else "the defaults"
+
+    def places(self) -> str:
+        """Where what is wrong is to be corrected, in words, where nobody uses the form."""
+        file = self.path.name if self.path.is_file() else "the cell of the form"
+        outer = [name for name in self.problems if variable(name) in self.variables()]
+        wrong = [variable(name) if name in outer else f"`{name}` in {file}" for name in self.problems if name]
+        return f"Correct {', '.join(wrong)} and run it again." if wrong else "Run it again when that is corrected."
 
     def text(self) -> str:
         """The settings file."""

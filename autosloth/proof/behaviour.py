@@ -92,7 +92,7 @@ def first_positions(rows: list[list[int]], count: int) -> list[list[int]]:
 
 
 def compare_distributions(model: Any, rows: list[list[int]], logprobs: Any, mean_kl: float) -> dict[str, Any]:
-    """KL(trained || file) in nats, mean and greatest, and the share of equal most likely tokens, over all positions of the rows.
+    """KL(trained || file) in nats, mean and greatest, and the share of equal most likely tokens, over all positions of the rows, and what counts as a `tie`.
 
     A token that the trained model finds as likely as its first one, but for `near_tie`, is equal to it. mean_kl: nats that the file's type allows.
     """
@@ -110,12 +110,14 @@ def compare_distributions(model: Any, rows: list[list[int]], logprobs: Any, mean
         )  # where the file gives no numbers; JSON has none
         behind.append(trained.max(-1) - numpy.take_along_axis(trained, found.argmax(-1)[:, None], -1)[:, 0])
     divergence = numpy.concatenate(divergences)
-    agreement = numpy.concatenate(behind) <= near_tie(min(divergence.mean(), mean_kl))
+    tie = near_tie(min(divergence.mean(), mean_kl))
+    agreement = numpy.concatenate(behind) <= tie
     return {
         "positions": len(divergence),
         "mean_kl": float(divergence.mean()),
         "max_kl": float(divergence.max()),
         "top1": float(agreement.mean()),
+        "tie": float(tie),
     }
 
 

@@ -70,15 +70,13 @@ class Tally:
     @property
     def share(self) -> float | None:
         """How much of the adapter's change is in the file; None where it changes nothing, or less than can be seen (`is_seen`)."""
-        return 1 + self.overlap / self.square_change if is_seen([self]) else None
+        return share_of([self])
 
     @property
     def failure(self) -> str | None:
         """What differs more than it may."""
-        if self.share is not None:
-            error = math.sqrt(self.square_error / self.values / self.square_change)
-            if abs(self.share - 1) > SHARE_WITHIN + SHARE_ERRORS * error:
-                return f"{self.name} holds {self.share:z.2f} of what the adapter does, not 1"
+        if self.share is not None and abs(self.share - 1) > within([self]):
+            return f"{self.name} holds {self.share:z.2f} of what the adapter does, not 1"
         if one := next((tally.failure for tally in self.experts.values() if tally.failure), None):
             return one
         if self.excess > 1:
@@ -93,11 +91,27 @@ class Tally:
         }  # fmt: skip
 
 
+def share_of(tallies: list[Tally]) -> float | None:
+    """How much of the adapter's change these tensors hold; None where it changes nothing, or less than can be seen (`is_seen`)."""
+    if not is_seen(tallies):
+        return None
+    return 1 + sum(tally.overlap for tally in tallies) / sum(tally.square_change for tally in tallies)
+
+
+def share_error(tallies: list[Tally]) -> float:
+    """The standard error of the adapter's share over these tensors, some of which it changes."""
+    noise = sum(tally.square_error * tally.square_change / tally.values for tally in tallies if tally.values)
+    return math.sqrt(noise) / sum(tally.square_change for tally in tallies)
+
+
+def within(tallies: list[Tally]) -> float:
+    """How far from 1 the adapter's share over these tensors may be."""
+    return SHARE_WITHIN + SHARE_ERRORS * share_error(tallies)
+
+
 def is_seen(tallies: list[Tally]) -> bool:
     """Whether the adapter's share, over these tensors, can be told from none of it: not where its change drowns in the rounding."""
-    change = sum(tally.square_change for tally in tallies)
-    noise = sum(tally.square_error * tally.square_change / tally.values for tally in tallies if tally.values)
-    return change > 0 and SHARE_ERRORS * math.sqrt(noise) < change
+    return any(tally.square_change for tally in tallies) and within(tallies) < 1
 
 
 def allowed(kind: str, expected: Any) -> Any:
@@ -126,20 +140,27 @@ def allowed(kind: str, expected: Any) -> Any:
     return largest * 2 / (2 ** int(bits[1]) - 1) + size * BFLOAT16 + 2.0**-24
 
 
-def conclude(tallies: list[Tally], failures: list[str]) -> dict[str, Any]:
-    """The figures of the file."""
+def conclude(tallies: list[Tally], others: list[str], values: list[str]) -> dict[str, Any]:
+    """The figures of the file; others: what is wrong with tensors that were not compared; values: with other values."""
     figures = [tally.facts() for tally in tallies]
     worst = max(figures, key=lambda facts: facts["mean_error"], default={})
     types = Counter(tally.kind for tally in tallies)
-    change = sum(tally.square_change for tally in tallies)
+    wrong = [*filter(None, (tally.failure for tally in tallies)), *others]
+    share, seen = share_of(tallies), is_seen(tallies)
+    # A change that drowns in the rounding of each tensor may be seen in all of them.
+    lacking = seen and not wrong and abs(share - 1) > within(tallies)
+    together = [f"the tensors together hold {share:z.2f} of what the adapter does, not 1"] if lacking else []
     return {
-        "tensors": len(tallies),
+        "tensors": len(tallies) + len(others),
+        "wrong_tensors": len(wrong),
+        "wrong_values": values,
         "types": dict(types),
         "values": sum(tally.values for tally in tallies),
         "max_error": max((facts["max_error"] for facts in figures), default=0.0),
         "mean_error": worst.get("mean_error", 0.0),
         "worst": worst.get("name"),
-        "adapter_share": 1 + sum(tally.overlap for tally in tallies) / change if is_seen(tallies) else None,
-        "adapter_unseen": change > 0 and not is_seen(tallies),
-        "failures": [*filter(None, (tally.failure for tally in tallies)), *failures],
+        "adapter_share": share,
+        "adapter_share_within": within(tallies) if seen else None,
+        "adapter_unseen": any(tally.square_change for tally in tallies) and not seen,
+        "failures": [*wrong, *together, *values],
     }

@@ -32,9 +32,10 @@ ROWS, SEED = 64, 0  # of each tensor, drawn anew for each from one seed
 def compare_weights(file: Path, source: Path, adapter: Path | None, told: Path | None = None) -> dict[str, Any]:
     """Hold a GGUF against the model in `source` (links to weights, config, tokenizer) with the adapter merged in, in a process of its own.
 
-    Returns `form` (whole, or rows: ROWS of each tensor), `whole_model` (not an adapter alone), `tensors`, `types`, `values`,
-    `max_error` and `mean_error` (of the worst tensor, relative to its largest weight and to its mean size), `worst`,
-    `adapter_share` (None where there is none, or where it is `adapter_unseen`), `failures`. told: a file for the figures of each tensor. Raises VerifyError when the converter cannot
+    Returns `form` (whole, or rows: ROWS of each tensor), `whole_model` (not an adapter alone), `architectures` (the file's, and that
+    of the model), `tensors`, `wrong_tensors`, `wrong_values`, `types`, `values`, `max_error` and `mean_error` (of the worst tensor, relative to its
+    largest weight and to its mean size), `worst`, `adapter_share` (None where there is none, or where it is `adapter_unseen`),
+    `adapter_share_within` (how far from 1 it may be), `failures`. told: a file for the figures of each tensor. Raises VerifyError when the converter cannot
     read the model.
     """
     whole = sum(path.stat().st_size for path in source.glob("*.safetensors")) <= WHOLE_UP_TO
@@ -74,9 +75,14 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
             missing.append(name)
     if request["told"]:
         Path(request["told"]).write_text(json.dumps([tally.facts() for tally in tallies], indent=1), encoding="utf-8")
-    other = [] if low_rank else model.other_values(file)
-    failures = [f"{name} is missing" for name in missing] + [f"{name} is not of this model" for name in sorted(held)]
-    return {"whole_model": not low_rank, **conclude(tallies, [*other, *failures])}
+    values = [] if low_rank else model.other_values(file)
+    others = [f"{name} is missing" for name in missing] + [f"{name} is not of this model" for name in sorted(held)]
+    named = file.fields["general.architecture"].contents() if "general.architecture" in file.fields else "none"
+    return {
+        "whole_model": not low_rank,
+        "architectures": [named, model.model.gguf_writer.arch],
+        **conclude(tallies, others, values),
+    }
 
 
 def in_turn(graphs: dict[str, Graph], shards: Shards) -> Iterator[tuple[str, Graph]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
-from ..output import render_html, show
+from ..output import or_nothing, render_html, show
 
 # By bits a weight: mean Kullback-Leibler divergence in nats (at most) and share of equal most likely tokens (at least).
 # llama.cpp measures 0.0014 nats for Q8_0 on Llama 3 8B, 0.0055 for Q6_K, 0.011 for Q5_K_M, 0.031 for Q4_K_M and 0.10 for Q3_K_M
@@ -51,8 +52,11 @@ def parts_only(facts: dict[str, Any]) -> bool:
 
 def find_failures(facts: dict[str, Any]) -> list[str]:
     """What differs more than it may, one phrase each."""
-    weights = facts["weights"]["failures"]
-    failures = [f"{len(weights)} tensors or values are wrong ({weights[0]})"] if weights else []
+    weights = facts["weights"]
+    failures = [f"{wrong_of(weights)} ({weights['failures'][0]})"] if weights["failures"] else []
+    if is_another(weights):
+        file, model = weights["architectures"]
+        failures = [f"{ANOTHER}: that of the file is {file}, that of the model {model}; {wrong_of(weights)}"]
     if "limits" not in facts:
         return failures
     limits, wrong = facts["limits"], f"{facts['token_mismatches']} of {facts['texts']} texts"
@@ -77,16 +81,35 @@ def find_failures(facts: dict[str, Any]) -> list[str]:
     return failures + [phrase for passed, phrase in checks if not passed]
 
 
+def wrong_of(weights: dict[str, Any]) -> str:
+    """How many tensors of a file are wrong, or that other values are."""
+    wrong = weights["wrong_tensors"]
+    return f"{wrong} of {weights['tensors']} tensors are wrong" if wrong else "values or tensors together are wrong"
+
+
+def is_model(facts: dict[str, Any]) -> bool:
+    """Whether a file holds a whole model, and not an adapter alone."""
+    return facts["weights"].get("whole_model", True)
+
+
+def is_another(weights: dict[str, Any]) -> bool:
+    """Whether a file of which something is wrong is of another architecture than the model."""
+    file, model = weights["architectures"]
+    return file != model and bool(weights["failures"])
+
+
 # What it may be, where the same model parts from the trained one without rounding too.
 DEEPER = {
     "arithmetic": "llama.cpp computes this model otherwise than it was trained",
     "base": "the 16-bit base answers otherwise than its 4-bit form that was trained, or llama.cpp computes it otherwise",
 }
 KL, TOP1 = "mean KL", "top-1 agreement"  # how the failures begin that the distributions tell
+ANOTHER = "it is of another architecture"
 # (what a failure's phrase holds, what to do about it), the deepest cause first
 CURES = [
+    (ANOTHER, "Name the model that the file was made of; or make the file again, of this one."),
     ("the adapter does", "Export again: the adapter is not in the file as it was trained. If `sixteen_bit_model` is set, check that it is the base."),
-    ("tensors or values", "Export again, from the model that the file is held against; if it fails again, the converter does not handle it: please report it."),
+    ("are wrong", "Export again, from the model that the file is held against; if it fails again, the converter does not handle it: please report it."),
     ("other tokens", "Convert from the model's own tokenizer files, tokenizer.model and tokenizer_config.json whole; or choose a base whose repository has them."),
     ("chat template", "Export again with the chat template of the training, adapter/chat_template.jinja."),
     ("than its 4-bit form", "Train with `load_in_4bit: false` where the memory allows it, or publish the adapter alone (`quantizations: []`), for that 4-bit base."),
@@ -133,36 +156,21 @@ def worst_of(files: list[dict[str, Any]]) -> dict[str, Any]:
 
 def proof_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(check, found, limit) of one file, for the card, the notebook and the terminal."""
-    weights, limits = facts["weights"], facts.get("limits", {})
-    how = "every weight" if weights["form"] == "whole" else "a sample of rows"
-    bad = f"{len(weights['failures'])} of {weights['tensors']} ({how}; worst mean error {weights['mean_error']:.2%})"
-    rows = [("tensors and values that differ more than their type allows", bad, "0")]
-    share = "share of the adapter's change that is in the weights"
-    if weights["adapter_share"] is not None:
-        rows.append((share, f"{weights['adapter_share']:z.3f}", "1"))
-    elif weights.get("adapter_unseen"):
-        rows.append((share, f"not to be seen: the change is smaller than what {facts['type']} rounds", "1"))
+    rows = weight_rows(facts)
+    if not is_model(facts):
+        return [*rows, ("tokens, chat template and answers", "not compared: they are the base file's", "-")]
+    limits = facts.get("limits", {})
     if "texts" in facts:
-        rows.append(
-            (
-                "texts, prompts and special tokens that become other tokens",
-                f"{facts['token_mismatches']} of {facts['texts']}",
-                "0",
-            )
-        )
+        wrong = f"{facts['token_mismatches']} of {facts['texts']}"
+        rows.append(("texts, prompts and special tokens that become other tokens", wrong, "0"))
         if facts["tolerated"]:
             rows.append((f"such texts that do not count: {facts['tolerated_because']}", f"{facts['tolerated']}", "-"))
         rows.append(("chat template", "the same" if facts["template"] else "another", "the same"))
     if "mean_kl" in facts:
         kl = f"{facts['mean_kl']:.2g} over {facts['positions']} positions, {facts['max_kl']:.2g} at most"
         rows.append(("mean KL divergence of the next-token distributions (nats)", kl, f"{limits['mean_kl']}"))
-        rows.append(
-            (
-                "positions whose most likely token agrees",
-                f"{facts['top1']:.1%}",
-                f"{limits['top1']:.0%}" if limits["top1"] else "-",
-            )
-        )
+        agree = f"positions whose most likely token agrees; one at most {facts.get('tie', 0.02):.2g} nats behind it counts too"
+        rows.append((agree, f"{facts['top1']:.1%}", f"{limits['top1']:.0%}" if limits["top1"] else "-"))
         rows += unrounded_rows(facts)
     if facts.get("bos") is not None:
         rows.append(("BOS tokens at the start of a prompt", f"{facts['bos']}", f"{facts['bos_trained']}"))
@@ -171,8 +179,42 @@ def proof_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("ends its answer", ends[facts["eos"]], "yes"))
     if answers := facts.get("answers"):
         same = sum(answer["same"] for answer in answers)
-        rows.append(("greedy answers that are the same, token for token", f"{same} of {len(answers)}", "-"))
+        rows.append(
+            (
+                "greedy answers that are the same, token for token; at such a near tie they may part",
+                f"{same} of {len(answers)}",
+                "-",
+            )
+        )
     return rows
+
+
+def weight_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The rows of `proof_rows` that tell of the weights."""
+    weights = facts["weights"]
+    how = "every weight" if weights["form"] == "whole" else "a sample of rows"
+    wrong = weights.get("wrong_tensors", len(weights["failures"]))
+    bad = f"{wrong} of {weights['tensors']} ({how}; worst mean error {weights['mean_error']:.2%})"
+    rows = [("tensors that differ more than their type allows", bad, "0")]
+    if weights.get("wrong_values"):
+        rows.append(("values of the model's shape", "; ".join(weights["wrong_values"]), "as in the model"))
+    share = "share of the adapter's change that is in the weights"
+    if weights["adapter_share"] is not None:
+        allowed = share_limits(weights.get("adapter_share_within", 0.1))
+        rows.append((share, f"{weights['adapter_share']:z.3f}", allowed))
+    elif weights.get("adapter_unseen"):
+        rows.append((share, f"not to be seen: the change is smaller than what {facts['type']} rounds", "-"))
+    return rows
+
+
+def share_limits(within: float) -> str:
+    """Between which shares of an adapter a file passes, no wider than it is.
+
+    >>> share_limits(0.1), share_limits(0.1204)
+    ('0.9 to 1.1', '0.88 to 1.12')
+    """
+    low, high = math.ceil(100 * (1 - within) - 1e-9) / 100, math.floor(100 * (1 + within) + 1e-9) / 100
+    return f"{low:g} to {high:g}"
 
 
 def unrounded_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -192,14 +234,15 @@ def unrounded_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [(f"the same model without rounding ({told['type']})", found, f"{wanted['mean_kl']}, {wanted['top1']:.0%}")]
 
 
-def show_proof(facts: dict[str, Any]) -> None:
-    """The proof of one file as a table, in a notebook or a terminal, with some answers of both side by side."""
+def show_proof(facts: dict[str, Any], stored: str = "") -> None:
+    """The proof of one file as a table, in a notebook or a terminal, with some answers of both side by side; stored: as export tells it of types that are not the name's."""
     from io import StringIO
 
     from rich.console import Console
     from rich.table import Table
 
-    title = f"{facts['file']} ({facts['type']}): {VERDICTS[facts['passed']]}, in {facts['seconds']:.0f} s"
+    kind = stored or facts["type"]
+    title = f"{facts['file']} ({kind}): {VERDICTS[facts['passed']]}, in {facts['seconds']:.0f} s"
     table = Table("check", "found", "limit", title=title, title_justify="left")
     for row in proof_rows(facts):
         table.add_row(*row)
@@ -207,6 +250,6 @@ def show_proof(facts: dict[str, Any]) -> None:
     console.print(table)
     text = console.file.getvalue()
     for answer in facts.get("answers", [])[:2]:
-        text += f"question | {answer['question']}\n   model | {answer['trained']}\n    file | {answer['file']}\n"
+        text += f"question | {answer['question']}\n   model | {or_nothing(answer['trained'])}\n    file | {or_nothing(answer['file'])}\n"
     html = render_html("proof/templates/proof.html.j2", title=title, passed=facts["passed"], rows=proof_rows(facts), answers=facts.get("answers", [])[:2], failures=facts["failures"])  # fmt: skip
     show(text.rstrip(), html)

@@ -17,7 +17,18 @@ from .behaviour import SHORT_FROM, behaviour_of
 from .reference import reference_of
 from .rounding import explain
 from .tensors import compare_weights
-from .verdict import coarsest, cure, find_failures, limits, parts_only, show_proof, verdict, worst_of
+from .verdict import (
+    coarsest,
+    cure,
+    find_failures,
+    is_another,
+    is_model,
+    limits,
+    parts_only,
+    show_proof,
+    verdict,
+    worst_of,
+)
 
 
 @stage("verify", reads=("publish_unverified",), after=("train", "gguf"), facts=("verify",), outputs=("verify",))
@@ -29,24 +40,26 @@ def verify_gguf(run: Run) -> None:
         return say("verify: there is no GGUF to verify")
     told, files = run.fresh("verify"), []
     with export_base(run.settings, trained=run.facts["train"].get("base", {})) as base:
-        for path in (run.path(file["path"]) for file in made):
+        for file in made:
+            path = run.path(file["path"])
             figures = told / f"{path.stem}.weights.json"
             files.append(prove(path, run.path("reference"), base, run.path("adapter"), figures))
-            show_proof(files[-1])
+            show_proof(files[-1], file.get("stored", ""))
     facts = worst_of(files)
     run.record("verify", **facts)
     run.record("versions", llama_cpp_python=llama_cpp().__version__)  # compiled, maybe, after the training began
     if facts["passed"] is None:
         return say(f"verify: no verdict: {facts['no_verdict']}; raise `learning_rate` or `max_steps`")
     if facts["passed"]:
-        return say("verify: passed")
-    failure = VerifyError(
-        f"The GGUF does not answer like the trained model: {'; '.join(facts['failures'])}.",
-        f"{cure(facts['failures'])} The adapter is sound; set `publish_unverified: true` to publish all the same.",
-    )
+        return say("verify: passed" + ("" if all(map(is_model, files)) else f": {run.settings.passed_means()}"))
+    wrong = "answer like the trained model" if any(map(is_model, files)) else "hold the trained adapter"
+    what, todo = f"The GGUF does not {wrong}: {'; '.join(facts['failures'])}.", cure(facts["failures"])
     if not run.settings.publish_unverified:
-        raise failure
-    say(str(failure))
+        all_the_same = (
+            f"set `publish_unverified: true` and run `autosloth {run.settings.road}` again to publish all the same"
+        )
+        raise VerifyError(what, f"{todo} The adapter is sound; {all_the_same}.")
+    say(f"verify: NOT passed. {what} {todo} It goes on all the same, because `publish_unverified` is set.")
 
 
 def refuse_unproven(run: Run, folder: Path) -> None:
@@ -75,7 +88,10 @@ def verify_file(file: Path, model: str, adapter: str | None = None) -> dict[str,
         facts = prove(file, reference, base, folder)
     show_proof(facts)
     if failures := facts["failures"]:
-        raise VerifyError(f"{file.name} is not {model} as it stands: {'; '.join(failures)}.", cure(failures))
+        todo = cure(failures)
+        if adapter is None and facts["weights"]["failures"] and not is_another(facts["weights"]):
+            todo = f"If a trained adapter is in the file, name it with `--adapter`. If not: {todo[0].lower()}{todo[1:]}"
+        raise VerifyError(f"{file.name} is not {model} as it stands: {'; '.join(failures)}.", todo)
     return facts
 
 
@@ -88,7 +104,7 @@ def prove(file: Path, reference: Path, base: Path, adapter: Path | None, told: P
         lay_source(source, base, adapter if adapter and (adapter / "tokenizer_config.json").is_file() else base)
         weights = compare_weights(file, source, adapter, told)
         facts = {"file": file.name, "sha256": file_hash(file), "type": coarsest(weights["types"]), "weights": weights}
-        if weights["whole_model"]:
+        if weights["whole_model"] and not is_another(weights):
             facts["limits"] = limits(facts["type"], quantized)
             facts |= behaviour_of(file, reference, file.stat().st_size > SHORT_FROM, facts["limits"]["mean_kl"])
             if parts_only(facts):

@@ -9,9 +9,8 @@ from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
-from ..hardware import GB
 from ..models import layers_line
-from ..output import counted, say
+from ..output import counted, or_nothing, say, size_in_words
 from ..proof import proof_rows, refuse_unproven
 from ..run import Run, clear_before, read_json, refuse_altered, stage, write_text
 from ..values import is_hub_id
@@ -71,6 +70,8 @@ def render_card(run: Run) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     settings, facts = run.settings, run.facts
+    gguf, failed = facts["export"]["gguf"], facts["verify"]["passed"] is False
+    whole_models, alone = parted([] if failed else gguf)  # nobody is told how to use a file that failed its proof
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -78,8 +79,7 @@ def render_card(run: Run) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["gb"] = lambda size: f"{size / GB:.3g} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
-    environment.filters["counted"] = counted
+    environment.filters |= {"counted": counted, "or_nothing": or_nothing, "size": size_in_words}
     return environment.get_template("card.md.j2").render(
         front_matter=front_matter(run),
         settings=settings,
@@ -91,16 +91,33 @@ def render_card(run: Run) -> str:
         question=short_question(facts["eval"]),
         repo=repo_id(settings) if settings.publish_to_hub else planned_repo(run),
         layers=layers_line(facts["train"].get("layers", {})),
-        gguf=facts["export"]["gguf"],
-        # Nobody is told how to use a file that failed its proof.
-        whole_models=[
-            f for f in facts["export"]["gguf"] if f["type"] != "ADAPTER" and facts["verify"]["passed"] is not False
-        ],
+        gguf=gguf,
+        held_against=held_against(gguf),
+        whole_models=whole_models,
+        alone=alone,
         proofs=[{**proof, "rows": proof_rows(proof)} for proof in facts.get("verify", {}).get("files", [])],
         passed_means=settings.passed_means(),
         samples=paired_samples(facts["eval"]),
         home=home_address(),
         start_of_rounds=read_json(run.path("rounds", "start.json")).get("eval"),
+    )
+
+
+def parted(files: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """GGUF files that hold a whole model, and those of an adapter alone."""
+    alone = [file for file in files if file["type"] == "ADAPTER"]
+    return [file for file in files if file not in alone], alone
+
+
+def held_against(files: list[dict[str, Any]]) -> str:
+    """What GGUF files were compared with, as the end of a sentence."""
+    models, alone = parted(files)
+    adapter = "the trained adapter, matrix by matrix, and not run"
+    if not models:
+        return f"was held against {adapter}"
+    verb = "were" if len(models) > 1 else "was"
+    return f"{verb} held against the trained model itself" + (
+        f"; the adapter's file against {adapter}" if alone else ""
     )
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HubError
-from ..hardware import GB
 from ..hub_client import first_lines, hub_api
-from ..output import counted, say
+from ..output import counted, say, size_in_words
 from ..proof import refuse_unproven
 from ..run import Run, file_hash, stage
 from ..settings import Settings
@@ -43,7 +42,7 @@ def publish(run: Run) -> None:
         bytes=size,
         seconds=round(time.perf_counter() - started, 2),
     )
-    say(f"publish: {url}, {counted(len(files_of(folder)), 'file')}, {size / GB:.3f} GB, read back and found equal")
+    say(f"publish: {url}, {counted(len(files_of(folder)), 'file')}, {size_in_words(size)}, read back and found equal")
 
 
 def refuse_unverified(run: Run) -> None:

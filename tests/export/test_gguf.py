@@ -17,6 +17,7 @@ from support.tiny_models import tiny_adapter, tiny_model
 from autosloth.errors import ExportError
 from autosloth.export import gguf, llama
 from autosloth.export.quantize import Weight
+from autosloth.export.stored_types import stored_otherwise
 from autosloth.models import CHAT_TEMPLATES
 from autosloth.proof import tensors as weights
 from autosloth.run import Run, read_json
@@ -107,7 +108,17 @@ def test_mixtures_are_those_that_llama_cpp_makes_of_a_16_bit_file(engine, tmp_pa
         assert ours == tensors(expected)
         assert len({chosen for chosen, _ in ours.values()}) > 2, "several types, as llama.cpp mixes them"
         assert metadata(files[kind]) == metadata(expected)
+        assert stored_otherwise(files[kind], kind) == ""
     assert len(tensors(files["adapter"])) == 2 * 2 * 7, "A and B of seven layers in each of two blocks"
+
+
+def test_types_that_are_not_those_of_the_name_are_told(engine, tmp_path):
+    base = tiny_model("mistral", tmp_path / "base", dtype="bfloat16", steps=0)
+    files = converted(base, tiny_adapter(base, tmp_path / "adapter"), tmp_path, "q4_k_m", "q8_0", "bf16", "adapter")
+    told = {kind: stored_otherwise(file, kind) for kind, file in files.items()}
+    assert told["q8_0"] == told["bf16"] == told["adapter"] == ""
+    start = "named Q4_K_M, but 16 of 16 matrices have rows that are no multiple of 256 and are stored otherwise, "
+    assert told["q4_k_m"] == f"{start}13 as Q5_0 and 3 as Q8_0", told
 
 
 def test_the_facts_name_the_file_its_size_and_what_it_took(finished):
@@ -230,6 +241,7 @@ from conversion.base import LazyTorchTensor
 from autosloth.export import selection
 from autosloth.weights.lora import Adapter
 from autosloth.export.quantize import Weight
+from autosloth.export.stored_types import stored_otherwise
 from autosloth.weights.stored import Plain
 from autosloth.weights.streamed import Shards
 from pathlib import Path

@@ -168,6 +168,25 @@ def test_headless_nothing_waits_for_anyone(capsys):
     assert form.settings() == SFTSettings() and form.token is None and "nobody is watching" in capsys.readouterr().out
 
 
+def test_headless_it_is_said_where_the_settings_come_from_and_where_to_correct_them(monkeypatch, capsys):
+    open_form("sft")._ipython_display_()
+    assert "so the settings are the defaults\n" in capsys.readouterr().out
+    monkeypatch.setattr(forms, "_stores", {})
+    monkeypatch.setenv("AUTOSLOTH_MAX_STEPS", "x")
+    monkeypatch.setenv("AUTOSLOTH_SEED", "2")
+    form = open_form("sft")
+    form._ipython_display_()
+    said = capsys.readouterr().out
+    assert "those of AUTOSLOTH_MAX_STEPS, AUTOSLOTH_SEED, and the defaults" in said and ".yaml" not in said
+    with pytest.raises(SettingsError) as error:
+        form.settings()
+    assert error.value.todo == "Correct AUTOSLOTH_MAX_STEPS and run it again."
+    Path("AutoSloth-SFT.yaml").write_text("repo: mine\n")
+    monkeypatch.setattr(forms, "_stores", {})
+    open_form("sft")._ipython_display_()
+    assert "AUTOSLOTH_SEED, AutoSloth-SFT.yaml, and the defaults" in capsys.readouterr().out
+
+
 def test_environment_over_file_in_the_form_too(monkeypatch):
     Path("AutoSloth-SFT.yaml").write_text("seed: 1\nrepo: mine\n")
     monkeypatch.setenv("AUTOSLOTH_SEED", "2")

@@ -1,6 +1,7 @@
 """A right GGUF passes; a wrong one fails with what differs, and is not published."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -14,13 +15,15 @@ from autosloth.child_process import Ended
 from autosloth.demo import demo_base
 from autosloth.errors import VerifyError
 from autosloth.export import gguf, llama
+from autosloth.notebook.live import summary_lines
 from autosloth.proof import behaviour, rounding
 from autosloth.proof import tensors as weights
 from autosloth.proof.behaviour import compare_behaviour, compare_distributions
-from autosloth.proof.tally import Tally, allowed
+from autosloth.proof.tally import Tally, allowed, conclude, is_seen
 from autosloth.proof.tokens import STRINGS, judge
-from autosloth.proof.verdict import LIMITS, cure, find_failures, proof_rows, verdict, worst_of
+from autosloth.proof.verdict import LIMITS, cure, find_failures, proof_rows, show_proof, verdict, weight_rows, worst_of
 from autosloth.proof.verify import prove, verify_gguf
+from autosloth.publish.card import render_card, write_card
 from autosloth.publish.hub import HubError, refuse_unverified
 from autosloth.run import Run, file_sizes, read_json
 
@@ -140,7 +143,7 @@ def test_an_adapter_too_small_to_be_seen_has_no_share_and_no_verdict(compared, t
     file["passed"] = verdict(file)
     worst = worst_of([file])
     assert file["passed"] is None and worst["passed"] is None and "less than Q8_0 rounds them" in worst["no_verdict"]
-    assert ("share of the adapter's change that is in the weights", "not to be seen: the change is smaller than what Q8_0 rounds", "1") in proof_rows(file)  # fmt: skip
+    assert ("share of the adapter's change that is in the weights", "not to be seen: the change is smaller than what Q8_0 rounds", "-") in proof_rows(file)  # fmt: skip
     assert worst_of([file, file | {"passed": False, "failures": ["wrong"]}])["passed"] is False
     assert not compared(tiny / "right.gguf", rows)["adapter_unseen"]
 
@@ -152,6 +155,19 @@ def test_an_adapter_at_half_its_scale_fails(compared, tiny, tmp_path, rows):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 32}))
     found = compared(tiny / "right.gguf", rows, tmp_path / "adapter")
     assert len(found["failures"]) == 14 and found["adapter_share"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_an_adapter_that_drowns_in_each_tensor_is_looked_for_in_all_of_them():
+    each = dict(kind="Q4_K", values=10_000, square_error=100.0, square_change=0.25, largest=1.0, sum=1.0)
+    missing = [Tally(f"blk.{n}.x", overlap=-0.25, **each) for n in range(100)]
+    assert not any(is_seen([tally]) for tally in missing) and not any(tally.failure for tally in missing)
+    found = conclude(missing, [], [])
+    assert found["adapter_share"] == 0 and found["wrong_tensors"] == 0 and found["adapter_share_within"] == pytest.approx(0.22)  # fmt: skip
+    assert found["failures"] == ["the tensors together hold 0.00 of what the adapter does, not 1"]
+    there = conclude([Tally(f"blk.{n}.x", overlap=-0.25 * 0.2, **each) for n in range(100)], [], [])
+    assert there["failures"] == [] and there["adapter_share"] == pytest.approx(0.8)
+    row = next(row for row in weight_rows({"weights": there | {"form": "whole"}}) if row[0].startswith("share"))
+    assert row[1:] == ("0.800", "0.78 to 1.22")
 
 
 def with_swapped_tensors(data):
@@ -210,6 +226,8 @@ def test_another_shape_of_the_model_is_found(compared, tiny, tmp_path):
 
     (tmp_path / "wrong.gguf").write_bytes(content[:at] + struct.pack("<f", 5e5) + content[at + 4 :])
     assert compared(tmp_path / "wrong.gguf")["failures"] == ["llama.rope.freq_base is 500000.0, not 10000.0"]
+    row = ("values of the model's shape", "llama.rope.freq_base is 500000.0, not 10000.0", "as in the model")
+    assert row in weight_rows({"weights": compared(tmp_path / "wrong.gguf") | {"form": "whole"}})
 
 
 def test_a_type_without_a_rule_is_refused():
@@ -293,7 +311,7 @@ def without_adapter(folder):
     save_file(still, path, metadata={"format": "pt"})  # as PEFT does: a file of another size would be refused
 
 
-def test_a_failed_proof_stops_the_road_and_blocks_publishing_unless_told_otherwise(copied):
+def test_a_failed_proof_stops_the_road_and_blocks_publishing_unless_told_otherwise(copied, capsys, cli):
     shutil.copytree(copied / "adapter", copied / "kept")
     without_adapter(copied / "adapter")
     run = Run.open(copied)
@@ -305,10 +323,43 @@ def test_a_failed_proof_stops_the_road_and_blocks_publishing_unless_told_otherwi
     assert run.facts["verify"]["passed"] is False and run.mark("verify") is None
     with pytest.raises(HubError, match="not passed its verification"):
         refuse_unverified(run)
+    card = cli("card", copied)
+    assert (
+        card.returncode == 1 and "The stage `verify` of" in card.stderr and "failed: The GGUF does not" in card.stderr
+    )
+    assert "Run `autosloth verify" not in card.stderr and "Export again" in card.stderr
+    shown = " ".join(cli("show", copied).stdout.split())
+    assert "held-out loss" in shown and "verification NOT passed: " in shown and "talk to it" not in shown
+    assert "verify failed The GGUF does not answer like the trained model: " in shown
+    assert shown.endswith("not done card, publish"), shown
     run.settings = run.settings.model_copy(update={"publish_unverified": True})
+    capsys.readouterr()
     verify_gguf(run)
     refuse_unverified(run)
-    assert run.mark("verify")
+    assert run.mark("verify") and run.failure("verify") is None
+    said = capsys.readouterr().out
+    assert (
+        "set `publish_unverified" not in said
+        and "It goes on all the same, because `publish_unverified` is set." in said
+    )
+
+
+def test_of_an_adapter_alone_it_is_said_what_is_proven_and_what_is_not(copied, capsys):
+    run = Run.open(copied)
+    run.settings = run.settings.model_copy(update={"quantizations": ["adapter"]})
+    gguf.write_gguf(run)
+    verify_gguf(run)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not compared: they are the base file's" in said and "is the trained model" not in said
+    assert "verify: passed: the adapter's file holds what was trained, matrix by matrix; it was not run" in said
+    card = render_card(run)
+    assert "was held against the trained adapter, matrix by matrix, and not run:" in card
+    assert "the GGUF is the trained model" not in card and "trained model itself" not in card
+    assert "llama-cli -m BASE.gguf --lora short-ADAPTER.gguf" in card and "ADAPTER ./short-ADAPTER.gguf" in card
+    write_card(run)
+    lines = dict(summary_lines(run))
+    assert lines["use it"].startswith("llama-cli -m BASE.gguf --lora ") and "talk to it" not in lines
+    assert lines["verification"].endswith(" compared, no tokens, no answers") and "not run" in lines["which means"]
 
 
 def test_a_damaged_file_is_a_named_problem(copied, cli):
@@ -325,6 +376,24 @@ def test_any_file_is_held_against_any_model(tiny, cli):
     wrong = cli("verify", tiny / "right.gguf", "--against", tiny / "base")
     assert wrong.returncode == 1 and "NOT passed" in wrong.stdout
     assert "right.gguf is not" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert "14 of 21 tensors are wrong" in wrong.stderr
+    assert "If a trained adapter is in the file, name it with `--adapter`. If not: export again" in wrong.stderr
+
+
+def test_a_file_of_another_architecture_is_told_in_a_sentence(tiny, tmp_path, cli):
+    other = tiny_model("qwen3", tmp_path / "other", steps=0)
+    result = cli("verify", tiny / "right.gguf", "--against", other)
+    told = "it is of another architecture: that of the file is llama, that of the model qwen3; 2"
+    assert result.returncode == 1 and told in result.stderr and "--adapter" not in result.stderr
+    wrong, tensors = map(int, re.search(r"(\d+) of (\d+) tensors are wrong", result.stderr).groups())
+    assert wrong <= tensors and "Name the model that the file was made of" in result.stderr
+
+
+def test_an_empty_answer_is_shown_as_such(capsys):
+    weights_of = {"form": "whole", "tensors": 1, "wrong_tensors": 0, "failures": [], "mean_error": 0, "adapter_share": None}  # fmt: skip
+    answers = [{"question": "Who?", "trained": "", "file": "", "same": True}]
+    show_proof({"file": "x", "type": "F16", "weights": weights_of, "answers": answers, "passed": True, "seconds": 1, "failures": []})  # fmt: skip
+    assert "   model | (nothing)\n    file | (nothing)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -390,7 +459,8 @@ def test_a_model_that_minds_the_rounding_is_held_to_the_next_coarser_type(copied
     assert proof["cause"] == "rounding" and proof["passed"] and proof["limits"]["mean_kl"] == LIMITS[6][0]
     assert proof["unrounded"]["type"] == "F32" and proof["unrounded"]["mean_kl"] < 1e-5 < 1e-4 < proof["mean_kl"]
     assert "it is the rounding of Q8_0" in rows["the same model without rounding (F32)"][0]
-    assert rows["positions whose most likely token agrees"][1] == "-"
+    agree = next(check for check in rows if check.startswith("positions whose most likely token agrees"))
+    assert rows[agree][1] == "-" and f"one at most {proof['tie']:.2g} nats behind it counts too" in agree
     monkeypatch.setitem(LIMITS, 6, (2e-4, 0.93))
     proof, _ = prove_again(copied)
     assert not proof["passed"] and "above 0.0002" in proof["failures"][0] and "of more bits" in cure(proof["failures"])

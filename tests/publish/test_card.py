@@ -92,6 +92,7 @@ FACTS = {
                     "tensors": 291,
                     "mean_error": 0.0057,
                     "adapter_share": 0.9996,
+                    "adapter_share_within": 0.1,
                     "failures": [],
                 },
                 "texts": 116,
@@ -103,6 +104,7 @@ FACTS = {
                 "mean_kl": 0.021,
                 "max_kl": 0.31,
                 "top1": 0.93,
+                "tie": 0.41,
                 "bos": 1,
                 "bos_trained": 1,
                 "eos": True,
@@ -140,11 +142,11 @@ def test_the_card_tells_the_date_at_which_the_template_is_held(run):
 
 def test_the_card_tells_what_of_a_multimodal_base_was_not_trained_and_what_was_trained_whole(run):
     assert "too: only its text part" not in render_card(run)
-    run.record("train", not_trained=["pictures", "sounds"], use_dora=True)
-    run.settings = run.settings.model_copy(update={"modules_to_save": ["lm_head"]})
+    layers = FACTS["train"]["layers"] | {"lm_head": {"trained": 0, "of": 1, "whole": 1}}
+    run.record("train", not_trained=["pictures", "sounds"], use_dora=True, layers=layers)
     text = render_card(run)
     assert "The base takes pictures and sounds too: only its text part was trained, and the GGUF files hold that part alone." in text  # fmt: skip
-    assert ", DoRA; trained whole: lm_head |" in text
+    assert ", DoRA |" in text and "; trained whole: lm_head 1 |" in text
 
 
 def test_the_front_matter_is_what_the_hub_reads(run):
