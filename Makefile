@@ -1,4 +1,4 @@
-# setup: the environment in .venv; demo: the main job on the embedded default; test, check, bench, wheel, release as they say.
+# setup: the environment in .venv; demo: the main job on the embedded default; test, check, bench, wheel, release, replica as they say.
 PYTHON ?= python3
 BIN := .venv/bin
 # Where other work shares the cores, threads that spin while they wait double the time of a step.
@@ -7,7 +7,7 @@ DEMO := AUTOSLOTH_MODEL=demo AUTOSLOTH_DATASET=demo
 # llama-cpp-python comes as source; these leave out what AutoSloth does not use. pip keeps the wheel it builds.
 export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/autosloth/export/llama.cmake
 
-.PHONY: setup demo test check bench wheel release
+.PHONY: setup demo test check bench wheel release replica
 
 setup: .venv/complete
 
@@ -33,6 +33,10 @@ wheel: setup
 # make release HOME=https://github.com/OWNER/NAME VERSION=x.y.z; the user's own HOME is not to be the address.
 release: setup
 	@env -u HOME $(BIN)/python docs/release.py '$(HOME)' '$(VERSION)'
+
+# Colab's and Kaggle's images, Python and torch too (gigabytes, once); the tests with them: REPLICA=whole pytest -m slow tests/replica.
+replica: setup
+	$(BIN)/python tests/replica/build.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,63 +1,36 @@
 """`make release`: one address, one version, one hash everywhere; and the install cell takes what has that hash, and nothing else."""
 
-import http.server
 import json
 import re
 import shutil
 import subprocess
 import sys
-import threading
 from functools import partial
-from pathlib import Path
 
 import pytest
+from support import releases
 from support.environments import borrowing
+from support.releases import HOME, VERSION, WHEEL, checked_out, git, install_cell, release
 
-ROOT = Path(__file__).parents[1]
-HOME, VERSION = "https://github.com/some-one/their-sloth", "9.8.7"
-WHEEL = f"autosloth-{VERSION}-py3-none-any.whl"
 RUN_CELL = "from IPython.core.interactiveshell import InteractiveShell; import sys; sys.exit(not InteractiveShell.instance().run_cell(sys.stdin.read()).success)"
-
-
-def git(folder, *command):
-    told = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
-    return subprocess.run(["git", *told, *command], cwd=folder, capture_output=True, text=True, check=True).stdout
-
-
-def release(checkout, *told):
-    return subprocess.run([sys.executable, "docs/release.py", *told], cwd=checkout, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A clone of this repository as it stands here, all of it committed, with something unreleased in its changelog."""
-    folder = tmp_path_factory.mktemp("checkout") / "repository"
-    left_out = shutil.ignore_patterns(".git", ".venv", "runs", "dist", "build", "*.egg-info", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, folder, ignore=left_out)
-    changelog = folder / "CHANGELOG.md"
-    changelog.write_text(
-        changelog.read_text().replace("# Changelog\n", "# Changelog\n\n## next, unreleased\n\n- More.\n", 1)
-    )
-    changelog.write_text(changelog.read_text().replace("## 0.1.0, unreleased", "## 0.1.0, 2026-01-01"))
-    git(folder, "init", "--quiet")
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "-m", "as it stands")
-    return folder
+    return checked_out(tmp_path_factory.mktemp("checkout") / "repository")
 
 
 @pytest.fixture(scope="module")
 def released(checkout, tmp_path_factory):
     """The same after `make release`, and what that printed."""
     folder = tmp_path_factory.mktemp("released") / "repository"
-    shutil.copytree(checkout, folder)
-    done = release(folder, HOME, VERSION)
-    assert not done.returncode, done.stderr
-    return folder, done.stdout
+    return folder, releases.released(checkout, folder)
 
 
-def install_cell(folder):
-    notebook = json.loads((folder / "notebooks" / "AutoSloth-SFT.ipynb").read_text())
-    return next(text for cell in notebook["cells"] if "# @title Install" in (text := "".join(cell["source"])))
+@pytest.fixture(scope="module")
+def served(released, tmp_path_factory):
+    with releases.served(released[0], tmp_path_factory.mktemp("served")) as there:
+        yield there
 
 
 def test_address_version_and_hash_stand_everywhere(released):
@@ -141,21 +114,6 @@ def run_cell(tmp_path):
         return not done.returncode, done.stdout, [path.name for path in site.glob("autosloth-*.dist-info")]
 
     return run
-
-
-@pytest.fixture(scope="module")
-def served(released, tmp_path_factory):
-    """(the address of a server that hands out the released wheel as GitHub does, the file that it hands out)."""
-    folder = tmp_path_factory.mktemp("served")
-    file = folder / "releases" / "download" / f"v{VERSION}" / WHEEL
-    file.parent.mkdir(parents=True)
-    shutil.copy(released[0] / "dist" / WHEEL, file)
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    handler.func.log_message = lambda *_: None
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", file
-        server.shutdown()
 
 
 def test_the_cell_installs_what_has_the_hash(released, served, run_cell, tmp_path):

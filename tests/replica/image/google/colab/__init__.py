@@ -1,0 +1,1 @@
+"""What AutoSloth asks of google.colab, played: no secret is there, and Drive is a folder."""
