@@ -70,7 +70,7 @@ def render_card(run: Run) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     settings, facts = run.settings, run.facts
-    gguf, failed = facts["export"]["gguf"], facts["verify"]["passed"] is False
+    gguf, failed = facts["export"]["gguf"], facts.get("verify", {}).get("passed") is False
     whole_models, alone = parted([] if failed else gguf)  # nobody is told how to use a file that failed its proof
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
