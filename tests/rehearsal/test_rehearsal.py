@@ -4,6 +4,7 @@ A T4 learns in fp16, an A100 in bf16, the CPU backend in fp32.
 """
 
 import json
+import operator
 import os
 import shutil
 import subprocess
@@ -32,7 +33,8 @@ ROADS = {
 }
 BESIDE = {"resumed": "sft", "small": "sft", "packed": "whole"}  # which road of the CPU backend learns the same
 ANSWERS = "rounds/0/train/answers-00000.json"  # of the opponent
-CLOSE = {"T4": 0.01, "A100": 0.05}  # of what the weights moved by: fp16 has 11 bits, bf16 has 8
+NEAR = {"T4": 0.01, "A100": 0.02}  # nats: fp16 has 11 bits, bf16 has 8
+CLOSE = {"T4": 0.01, "A100": 0.05}  # of what the weights moved by
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +98,8 @@ def test_a_t4_learns_as_the_cpu_backend_does_and_its_gguf_is_proven(stage):
     assert told["resumed"]["facts"]["verify"]["passed"] and "going on from checkpoint-1" in printed
     assert training(told["four-bit"])["four_bit"] and not training(told["sft"])["four_bit"]
     assert "going on with 2 and gradient_accumulation 2, as many rows a step" in printed
-    assert (stage / "T4" / "spin" / ANSWERS).read_text() == (stage / "CPU" / "spin" / ANSWERS).read_text()
+    answers = [json.loads((stage / device / "spin" / ANSWERS).read_text())["answers"] for device in ("T4", "CPU")]
+    assert len(answers[1]) == 8 and sum(map(operator.eq, *answers)) >= 6, "a draw falls otherwise by a rounding, seldom"
     assert "prompts are answered one by one" not in printed and "num_items_in_batch" not in printed
 
 
@@ -120,7 +123,8 @@ def learns_the_same(stage, device, road, told):
     if road == "resumed":
         del expected[1]
     assert steps(told) == expected, road
-    assert losses(told) == pytest.approx(losses(wanted), abs=0.01), road
+    assert losses(told) == pytest.approx(losses(wanted), abs=NEAR[device]), road
+    assert training(told)["first_loss"] == pytest.approx(training(wanted)["first_loss"], abs=0.01), road
     assert apart(stage, (device, road), ("CPU", beside)) < CLOSE[device], road
     assert training(told)["precision"] == {"T4": "float16", "A100": "bfloat16"}[device]
 
