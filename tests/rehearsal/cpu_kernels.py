@@ -22,12 +22,13 @@ def name_for_cuda(library):
     def product(kind, dtype):
         """One vector times a packed matrix."""
 
-        def times(rows, _, columns, vector, packed, scales, __, out, *strides, block, stream):
+        def times(rows, _, columns, vector, packed, scales, *rest):
+            _, out, *_, block, stream = rest
             weights = torch.empty(rows.value, columns.value, dtype=dtype)
             nf4(kind)(None, packed, scales, ctypes.c_void_p(weights.data_ptr()), block, long(weights.numel()), stream)
             at(out, rows.value, dtype).copy_(weights @ at(vector, columns.value, dtype))
 
-        return lambda *given: times(*given[:-2], block=given[-2], stream=given[-1])
+        return times
 
     def long(number):
         return ctypes.c_longlong(getattr(number, "value", number))
@@ -51,7 +52,7 @@ def at(pointer, count, dtype):
 def interpret():
     """Let Triton's interpreter reckon with bfloat16, whose bits it takes for whole numbers (triton 3.6): in float32, rounded to the nearest.
 
-    It does not look after each sum of whole numbers whether it was too large, as compiled kernels do not either: half as long again.
+    Like compiled kernels it does not look whether a whole number has become too large, which took a third of its time.
     """
     import triton.language as tl
     from triton.runtime import interpreter

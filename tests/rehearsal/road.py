@@ -18,15 +18,8 @@ STEEP = {"optimizer": "sgd", "learning_rate": 0.05, "max_grad_norm": 1000.0, "we
 SFT = {"dataset": "rows.jsonl", "batch_size": 4, "gradient_accumulation": 1, **STEEP}
 START = {**SFT, "optimizer": "adamw_torch_fused", "learning_rate": 0.01, "max_steps": 24, "epochs": 10}
 DPO = {"dataset": "pairs.jsonl", "batch_size": 2, "gradient_accumulation": 2, **STEEP}
-SPIN = {
-    "dataset": "rows.jsonl",
-    "batch_size": 2,
-    "gradient_accumulation": 2,
-    **STEEP,
-    "rounds": 1,
-    "prompts_per_round": 8,
-}
-SPIN |= {"generation_batch": 4, "max_new_tokens": 10}
+SPIN = {**DPO, "dataset": "rows.jsonl", "rounds": 1, "prompts_per_round": 8, "generation_batch": 4}
+SPIN |= {"max_new_tokens": 10}
 ROADS = {  # by name: the road, and its settings besides COMMON
     "start": ("sft", START),  # makes the adapter that the others begin with
     "sft": ("sft", SFT),
@@ -35,10 +28,8 @@ ROADS = {  # by name: the road, and its settings besides COMMON
     "four-bit": ("sft", {**SFT, "load_in_4bit": True}),
     "packed": ("sft", {**SFT, "packing": True, "max_steps": 1}),  # all rows in a step, but not all at once
     "whole": ("sft", {**SFT, "batch_size": 12, "max_steps": 1}),  # the same rows, at once
-    "means": (
-        "sft",
-        {**SFT, "batch_size": 2, "gradient_accumulation": 2},
-    ),  # wrongly: tokens of short rows count for more
+    # Wrongly, the mean of each batch: tokens beside few others count for more.
+    "means": ("sft", {**SFT, "batch_size": 2, "gradient_accumulation": 2}),
     "dpo": ("dpo", DPO),
     "spin": ("spin", SPIN),
 }

@@ -27,15 +27,10 @@ INDEX = "cpu:0"  # the CPU, numbered as a GPU is
 
 
 class Memory:
-    """What the device tells of its memory, in bytes, and how often what is cached was given back; a test may set it."""
+    """What the device tells of its memory, in bytes; a test may set it."""
 
     total = 0
     reserved = 2 * GIB
-    emptied = 0
-
-    @classmethod
-    def empty(cls):
-        cls.emptied += 1
 
 
 class Stream:
@@ -138,7 +133,7 @@ def answers(name, capability):
         "device_count": 1, "current_device": 0, "set_device": None, "can_device_access_peer": False,
         "get_device_name": name, "get_device_capability": capability, "get_device_properties": properties,
         "get_arch_list": [f"sm_{capability[0]}{capability[1]}"],
-        "synchronize": None, "ipc_collect": None, "set_stream": None, "is_current_stream_capturing": False,
+        "synchronize": None, "ipc_collect": None, "empty_cache": None, "set_stream": None, "is_current_stream_capturing": False,
         "memory_stats": {}, "reset_peak_memory_stats": None,
         # The CPU's generator is the device's too: its seed is set, and its state kept, by itself.
         "manual_seed": None, "manual_seed_all": None, "set_rng_state": None, "set_rng_state_all": None,
@@ -153,7 +148,6 @@ def answers(name, capability):
         "is_bf16_supported": lambda including_emulation=True: capability >= (8, 0),  # by a name that Unsloth looks for
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "mem_get_info": lambda *_: (Memory.total - Memory.reserved, Memory.total),
-        "empty_cache": Memory.empty,
         "device": Chosen,
         "Stream": Stream,
         "Event": Event,
