@@ -16,7 +16,7 @@ from ..run import Run
 from ..settings import DPOSettings, SPINSettings
 from .batches import evaluated
 from .measure import compare_answers, finite
-from .train import READS, train, training_arguments, training_stage, without_bars
+from .train import READS, adapter_unrounded, train, training_arguments, training_stage, without_bars
 
 KL_ROWS = 32  # held-out answers that the divergence from the reference is measured on
 COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
@@ -66,14 +66,15 @@ def pair_trainer(
             loss = super().compute_loss(model, inputs, *arguments, **named)
             return loss * (len(inputs["input_ids"]) / 2 / self.pairs_a_batch) if model.training else loss
 
-    trainer = PairTrainer(
-        model=model,
-        args=DPOConfig(**arguments),
-        train_dataset=with_lengths(train.select_columns(COLUMNS)),
-        eval_dataset=held_out.select_columns(COLUMNS),
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
+    with adapter_unrounded(model):
+        trainer = PairTrainer(
+            model=model,
+            args=DPOConfig(**arguments),
+            train_dataset=with_lengths(train.select_columns(COLUMNS)),
+            eval_dataset=held_out.select_columns(COLUMNS),
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
     # A checkpoint with a folder `ref` would be resumed from that alone (transformers 5.17, Trainer._load_from_checkpoint).
     model.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=["default"])
     return without_bars(trainer)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -226,15 +227,30 @@ def sft_trainer(
     from trl import SFTConfig, SFTTrainer
 
     columns = ["input_ids", "labels"]
-    trainer = SFTTrainer(
-        model=model,
-        args=SFTConfig(**arguments),
-        train_dataset=train.select_columns(columns),
-        eval_dataset=held_out.select_columns(columns),
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
+    with adapter_unrounded(model):
+        trainer = SFTTrainer(
+            model=model,
+            args=SFTConfig(**arguments),
+            train_dataset=train.select_columns(columns),
+            eval_dataset=held_out.select_columns(columns),
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
     return without_bars(trainer)
+
+
+@contextlib.contextmanager
+def adapter_unrounded(model: Any) -> Iterator[None]:
+    """Keep the adapter's weights as they are while TRL makes its trainer: on a model in 4 bit trl 1.15 rounds them to bfloat16.
+
+    An update may be smaller than what that tells apart, and DPO's reference, copied before, would be another model. For a GPU Unsloth
+    leaves it out (2026.10, models/rl.py), for its CPU backend it does not.
+    """
+    weights = {name: parameter.data for name, parameter in trainable(model)}
+    yield
+    for name, parameter in trainable(model):
+        if parameter.dtype != weights[name].dtype:
+            parameter.data = weights[name].to(parameter.device)
 
 
 def without_bars(trainer: Any) -> Any:

@@ -6,7 +6,6 @@ Their Python and their torch are too large for every run (see build.py): `make r
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -44,7 +43,9 @@ def address(tmp_path_factory):
 def image(request, tmp_path):
     """run(notebook, watched=False, **settings) -> (succeeded, what it showed), and the Python, on a fresh machine of an image."""
     kept = replica(request.param, whole=os.environ.get("REPLICA") == "whole")
-    shutil.copytree(kept.parents[1], tmp_path / "machine", copy_function=os.link, symlinks=True)
+    subprocess.run(
+        ["cp", "-al", kept.parents[1], tmp_path / "machine"], check=True
+    )  # pip replaces files, it does not write into them
     python = tmp_path / "machine" / "bin" / "python"
     place = request.param.partition("-")[0]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AUTOSLOTH_", "PYTEST_"))}

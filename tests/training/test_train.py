@@ -212,6 +212,15 @@ def test_a_training_of_any_length_moves_its_weights(training, capsys, road, step
     assert train.about(trainer, run.settings)["warmup_steps"] == taken
 
 
+@pytest.mark.parametrize("road", ["sft", "dpo"])
+def test_in_4_bit_the_adapter_is_trained_as_finely_as_in_16(training, road):
+    import torch
+
+    _, trainer = training("narrow", road=road, adapter=None, load_in_4bit=True, max_steps=1)
+    assert train.is_four_bit(trainer.model)
+    assert {weight.dtype for _, weight in train.trainable(trainer.model)} == {torch.float32}
+
+
 def test_a_training_that_changed_nothing_is_a_named_problem(training):
     with pytest.raises(ModelError, match=r"changed no weight in 4 steps at a learning rate of 1e-60.*Raise `learning_rate`"):  # fmt: skip
         training("still", learning_rate=1e-60)
