@@ -3,6 +3,7 @@
 watched: as where a person sits before it, whom the kernel may ask. Runs under an image's Python, with its versions of nbclient and nbformat.
 """
 
+import contextlib
 import sys
 
 import nbformat
@@ -19,10 +20,8 @@ class Client(NotebookClient):
 
 notebook = nbformat.read(sys.argv[1], as_version=4)
 client = Client(notebook, timeout=None, kernel_name="python3")
-try:
+with contextlib.suppress(CellExecutionError):
     client.execute()
-except CellExecutionError:
-    pass
 outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
 for output in outputs:
     print(output.get("text") or "\n".join(output.get("traceback", [])) or output.get("data", {}).get("text/plain", ""))
