@@ -48,7 +48,7 @@ def write_merged(run: Run) -> None:
 
 def base_of(run: Run) -> dict[str, str]:
     """What tells the base that was trained from others."""
-    return run.facts["train"].get("base", {})
+    return run.facts.get("train", {}).get("base", {})
 
 
 def merge_model(base: Path, adapter_folder: Path, folder: Path) -> None:

@@ -39,7 +39,7 @@ def verify_gguf(run: Run) -> None:
         run.record("verify", passed=None, files=[])
         return say("verify: there is no GGUF to verify")
     told, files = run.fresh("verify"), []
-    with export_base(run.settings, trained=run.facts["train"].get("base", {})) as base:
+    with export_base(run.settings, trained=run.facts.get("train", {}).get("base", {})) as base:
         for file in made:
             path = run.path(file["path"])
             figures = told / f"{path.stem}.weights.json"

@@ -61,6 +61,19 @@ def unusual_entries(config: dict[str, Any], usual: Iterable[str]) -> list[str]:
     return [name for name, value in config.items() if value and name not in known]
 
 
+def described(path: Path) -> dict[str, Any]:
+    """PEFT's description of an adapter. Raises ExportError where it cannot be read."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise ExportError(
+            f"The adapter's {path} is no JSON that describes one.", "Download it again, or save it again with PEFT."
+        )
+    return config
+
+
 @dataclass
 class Adapter:
     """What an adapter does to the tensors of a base, by their names in the base's files.
@@ -85,11 +98,11 @@ class Adapter:
         Raises ExportError when it is of a kind that is not merged here, does not fit the base, or holds no numbers.
         """
         hush_libraries()
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = described(folder / "adapter_config.json")
         other = unusual_entries(config, MERGED)
-        if config["peft_type"] != "LORA" or other:
+        if config.get("peft_type") != "LORA" or other:
             raise ExportError(
-                f"The adapter in {folder} uses {', '.join(other) or config['peft_type']}, which is not merged here.",
+                f"The adapter in {folder} uses {', '.join(other) or config.get('peft_type')}, which is not merged here.",
                 "Train a plain LoRA adapter, or merge this one with PEFT and give the result as the base.",
             )
         model = without_numbers(base, (config.get("auto_mapping") or {}).get("base_model_class"))

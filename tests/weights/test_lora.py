@@ -215,3 +215,11 @@ def test_torchs_compiler_is_not_imported_on_the_meta_device(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     done = subprocess.run([sys.executable, "-c", WATCH, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["cpu", "LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]"])
+def test_an_adapter_whose_description_cannot_be_read_is_a_named_problem(tmp_path, text):
+    if text is not None:
+        (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ExportError, match="is no JSON that describes one"):
+        Adapter.read(tmp_path, tmp_path)
