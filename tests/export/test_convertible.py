@@ -12,6 +12,7 @@ from support.official import naming
 from autosloth.check import Problems, check
 from autosloth.export import gguf, llama
 from autosloth.settings import SFTSettings
+from autosloth.weights import model_headers, shard_names
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +118,16 @@ def test_granite_as_transformers_5_names_its_layers(engine, tmp_path):
     gguf.lay_source(tmp_path / "source", granite, granite)
     assert json.loads((tmp_path / "source" / "config.json").read_text())["layer_types"] == named
     assert json.loads((granite / "config.json").read_text())["layer_types"] == renamed
+
+
+def test_one_file_beside_a_stale_index_is_what_everyone_reads(base, tmp_path):
+    """As transformers takes it; the converter would follow the index."""
+    model = shutil.copytree(base, tmp_path / "model")
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        shutil.copyfile(model / "model.safetensors", model / name)
+    index = {"weight_map": {"lm_head.weight": name, "model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert shard_names(model) == ["model.safetensors"] and [*model_headers(model)] == [model / "model.safetensors"]
+    gguf.lay_source(tmp_path / "source", model, model)
+    laid = {path.name for path in (tmp_path / "source").iterdir() if "model." in path.name or "model-" in path.name}
+    assert laid == {"model.safetensors"}
