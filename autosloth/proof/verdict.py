@@ -100,6 +100,7 @@ def is_another(weights: dict[str, Any]) -> bool:
 
 # What it may be, where the same model parts from the trained one without rounding too.
 DEEPER = {
+    "named": "the base named as `sixteen_bit_model` answers otherwise than the one that was trained, or llama.cpp computes it otherwise",
     "arithmetic": "llama.cpp computes this model otherwise than it was trained",
     "base": "the 16-bit base answers otherwise than its 4-bit form that was trained, or llama.cpp computes it otherwise",
 }
@@ -112,6 +113,7 @@ CURES = [
     ("are wrong", "Export again, from the model that the file is held against; if it fails again, the converter does not handle it: please report it."),
     ("other tokens", "Convert from the model's own tokenizer files, tokenizer.model and tokenizer_config.json whole; or choose a base whose repository has them."),
     ("chat template", "Export again with the chat template of the training, adapter/chat_template.jinja."),
+    ("the base named as", "See that `sixteen_bit_model` names the weights that were trained, or those that their 4-bit form was made of, and export again."),
     ("than its 4-bit form", "Train with `load_in_4bit: false` where the memory allows it, or publish the adapter alone (`quantizations: []`), for that 4-bit base."),
     ("computes this model otherwise", "Publish merged/ or the adapter instead (`quantizations: []`): no type of GGUF helps before llama.cpp is mended; please report it there."),
     (KL, "Choose a type of more bits, such as q8_0; if it was q8_0, bf16."),
@@ -227,6 +229,7 @@ def unrounded_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     wanted = told["limits"]
     why = {
         "rounding": f"it is the rounding of {facts['type']} that this model minds",
+        "named": "it is another base, or llama.cpp's arithmetic",
         "arithmetic": "it is llama.cpp's arithmetic",
         "base": "it is the base's 4 bits, or llama.cpp's arithmetic",
     }

@@ -43,7 +43,16 @@ def verify_gguf(run: Run) -> None:
         for file in made:
             path = run.path(file["path"])
             figures = told / f"{path.stem}.weights.json"
-            files.append(prove(path, run.path("reference"), base, run.path("adapter"), figures))
+            files.append(
+                prove(
+                    path,
+                    run.path("reference"),
+                    base,
+                    run.path("adapter"),
+                    figures,
+                    named=run.settings.sixteen_bit_model is not None,
+                )
+            )
             show_proof(files[-1], file.get("stored", ""))
     facts = worst_of(files)
     run.record("verify", **facts)
@@ -95,8 +104,10 @@ def verify_file(file: Path, model: str, adapter: str | None = None) -> dict[str,
     return facts
 
 
-def prove(file: Path, reference: Path, base: Path, adapter: Path | None, told: Path | None = None) -> dict[str, Any]:
-    """All figures of one file. told: where those of each tensor go. Raises VerifyError when the file cannot be read."""
+def prove(
+    file: Path, reference: Path, base: Path, adapter: Path | None, told: Path | None = None, named: bool = False
+) -> dict[str, Any]:
+    """All figures of one file. told: where those of each tensor go; named: whether the user named the base, which may be another than was trained. Raises VerifyError when the file cannot be read."""
     started = time.perf_counter()
     quantized = json.loads((reference / "rows.json").read_text(encoding="utf-8"))["quantized"]
     with tempfile.TemporaryDirectory(prefix="autosloth-") as temporary:
@@ -109,5 +120,7 @@ def prove(file: Path, reference: Path, base: Path, adapter: Path | None, told: P
             facts |= behaviour_of(file, reference, file.stat().st_size > SHORT_FROM, facts["limits"]["mean_kl"])
             if parts_only(facts):
                 facts |= explain(facts, source, adapter, reference, quantized)
+            if named and facts.get("cause") in ("arithmetic", "base"):
+                facts["cause"] = "named"
     facts |= {"failures": find_failures(facts)}
     return {**facts, "passed": verdict(facts), "seconds": round(time.perf_counter() - started, 2)}

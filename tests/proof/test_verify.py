@@ -476,6 +476,18 @@ def test_what_parts_without_rounding_too_is_llama_cpps_arithmetic(copied):
     assert "no type of GGUF helps" in cure(proof["failures"]) and "arithmetic" in rows["the same model without rounding (F32)"][0]  # fmt: skip
 
 
+def test_where_the_user_named_the_base_it_may_be_to_blame(copied):
+    """As if it were another than was trained: merged/ and the file would both be wrong, and the proof must not call merged/ right."""
+    path = copied / "reference" / "logprobs.npy"
+    numpy.save(path, numpy.roll(numpy.load(path), 1, axis=1))
+    run = Run.open(copied)
+    run.settings = run.settings.model_copy(update={"sixteen_bit_model": str(demo_base())})
+    with pytest.raises(VerifyError) as error:
+        verify_gguf.__wrapped__(run)
+    assert "named as `sixteen_bit_model` answers otherwise than the one that was trained" in error.value.what
+    assert "See that `sixteen_bit_model` names the weights" in error.value.todo and "merged/" not in error.value.todo
+
+
 def test_of_a_model_that_was_trained_in_4_bit_the_base_may_be_to_blame(copied):
     known = read_json(copied / "reference" / "rows.json")
     (copied / "reference" / "rows.json").write_text(json.dumps(known | {"quantized": True}))
