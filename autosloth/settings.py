@@ -17,6 +17,7 @@ from typing import (  # pydantic takes typing's only from Python 3.12 on
     Required,
     Self,
     get_args,
+    get_origin,
 )
 
 from pydantic import (
@@ -36,12 +37,14 @@ from typing_extensions import TypedDict
 from .errors import SettingsError
 from .hardware import first_gpu
 from .values import (
+    AUTO,
     DATA_SUFFIXES,
     FILE_NAME,
     HUB_PAGE,
     ONE,
     REPOSITORY,
     SEVERAL,
+    WHOLE_NUMBER,
     environment_values,
     explain,
     is_home,
@@ -90,6 +93,7 @@ FAMILY = ("sft", "dpo", "spin")
 LONGEST_FILE_NAME = 255
 CHAT_TEMPLATE_NAMES = ("auto", "alpaca", "mistral", "zephyr")
 COMMON_NAMES = {"question": "prompt", "answer": "completion", "output": "completion", "response": "completion"}
+AT_FIRST = 2  # rows in a forward pass where nothing tells that there is room for more
 A100_GB = 35.0  # of GPU memory from which the profile for an A100 (40 or 80 GB) fits
 
 
@@ -135,6 +139,10 @@ class Part(TypedDict, total=False):
     columns: dict[str, str]
 
 
+RowsAtOnce = Annotated[
+    Annotated[int, Field(ge=1, le=1024), Tag(WHOLE_NUMBER)] | Annotated[Literal["auto"], Tag(AUTO)],
+    Discriminator(lambda value: AUTO if value == AUTO else WHOLE_NUMBER),
+]
 # One dataset or several; told apart at once, so that an error speaks of what was meant.
 OneOrMore = Annotated[NotEmpty, Tag(ONE)] | Annotated[list[Part], Tag(SEVERAL)]
 TOLD_APART = Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE)
@@ -229,10 +237,13 @@ class Settings(BaseModel):
     eval_fraction: float = setting(0.05, "Data", "Share of the rows that is held out to measure with.", gt=0, le=0.5)
     eval_rows: int = setting(200, "Data", "Most rows that are held out.", ge=1, le=10000)
 
-    batch_size: int = setting(
-        2, "Training", "Rows per forward pass; in SFT more of a step's rows go at once where the GPU has room.", ge=1, le=1024, front=True
+    batch_size: RowsAtOnce = setting(
+        "auto", "Training", "Rows per forward pass; `auto` takes as many of a step's rows as the GPU is found to have room for.",
+        front=True, suggestions=("auto",),
     )  # fmt: skip
-    gradient_accumulation: int = setting(4, "Training", "Forward passes per optimizer step.", ge=1, le=1024, front=True)
+    gradient_accumulation: int = setting(
+        8, "Training", "Forward passes per optimizer step; with `batch_size: auto` rows per step. By default as many as keep the rows of a step the same.", ge=1, le=1024, front=True
+    )  # fmt: skip
     epochs: float = setting(
         1.0, "Training", "Passes over the rows; counts when `max_steps` is 0.", gt=0, le=100, front=True
     )
@@ -301,16 +312,28 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _suit_the_demo_model(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("model") == "demo":
-            return {**cls.DEMO_DEFAULTS, **values}
-        return values
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        defaults = cls.brought_along(values)
+        size = values.get("batch_size")
+        if isinstance(size, int) and size > 0:  # as many rows a step as by default
+            usual = {name: cls.model_fields[name].default for name in ("batch_size", "gradient_accumulation")} | defaults  # fmt: skip
+            rows = (1 if usual["batch_size"] == AUTO else usual["batch_size"]) * usual["gradient_accumulation"]
+            defaults["gradient_accumulation"] = max(1, rows // size)
+        return {**defaults, **values}
+
+    @classmethod
+    def brought_along(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The defaults that these values bring along for settings that are not among them."""
+        return dict(cls.DEMO_DEFAULTS) if values.get("model") == "demo" else {}
 
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         kind = cls.model_fields[info.field_name].annotation
-        return no_truth(value, get_args(kind) or [kind])
+        kinds = [get_args(each)[0] if get_origin(each) is Annotated else each for each in get_args(kind) or [kind]]
+        return no_truth(value, kinds)
 
     @field_validator("model", "dataset", mode="before")
     @classmethod
@@ -486,6 +509,18 @@ class Settings(BaseModel):
         return f"the warm-up is {taken} instead of {asked} step{'' if asked == 1 else 's'}: in {steps} there would be none at the full learning rate"
 
     @property
+    def rows_per_step(self) -> int:
+        """Rows that an optimizer step of one process learns from."""
+        return self.gradient_accumulation * (1 if self.batch_size == AUTO else self.batch_size)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows in a forward pass: `batch_size`; for `auto` what a trial may change, AT_FIRST of them, or one where a step's rows are odd."""
+        if self.batch_size != AUTO:
+            return self.batch_size
+        return AT_FIRST if self.rows_per_step % AT_FIRST == 0 else 1
+
+    @property
     def folder(self) -> Path:
         """The run folder, `<storage>/<run_name>`."""
         return Path(self.storage).expanduser() / self.run_name
@@ -572,11 +607,11 @@ class DPOSettings(Settings):
         **{"lora_r": 16, "lora_alpha": 16, "max_length": 256, "save_steps": 20},
         **{"eval_answers": 32, "max_new_tokens": 48, "merged": True},
     }
-    # Both take 16 pairs a step. The reference is the adapter as it was: its second pass needs no more memory than the first, which
+    # The reference is the adapter as it was: its second pass needs no more memory than the first, which
     # has gradients, and reference answers computed ahead would be lost with the runtime; they pay from the second epoch on.
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
-        "a100": {"batch_size": 4, "gradient_accumulation": 4, "max_length": 1024, "precision": "bfloat16", "precompute_reference": False},
-        "t4": {"batch_size": 1, "gradient_accumulation": 16, "max_length": 512, "precision": "float16", "precompute_reference": False},
+        "a100": {"max_length": 1024, "precision": "bfloat16", "precompute_reference": False},
+        "t4": {"max_length": 512, "precision": "float16", "precompute_reference": False},
     }  # fmt: skip
 
     model: str = otherwise("model", "unsloth/zephyr-sft-bnb-4bit", suggestions=DPO_MODELS)
@@ -598,11 +633,10 @@ class DPOSettings(Settings):
     profile: Literal["auto", "a100", "t4"] = setting(
         "auto",
         "Training",
-        "The defaults of batch, lengths and precision for this GPU; `auto` looks at the one that is here.",
+        "The defaults of length and precision for this GPU; `auto` looks at the one that is here.",
         front=True,
     )
-    batch_size: int = otherwise("batch_size", 4)
-    gradient_accumulation: int = otherwise("gradient_accumulation", 4)
+    gradient_accumulation: int = otherwise("gradient_accumulation", 16)
     learning_rate: float = otherwise("learning_rate", 5e-6)
     warmup: float = otherwise("warmup", 0.1)
     beta: float = setting(
@@ -624,17 +658,13 @@ class DPOSettings(Settings):
         False, "Training", "Compute the reference's answers once ahead: quicker from the second epoch on, begun anew by each resume."
     )  # fmt: skip
 
-    @model_validator(mode="before")
     @classmethod
-    def _suit_the_gpu(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
+    def brought_along(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         profile = dict(cls.PROFILES.get(str(values.get("profile", "auto")), {}))
         if not profile:  # whatever GPU it is, it knows its precision
             profile = {**cls.PROFILES[fitting_profile()[0]], "precision": "auto"}
-        demo = cls.DEMO_DEFAULTS if values.get("model") == "demo" else {}
         splits = ULTRAFEEDBACK_SPLITS if values.get("dataset", ULTRAFEEDBACK) == ULTRAFEEDBACK else {}
-        return {**profile, **splits, **demo, **values}
+        return {**profile, **splits, **super().brought_along(values)}
 
     @model_validator(mode="after")
     def _smooth_what_can_be(self) -> DPOSettings:
@@ -667,7 +697,7 @@ class SPINSettings(Settings):
         "t4": {
             **{"rounds": 3, "prompts_per_round": 1000, "mix_previous": False, "epochs": 1.0, "learning_rate": 5e-6},
             **{"last_learning_rate": None, "last_beta": None, "optimizer": "adamw_8bit", "warmup": 0.1},
-            **{"batch_size": 1, "gradient_accumulation": 16, "max_length": 768},
+            **{"batch_size": "auto", "gradient_accumulation": 16, "max_length": 768},
         },
         "paper": {
             **{"rounds": 4, "prompts_per_round": 50_000, "mix_previous": True, "epochs": 2.0, "learning_rate": 5e-7},
@@ -693,7 +723,6 @@ class SPINSettings(Settings):
     prompts_per_round: int = setting(
         1000, "Training", "Prompts that the model answers in each round.", ge=2, le=1_000_000, front=True
     )
-    batch_size: int = otherwise("batch_size", 1)
     gradient_accumulation: int = otherwise("gradient_accumulation", 16)
     max_length: int = otherwise("max_length", 768)
     max_steps: int = otherwise("max_steps", 0)
@@ -728,15 +757,11 @@ class SPINSettings(Settings):
     )  # fmt: skip
     generation_batch: int = setting(32, "Training", "Answers that are generated at once.", ge=1, le=1024)
 
-    @model_validator(mode="before")
     @classmethod
-    def _take_the_preset(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
+    def brought_along(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         preset = cls.PRESETS.get(str(values.get("preset", "t4")), {})
         splits = ULTRACHAT_SPLITS if values.get("dataset", ULTRACHAT) == ULTRACHAT else {}
-        demo = cls.DEMO_DEFAULTS if values.get("model") == "demo" else {}
-        return {**preset, **splits, **demo, **values}
+        return {**preset, **splits, **super().brought_along(values)}
 
     @classmethod
     def other_defaults(cls) -> dict[str, dict[str, Any]]:

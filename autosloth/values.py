@@ -17,7 +17,9 @@ from .errors import SettingsError
 
 ENVIRONMENT_PREFIX = "AUTOSLOTH_"
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md", ".zip", ".gz")
+AUTO, WHOLE_NUMBER = "auto", "a whole number"  # what `batch_size` takes, as pydantic names it in an error
 ONE, SEVERAL = "one dataset", "several datasets"  # what `dataset` takes, as pydantic names it in an error
+TAGS = (AUTO, WHOLE_NUMBER, ONE, SEVERAL)
 OWN_VARIABLE = ENVIRONMENT_PREFIX + "CACHE"  # the only one that is no setting
 FILE_NAME = r"^$|^[A-Za-z0-9][A-Za-z0-9._-]{0,94}$"
 REPOSITORY = r"^$|^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]{0,94}$"
@@ -212,7 +214,7 @@ def explain(error: ValidationError, source: str, sources: Mapping[str, str] | No
     """
     wrong = []
     for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"] if part not in (ONE, SEVERAL))
+        field = ".".join(str(part) for part in problem["loc"] if part not in TAGS)
         given = f"`{field}` is {json.dumps(problem['input'], default=str)}, but " if field else ""
         if problem["type"] == "missing":
             given = f"`{field}` is missing: "
@@ -225,7 +227,7 @@ def explain(error: ValidationError, source: str, sources: Mapping[str, str] | No
 def allowed(problem: Mapping[str, Any]) -> str:
     """What a field takes, from one of pydantic's errors, in words: `it should be a number`; of several fields together, what is wrong with them."""
     if words := IN_WORDS.get(problem["type"]) or PATTERNS.get(problem.get("ctx", {}).get("pattern", "")):
-        return f"it should be {words}"
+        return f"it should be {words}" + (f", or {AUTO}" if WHOLE_NUMBER in problem["loc"] else "")
     if words := KEYS.get(problem["type"]):
         return words
     said = problem["msg"].removeprefix("Value error, ")
@@ -251,7 +253,14 @@ def in_words(schema: Mapping[str, Any]) -> str:
     ('1 to 8', 'a, b or c', '')
     >>> in_words({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 0.1}, {"type": "null"}]})
     'above 0 to 0.1, or empty'
+    >>> in_words({"oneOf": [{"type": "integer", "minimum": 1, "maximum": 8}, {"const": "auto"}]})
+    '1 to 8, or auto'
     """
+    if "const" in schema:
+        return schema["const"]
+    if "oneOf" in schema:
+        kinds = [in_words(kind) for kind in schema["oneOf"]]
+        return ", or ".join(kinds) if all(kinds) else ""
     if "anyOf" in schema:
         kinds = [in_words(kind) for kind in schema["anyOf"] if kind["type"] != "null"]
         return f"{kinds[0]}, or empty" if kinds[0] else ""

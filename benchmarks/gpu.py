@@ -27,7 +27,7 @@ from autosloth.hardware import first_gpu
 
 T4_GB = 15.0  # what a T4's torch may take
 STEPS, PAIRS = 12, 5
-AS_ASKED = {"gradient_accumulation": 1}  # so that a step leaves no rows that could go at once with others
+AS_ASKED = {"batch_size": 2, "gradient_accumulation": 1}  # a step of one batch, with nothing to choose
 TINY = {"load_in_4bit": False, "max_length": 256, "lora_r": 4, "lora_alpha": 4, "optimizer": "adamw_torch_fused"}
 FULL = {"answer": 6500, "spread": 0.1}  # every row longer than max_length, to be cut there
 FULL_PAIRS = {"prompt": 300, "answer": 1400}
@@ -37,7 +37,7 @@ MEMORY_SHAPES = {  # what is estimated and measured: (road, model, in 4 bit, set
     "llama-3.1-8b, 2 x 2048": ("sft", "llama-3.1-8b", True, {"batch_size": 2, "max_length": 2048}),
     "llama-3.2-3b, 4 x 2048": ("sft", "llama-3.2-3b", True, {"batch_size": 4, "max_length": 2048}),
     "llama-3.2-1b in 16 bit, 2 x 4096": ("sft", "llama-3.2-1b", False, {"batch_size": 2, "max_length": 4096}),
-    "mistral-7b, DPO, 4 x 1024": ("dpo", "mistral-7b", True, {"profile": "a100"}),
+    "mistral-7b, DPO, 4 x 1024": ("dpo", "mistral-7b", True, {"profile": "a100", "batch_size": 4}),
 }
 
 
@@ -99,6 +99,7 @@ def sft(bench: Bench) -> list[Line]:
     sides = three_sides(bench, prepared)
     lines = [training_line(f"SFT, 7B NF4, length 2048: {name}", run, "tokens") for name, run in sides.items()]
     lines.append(ratio_line("  (c) beside (b), tokens/s", sides, "tokens_per_second", 1.5))
+    lines += trial_lines(sides["(c) AutoSloth"])
     two = bench.measure("(c) AutoSloth, batch 2", "autosloth", prepared, changed=AS_ASKED)
     return [*lines, limit_line("  peak VRAM of (c) at batch 2", two, 9.0)]
 
@@ -126,6 +127,7 @@ def sft_t4(bench: Bench) -> list[Line]:
     prepared = bench.prepared("sft-t4", "mistral-7b", max_length=2048, precision="float16")
     sides = three_sides(bench, prepared, cap_gb=T4_GB)
     lines = [training_line(f"the same, fp16, cap of {T4_GB:.0f} GB: {name}", run, "tokens") for name, run in sides.items()]  # fmt: skip
+    lines += trial_lines(sides["(c) AutoSloth"])
     return [*lines, limit_line("  peak VRAM of (c), 3 GB to spare", sides["(c) AutoSloth"], T4_GB - 3)]
 
 
@@ -147,6 +149,7 @@ def dpo(bench: Bench) -> list[Line]:
     prepared = bench.prepared("dpo", "mistral-7b", road="dpo", profile="a100")
     sides = three_sides(bench, prepared, notebook="notebook_dpo")
     lines = [training_line(f"DPO, 7B NF4, length 1024: {name}", run, "rows") for name, run in sides.items()]
+    lines += trial_lines(sides["(c) AutoSloth"])
     return [*lines, ratio_line("  (c) beside (b), pairs/s", sides, "rows_per_second", 1.3)]
 
 
@@ -226,7 +229,7 @@ def memory_line(bench: Bench, name: str, road: str, model: str, four_bit: bool, 
     """One shape's estimate beside its measured peak."""
     lengths, number = FULL_PAIRS if road == "dpo" else FULL, list(MEMORY_SHAPES).index(name)
     prepared = bench.prepared(f"memory-{number}", model, road, four_bit, rows=128, lengths=lengths, **settings)
-    run = bench.measure(name, "autosloth", prepared, steps=3, changed=AS_ASKED)
+    run = bench.measure(name, "autosloth", prepared, steps=3, changed={"gradient_accumulation": 1})
     run["expected"] = prepared["expected"]
     if "failed" in run:
         return Line(f"VRAM, {name}", f"failed: {run['failed']}", "", False)
@@ -287,6 +290,15 @@ def training_line(what: str, run: dict[str, Any], unit: str) -> Line:
         return Line(what, f"failed: {run['failed']}")
     speed = f"{run[f'{unit}_per_second']:.{0 if unit == 'tokens' else 2}f} {'pairs' if unit == 'rows' else unit}/s"
     return Line(what, f"{speed}, step {run['step_s']:.2f} s, {run['peak_vram_gb'] or 0:.1f} GB VRAM, padding {run['padding']:.0%}")  # fmt: skip
+
+
+def trial_lines(run: dict[str, Any]) -> list[Line]:
+    """What the first minutes of a training found, without the GGUF's head, and how long they took."""
+    if not (tried := run.get("trial")):
+        return []
+    how = "with" if tried["gradient_checkpointing"] else "without"
+    found = f"{tried['seconds']:.0f} s; {tried['batch_size']} at once, {how} gradient checkpointing, {tried['longest_gb']:.1f} GB VRAM"
+    return [Line("  trial of (c)", found, "at most 120 s", tried["seconds"] <= 120)]
 
 
 def ratio_line(what: str, sides: dict[str, Any], key: str, goal: float) -> Line:

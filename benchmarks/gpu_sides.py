@@ -32,7 +32,7 @@ def prepare(case: Case) -> Case:
     rows = folder / f"{case['name']}.json"
     write = write_pairs if case["road"] == "dpo" else write_instructions
     write(rows, case["rows"], **case.get("lengths", {}))
-    given = dict(model=str(model), dataset=str(rows), storage=str(folder / "runs"), run_name=case["name"], eval_rows=32, eval_answers=0)  # fmt: skip
+    given = dict(model=str(model), dataset=str(rows), storage=str(folder / "runs"), run_name=case["name"], eval_rows=32, eval_answers=0, quantizations=[])  # fmt: skip
     settings = ROADS[case["road"]].from_values(given | case["settings"], "the benchmark")
     run = Run.create(settings)
     prepare_data(run)
@@ -56,6 +56,8 @@ def autosloth(case: Case) -> Case:
     from autosloth.models.engine import load_model, load_tokenizer
     from autosloth.notebook.live import Interruption, progress_callback
     from autosloth.training import dpo, train
+    from autosloth.training.trial import is_due, try_out
+    from autosloth.values import AUTO
 
     run = opened(case)
     tokenizer, model = load_tokenizer(run.settings), load_model(run.settings)
@@ -63,7 +65,9 @@ def autosloth(case: Case) -> Case:
     road = dpo if run.settings.road == "dpo" else train
     callbacks = [progress_callback(Interruption())]
     trainer = road.make_trainer(run, model, tokenizer, run.rows("train"), run.rows("eval"), callbacks)
-    return Meter(trainer, case.get("profiled", False)).train()
+    if run.settings.batch_size == AUTO and is_due(run):
+        try_out(run, trainer, tokenizer)
+    return {**Meter(trainer, case.get("profiled", False)).train(), "trial": run.facts.get("trial")}
 
 
 def dtype_of(run: Any) -> tuple[Any, Case]:
@@ -157,7 +161,7 @@ def plain(case: Case) -> Case:
     settings, (dtype, precision) = run.settings, dtype_of(run)
     model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, device_map={"": 0} if on_gpu() else None)
     arguments = notebook_arguments(case, run, precision) | {
-        "per_device_train_batch_size": settings.batch_size, "gradient_accumulation_steps": settings.gradient_accumulation,
+        "per_device_train_batch_size": settings.rows_at_once, "gradient_accumulation_steps": settings.rows_per_step // settings.rows_at_once,
         "learning_rate": settings.learning_rate, "warmup_steps": settings.warmup, "weight_decay": settings.weight_decay,
         "lr_scheduler_type": settings.scheduler, "max_grad_norm": settings.max_grad_norm, "seed": settings.seed, "data_seed": settings.seed,
         "gradient_checkpointing": on_gpu(), "gradient_checkpointing_kwargs": {"use_reentrant": False},

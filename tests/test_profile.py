@@ -24,27 +24,27 @@ def gpu(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, memory, profile, batch, length, reason",
+    "name, memory, profile, length, reason",
     [
-        (None, 0, "t4", 1, 512, "no GPU is here yet"),
-        ("Tesla T4", 15360, "t4", 1, 512, "Tesla T4 with 16 GB"),
-        ("NVIDIA L4", 23034, "t4", 1, 512, "NVIDIA L4 with 24 GB"),
-        ("NVIDIA A100-SXM4-40GB", 40960, "a100", 4, 1024, "NVIDIA A100-SXM4-40GB with 43 GB"),
+        (None, 0, "t4", 512, "no GPU is here yet"),
+        ("Tesla T4", 15360, "t4", 512, "Tesla T4 with 16 GB"),
+        ("NVIDIA L4", 23034, "t4", 512, "NVIDIA L4 with 24 GB"),
+        ("NVIDIA A100-SXM4-40GB", 40960, "a100", 1024, "NVIDIA A100-SXM4-40GB with 43 GB"),
     ],
 )
-def test_the_profile_follows_the_gpu_and_says_why(gpu, name, memory, profile, batch, length, reason):
+def test_the_profile_follows_the_gpu_and_says_why(gpu, name, memory, profile, length, reason):
     gpu(name, memory)
     chosen = DPOSettings()
-    assert (chosen.batch_size, chosen.max_length, chosen.precision) == (batch, length, "auto")
-    assert chosen.batch_size * chosen.gradient_accumulation == 16
+    assert (chosen.batch_size, chosen.max_length, chosen.precision) == ("auto", length, "auto")
+    assert chosen.rows_per_step == 16
     (said,) = chosen.reasons()
-    assert said.startswith(f"profile: {profile} ({reason}") and f"batch_size {batch}, " in said
+    assert said.startswith(f"profile: {profile} ({reason}") and f"max_length {length}, " in said
 
 
 def test_a_profile_that_is_named_counts_on_any_gpu_and_what_is_set_counts_more(gpu):
     gpu("NVIDIA A100-SXM4-40GB", 40960)
     chosen = DPOSettings(profile="t4", max_length=700)
-    assert (chosen.batch_size, chosen.max_length, chosen.precision) == (1, 700, "float16")
+    assert (chosen.rows_per_step, chosen.max_length, chosen.precision) == (16, 700, "float16")
     assert DPOSettings(profile="a100").precision == "bfloat16"
 
 
@@ -100,6 +100,6 @@ def test_what_both_roads_have_is_declared_once():
     shared = set(settings.Settings.model_fields)
     assert shared < set(SFTSettings.model_fields) and shared < set(DPOSettings.model_fields)
     changed = {name for name in shared if DPOSettings.model_fields[name].default != SFTSettings.model_fields[name].default}  # fmt: skip
-    assert {"model", "dataset", "lora_r", "learning_rate", "batch_size"} <= changed
+    assert {"model", "dataset", "lora_r", "learning_rate", "gradient_accumulation"} <= changed
     for name in shared - {"columns"}:
         assert DPOSettings.model_fields[name].description == SFTSettings.model_fields[name].description

@@ -13,14 +13,32 @@ from autosloth.values import is_hub_id
 def test_the_defaults_are_the_reference_run():
     settings = SFTSettings()
     assert (settings.model, settings.dataset) == ("unsloth/mistral-7b-bnb-4bit", "yahma/alpaca-cleaned")
-    assert (settings.batch_size, settings.gradient_accumulation, settings.lora_r, settings.max_length) == (
-        2,
-        4,
-        16,
-        2048,
-    )
+    assert (settings.batch_size, settings.rows_per_step, settings.lora_r, settings.max_length) == ("auto", 8, 16, 2048)
     assert settings.load_in_4bit and not settings.publish_to_hub
     assert settings.run_name == "mistral-7b-alpaca-cleaned-sft"
+
+
+@pytest.mark.parametrize(
+    "road, given, passes, at_once",
+    [
+        (SFTSettings, {"batch_size": 2}, 4, 2),  # the reference run's
+        (SFTSettings, {"batch_size": 3}, 2, 3),
+        (SFTSettings, {"batch_size": 32}, 1, 32),
+        (SFTSettings, {"batch_size": 4, "gradient_accumulation": 4}, 4, 4),
+        (SFTSettings, {"gradient_accumulation": 9}, 9, 1),
+        (SFTSettings, {"model": "demo", "batch_size": 4}, 4, 4),
+        (DPOSettings, {}, 16, 2),
+        (DPOSettings, {"batch_size": "auto", "gradient_accumulation": 32}, 32, 2),
+        (SPINSettings, {"batch_size": 4}, 4, 4),
+        (SPINSettings, {"preset": "paper"}, 8, 8),
+        (SPINSettings, {"preset": "paper", "batch_size": 2}, 32, 2),
+    ],
+)
+def test_a_step_learns_from_as_many_rows_whatever_the_batch_unless_told_otherwise(road, given, passes, at_once):
+    settings = road(**given)
+    assert (settings.gradient_accumulation, settings.rows_at_once) == (passes, at_once)
+    assert settings.rows_per_step == passes * (1 if settings.batch_size == "auto" else settings.batch_size)
+    assert road.load(settings.model_dump()) == settings
 
 
 def test_every_setting_says_what_it_is_for_and_where_it_belongs():
@@ -63,6 +81,8 @@ def test_a_later_source_wins_over_an_earlier_one(tmp_path, monkeypatch):
     "given, wrong, allowed",
     [
         ({"batch_size": 0}, "`batch_size` is 0", "at least 1"),
+        ({"batch_size": True}, "`batch_size` is", "a whole number, or auto"),
+        ({"batch_size": "alto"}, "`batch_size` is", "a whole number, or auto"),
         ({"learning_rate": "fast"}, '`learning_rate` is "fast"', "it should be a number"),
         ({"scheduler": "zigzag"}, '`scheduler` is "zigzag"', "'linear', 'cosine'"),
         ({"columns": {"a": "b"}}, '`columns.a` is "b"', "'instruction'"),

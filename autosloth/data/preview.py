@@ -82,13 +82,9 @@ def plan(rows: int, settings: Settings) -> dict[str, Any]:
     """Optimizer steps that follow from the rows, as transformers' Trainer counts them: `steps`, `per_epoch`, `per_step`, `epochs`, whether rows are `packed`, and what is to be said of the `warmup`."""
     rounds = settings.rounds if settings.road == "spin" else 1
     asked = min(rows, settings.prompts_per_round) if settings.road == "spin" else rows
-    batches = math.ceil(math.ceil(asked / processes()) / settings.batch_size)
-    per_epoch = math.ceil(batches / settings.gradient_accumulation)
+    per_epoch = math.ceil(math.ceil(asked / processes()) / settings.rows_per_step)
     steps = settings.max_steps or math.ceil(settings.epochs * per_epoch)
-    per_step, packed = (
-        settings.batch_size * settings.gradient_accumulation * processes(),
-        settings.road == "sft" and settings.packing,
-    )
+    per_step, packed = settings.rows_per_step * processes(), settings.road == "sft" and settings.packing
     return {
         "steps": rounds * steps,
         "per_epoch": per_epoch,

@@ -5,14 +5,16 @@ llama.cpp, whose converter decides the form of a GGUF, is fetched and compiled h
 
 from .convert import untie
 from .converter import converter_class, unpacked
-from .gguf import lay_source, refuse_unconvertible, size_in_bases, write_gguf
-from .llama import compile_llama_cpp, fetch_converter, listening, llama_cpp, refuse_unknown_architecture
+from .gguf import head_of, lay_source, refuse_unconvertible, size_in_bases, write_gguf
+from .llama import compile_llama_cpp, compiled, fetch_converter, listening, llama_cpp, refuse_unknown_architecture
 from .merge import refuse_unreadable, write_merged
 
 __all__ = [
     "compile_llama_cpp",
+    "compiled",
     "converter_class",
     "fetch_converter",
+    "head_of",
     "lay_source",
     "listening",
     "llama_cpp",

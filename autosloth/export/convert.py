@@ -81,6 +81,8 @@ def convert_model(request: dict[str, Any], files: dict[str, Path]) -> None:
     if mixtures := {kind: path for kind, path in files.items() if kind not in CONVERTED}:
         plans += converter.plan_mixtures(request, mixtures)
     if request.get("heads"):
+        for plan in plans:
+            os.truncate(plan.path, plan.size)  # a hole in place of the tensors, which takes no room
         return refuse_other_vocabulary(plans[0], source)
     refuse_small_disk(plans, shards.to_free(plans[0].path.parent))
     fill(plans, shards)

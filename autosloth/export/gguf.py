@@ -121,7 +121,6 @@ def refuse_unconvertible(settings: Settings) -> None:
 
     What it took is remembered, by its config, headers and tokenizer. Of files that are missing others tell.
     """
-    converter = fetch_converter()
     with export_headers(settings) as base, tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary, "model")
         lay_source(source, base, small_files(model_source(settings), settings.revision))
@@ -129,17 +128,37 @@ def refuse_unconvertible(settings: Settings) -> None:
             return
         headers = [read_header(source / name) for name in shard_names(source)]
         small = [path.read_bytes().hex() for path in sorted(source.iterdir()) if path.suffix != ".safetensors"]
-        taken = cache_dir() / f"taken-by-llama.cpp-{LLAMA_CPP_PYTHON}" / fingerprint([str(converter), headers, small])
+        told = fingerprint([str(fetch_converter()), headers, small])
+        taken = cache_dir() / f"taken-by-llama.cpp-{LLAMA_CPP_PYTHON}" / told
         if taken.is_file():
             return
-        request = {"converter": converter, "source": source, "adapter": None, "name": "head", "heads": True}
-        ended = run_apart(
-            "autosloth.export.convert", request | {"files": {"q8_0": Path(temporary, "head.gguf")}}, online=False
-        )
-        if ended.status:
-            raise ExportError(*refusal(settings.model, ended))
+        make_heads(settings.model, source, None, {"q8_0": Path(temporary, "head.gguf")})
         taken.parent.mkdir(parents=True, exist_ok=True)
         taken.touch()
+
+
+def head_of(settings: Settings, adapter: Path, folder: Path) -> Path | None:
+    """A GGUF of the base with an adapter, written to a new folder, with a hole in place of its weights; None where the adapter alone is asked for, which is converted. Raises ExportError.
+
+    adapter: a folder with its tokenizer. Each of its matrices has to find its place.
+    """
+    folder.mkdir()
+    source, head = folder / "model", folder / "head.gguf"
+    files = {"adapter": folder / "adapter.gguf"} if "adapter" in settings.quantizations else {}
+    if set(settings.quantizations) != {"adapter"}:
+        files["q8_0"] = head
+    with export_headers(settings) as base:
+        lay_source(source, base, adapter)
+        make_heads(settings.model, source, adapter, files)
+    return head if "q8_0" in files else None
+
+
+def make_heads(model: str, source: Path, adapter: Path | None, files: dict[str, Path]) -> None:
+    """Make files {type: path} without weights in a process of its own. Raises ExportError where the converter does not take the model."""
+    request = {"converter": fetch_converter(), "source": source, "adapter": adapter, "name": "head", "heads": True}
+    ended = run_apart("autosloth.export.convert", request | {"files": files}, online=False)
+    if ended.status:
+        raise ExportError(*refusal(model, ended))
 
 
 def refusal(model: str, ended: Ended) -> tuple[str, str]:

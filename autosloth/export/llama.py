@@ -64,6 +64,12 @@ def llama_cpp() -> Any:
     return importlib.import_module("llama_cpp")
 
 
+def compiled() -> bool:
+    """Whether the module `llama_cpp` is there, without waiting for it."""
+    importlib.invalidate_caches()
+    return all(process.poll() == 0 for process in _compiling) and importlib.util.find_spec("llama_cpp") is not None
+
+
 def watch(process: subprocess.Popen, every: float = 20) -> None:
     """Wait until the compiler ends, and say meanwhile how far it is; every: seconds."""
     said = ""

@@ -24,6 +24,7 @@ from .decoding import Decoding, end_tokens
 from .engine import (
     answering,
     choose_precision,
+    compute_blocks_again,
     embedding_rows,
     end_ids,
     load_model,
@@ -33,7 +34,7 @@ from .engine import (
     tokens_without_embedding,
 )
 from .generate import answer, checked
-from .memory import check_memory, rows_at_once
+from .memory import check_memory
 from .targets import layer_counts, layers_line
 from .template import (
     CHAT_TEMPLATES,
@@ -62,6 +63,7 @@ __all__ = [
     "checked",
     "choose_precision",
     "chosen_template",
+    "compute_blocks_again",
     "embedding_rows",
     "encode_prompt",
     "end_ids",
@@ -84,7 +86,6 @@ __all__ = [
     "refuse_without_gpu",
     "refuse_without_vllm",
     "render_chat",
-    "rows_at_once",
     "save_tokenizer",
     "shard_sizes",
     "sixteen_bit_model",

@@ -144,8 +144,8 @@ def model_config(settings: Settings, name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def save_tokenizer(tokenizer: Any, settings: Settings, folder: Path) -> None:
-    """Write the tokenizer as its author published it, with our chat template, and what is missing for the GGUF put back.
+def save_tokenizer(tokenizer: Any, settings: Settings, folder: Path) -> list[str]:
+    """Write the tokenizer as its author published it, with our chat template, and what is missing for the GGUF put back, which is named.
 
     `save_pretrained` of transformers 5 drops some of it (see repair.py), so the original files are copied over its own.
     """
@@ -155,9 +155,9 @@ def save_tokenizer(tokenizer: Any, settings: Settings, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    if repaired := repair_tokenizer(folder, tokenizer):
-        say(f"tokenizer: llama.cpp needs what the base's files leave out; added: {', '.join(repaired)}")
+    repaired = repair_tokenizer(folder, tokenizer)
     (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+    return repaired
 
 
 def load_model(settings: Settings) -> Any:
@@ -364,6 +364,17 @@ def refuse_for_experts(model: Any, targets: Targets, settings: Settings) -> None
             f"The experts of {settings.model} cannot be trained with `{asked[0]}`.",
             f"Set `{asked[0]}: {'false' if asked[0] == 'use_dora' else 0}`, or `target_modules: attention`.",
         )
+
+
+def compute_blocks_again(model: Any, again: bool) -> None:
+    """Let a backward pass compute each block again from its input (gradient checkpointing, arXiv 1604.06174), or keep what it needs of all.
+
+    Unsloth goes back to what it noted of it whenever it trains (2026.10, models/rl.py).
+    """
+    model._unsloth_gradient_checkpointing = "unsloth" if again else False
+    start_engine().FastLanguageModel.for_training(
+        model, use_gradient_checkpointing=model._unsloth_gradient_checkpointing
+    )
 
 
 @contextlib.contextmanager

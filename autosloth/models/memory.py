@@ -12,13 +12,12 @@ import json
 import math
 from typing import Any, NamedTuple
 
-from ..distributed import processes
 from ..errors import ModelError
 from ..hardware import GB, first_gpu
 from ..hub_client import is_offline
 from ..output import say
 from ..settings import Settings
-from ..values import is_hub_id
+from ..values import AUTO, is_hub_id
 from ..weights import without_numbers
 from .adapter import adapter_config, starting_adapter
 from .base import model_source, small_files
@@ -40,7 +39,6 @@ LOGIT_BYTES = 4  # what it takes compiled: logits and gradients in 16 bit; an H2
 PAIR_CHUNK_GB = 0.27  # a tile of the fused head that scores pairs (256 MiB)
 CUDA_GB = 0.9  # what torch does not count, on an H200: the driver's context, cuBLAS's workspace, the compiled kernels
 MARGIN = 1.15  # what the estimate may be wrong by
-ROOM = 0.75  # share of the GPU's memory up to which more rows than `batch_size` go at once
 
 
 class Part(NamedTuple):
@@ -187,8 +185,9 @@ def is_asked(name: str, asked: str | list[str]) -> bool:
 
 
 def tokens_at_once(settings: Settings) -> int:
-    """Tokens in a forward pass, when every row is as long as `max_length`; a pair is two rows."""
-    return settings.batch_size * settings.max_length * (1 if settings.road == "sft" else 2)
+    """Tokens in a forward pass, when every row is as long as `max_length`; a pair is two rows; with `batch_size: auto` of one row or pair."""
+    rows = 1 if settings.batch_size == AUTO else settings.batch_size  # as many as there is room for; one needs it
+    return rows * settings.max_length * (1 if settings.road == "sft" else 2)
 
 
 def activations(settings: Settings, shape: Shape) -> Part:
@@ -238,7 +237,8 @@ def check_memory(settings: Settings) -> None:
     parts = parts_of(settings)
     total = sum(part.gb for part in parts)
     told, how = ", ".join(f"{part.name} {part.gb:.1f}" for part in parts), "about" if shape else "at least"
-    say(f"memory: {how} {total:.1f} of {gpu.memory_gb:.1f} GB VRAM expected for rows as long as max_length ({told})")
+    rows = "rows" if settings.batch_size != AUTO else "one row" if settings.road == "sft" else "one pair"
+    say(f"memory: {how} {total:.1f} of {gpu.memory_gb:.1f} GB VRAM expected for {rows} as long as max_length ({told})")
     if counts and counts.active:
         say(f"memory: {counts.active / 1e9:.1f} of {(counts.narrow + counts.wide) / 1e9:.1f} billion weights work on each token, and all are held")  # fmt: skip
     one = settings.model_copy(update={"batch_size": 1, **({"generation_batch": 1} if settings.road == "spin" else {})})
@@ -246,7 +246,7 @@ def check_memory(settings: Settings) -> None:
     if lowest > MARGIN * gpu.memory_gb:
         raise ModelError(*too_much(settings, gpu.name, gpu.memory_gb, f"{how} {lowest:.0f}", parts))
     if total > gpu.memory_gb:
-        say(f"memory: {how_to_fit(parts)}")
+        say(f"memory: {how_to_fit(settings, parts)}")
 
 
 def adapter_rank(settings: Settings) -> int:
@@ -255,28 +255,12 @@ def adapter_rank(settings: Settings) -> int:
     return adapter_config(start)["r"] if start else settings.lora_r
 
 
-def rows_at_once(settings: Settings, longest: int) -> int:
-    """How many of a step's rows go through the model at once: `batch_size`, or as many more as the GPU is expected to have room for.
-
-    longest: tokens of the longest row. A step learns the same from fewer passes, and each pass that is saved saves the host the 0.25
-    to 0.4 s that launching one takes on a T4, an L4 or an A100, however few its tokens are (unsloth 2026.10, utils/padding_choice.py).
-    """
-    gpu, shape = first_gpu(), known_shape(settings)
-    if gpu is None or shape is None or processes() > 1:  # of which each would have to shrink again with the others
-        return settings.batch_size
-    rows, rank = settings.batch_size * settings.gradient_accumulation, adapter_rank(settings)
-    roomy = []
-    for size in (size for size in range(settings.batch_size, rows + 1) if rows % size == 0):
-        taken = settings.model_copy(update={"batch_size": size, "max_length": min(longest, settings.max_length)})
-        if sum(part.gb for part in estimate(taken, shape, gpu.memory_gb, rank)) <= ROOM * gpu.memory_gb:
-            roomy.append(size)
-    return max(roomy, default=settings.batch_size)
-
-
-def how_to_fit(parts: list[Part]) -> str:
+def how_to_fit(settings: Settings, parts: list[Part]) -> str:
     """What to do where the longest rows would not fit."""
     if parts[-1].name == "answers":
         return "should prompts and answers be that long, lower `generation_batch`: it changes nothing but the speed"
+    if settings.batch_size in (AUTO, 1):
+        return "should rows be that long, the first minutes of the training will tell whether they fit; a lower `max_length` would"
     return "should rows be that long, halve `batch_size` and double `gradient_accumulation`: the result is the same"
 
 

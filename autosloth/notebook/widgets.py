@@ -49,6 +49,8 @@ def to_widget(info: Any, value: Any) -> Any:
         return tuple(value)
     if isinstance(value, list):
         return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).strip()
+    if isinstance(value, int) and takes_numbers(info):
+        return str(value)
     return "" if value is None else value
 
 
@@ -60,10 +62,15 @@ def from_widget(info: Any, value: Any) -> Any:
         return list(value)
     if isinstance(value, str):
         value = value.strip()
-        if value.startswith("[") and get_origin(info.annotation) in (Union, UnionType):
+        if get_origin(info.annotation) in (Union, UnionType) and (value.startswith("[") or takes_numbers(info)):
             return parse_value(value)
         return None if not value and info.default is None else value
     return value
+
+
+def takes_numbers(info: Any) -> bool:
+    """Whether a setting takes whole numbers beside something else."""
+    return int in [get_args(kind)[0] for kind in get_args(info.annotation) if get_args(kind)]
 
 
 def token_field() -> Any:

@@ -5,10 +5,11 @@ What may differ, and by how much, is decided here too.
 
 from .reference import teacher_forced, write_reference
 from .verdict import proof_rows
-from .verify import refuse_unproven, verify_file, verify_gguf
+from .verify import refuse_other_tokens, refuse_unproven, verify_file, verify_gguf
 
 __all__ = [
     "proof_rows",
+    "refuse_other_tokens",
     "refuse_unproven",
     "teacher_forced",
     "verify_file",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,17 @@ SHORT_POSITIONS = 48  # fewer positions, and an end that is looked for without g
 
 def behaviour_of(file: Path, reference: Path, short: bool, mean_kl: float) -> dict[str, Any]:
     """What `compare_behaviour` finds, in a process of its own, which llama.cpp may end. Raises VerifyError."""
+    return apart(file, {"file": file, "reference": reference, "short": short, "mean_kl": mean_kl})
+
+
+def vocabulary_of(file: Path, reference: Path) -> dict[str, Any]:
+    """What `compare_tokens` finds of a file, which may be a GGUF's head alone, in a process of its own. Raises VerifyError."""
+    return apart(file, {"file": file, "reference": reference, "vocabulary": True})
+
+
+def apart(file: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a file by `main` in another process. Raises VerifyError."""
     llama_cpp()  # waits here, where it is said
-    request = {"file": file, "reference": reference, "short": short, "mean_kl": mean_kl}
     ended = run_apart("autosloth.proof.behaviour", request, online=False, GGML_NO_BACKTRACE="1")
     if ended.status:
         otherwise = (
@@ -39,6 +50,9 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     """The figures of a file, found in this process. Raises VerifyError."""
     reference = Path(request["reference"])
     known = json.loads((reference / "rows.json").read_text(encoding="utf-8"))
+    if request.get("vocabulary"):
+        with opened(Path(request["file"]), vocab_only=True) as model:
+            return compare_tokens(model, known)
     return compare_behaviour(
         Path(request["file"]), known, reference / "logprobs.npy", request["short"], request["mean_kl"]
     )
@@ -56,17 +70,8 @@ def compare_behaviour(file: Path, known: dict[str, Any], logprobs: Path, short: 
         rows = first_positions(rows, SHORT_POSITIONS)
     # All logits of the context are kept, so it is no longer than what is evaluated: 33 MB per 256 tokens of a 32k vocabulary.
     length = SPARE_TOKENS + max([1, *map(len, rows), *(room_for(known, i) for i in ended)])
-    options = {"n_ctx": length, "n_batch": length, "n_threads": os.cpu_count(), "logits_all": True, "verbose": False}
-    library = llama_cpp()
-    try:
-        with listening() as said:
-            model = library.Llama(str(file), **options)
-    except ValueError as error:
-        reasons = [line.strip() for line in said if "error" in line] or [str(error)]
-        raise VerifyError(
-            f"{file} cannot be read by llama.cpp ({reasons[0]}).", "Run `autosloth export` again."
-        ) from None
-    try:
+    options = {"n_ctx": length, "n_batch": length, "n_threads": os.cpu_count(), "logits_all": True}
+    with opened(file, **options) as model:
         facts = {"form": "short" if short else "full", **compare_tokens(model, known)}
         if rows:
             facts |= compare_distributions(model, rows, numpy.load(logprobs, mmap_mode="r"), mean_kl)
@@ -75,6 +80,21 @@ def compare_behaviour(file: Path, known: dict[str, Any], logprobs: Path, short: 
         ends = [*(each["ended"] for each in answers), *(ends_next(model, known, i, mean_kl) for i in ended)]
         seen = [end for end in ends if end is not None]
         return facts | {"answers": answers, "eos": any(seen) if seen else None}
+
+
+@contextlib.contextmanager
+def opened(file: Path, **options: Any) -> Iterator[Any]:
+    """A file as llama-cpp-python loads it. Raises VerifyError when it cannot be read."""
+    try:
+        with listening() as said:
+            model = llama_cpp().Llama(str(file), verbose=False, **options)
+    except ValueError as error:
+        reasons = [line.strip() for line in said if "error" in line] or [str(error)]
+        raise VerifyError(
+            f"{file} cannot be read by llama.cpp ({reasons[0]}).", "Run `autosloth export` again."
+        ) from None
+    try:
+        yield model
     finally:
         model.close()
 

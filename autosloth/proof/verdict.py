@@ -59,17 +59,13 @@ def find_failures(facts: dict[str, Any]) -> list[str]:
         failures = [f"{ANOTHER}: that of the file is {file}, that of the model {model}; {wrong_of(weights)}"]
     if "limits" not in facts:
         return failures
-    limits, wrong = facts["limits"], f"{facts['token_mismatches']} of {facts['texts']} texts"
+    limits = facts["limits"]
     if facts.get("cause") in DEEPER:
         told = facts["unrounded"]
         found = f"without rounding ({told['type']}) the mean KL is {told['mean_kl']:.3g} nats and top-1 agreement {told['top1']:.1%}"
         failures.append(f"{DEEPER[facts['cause']]}: {found}")
-    checks = [
-        (facts["token_mismatches"] == 0, f"{wrong} become other tokens than in training ({facts['first_mismatch']!r})"),
-        (facts["template"], "the chat template in the file is another one, or missing"),
-        (facts["bos"] == facts["bos_trained"], f"a prompt has {facts['bos']} BOS, {facts['bos_trained']} in training"),
-        (facts["eos"] is not False, "an answer that the trained model ends goes on without an end token"),
-    ]
+    failures += wrong_tokens(facts)
+    checks = [(facts["eos"] is not False, "an answer that the trained model ends goes on without an end token")]
     if "mean_kl" in facts:
         checks += [
             (
@@ -79,6 +75,17 @@ def find_failures(facts: dict[str, Any]) -> list[str]:
             (facts["top1"] >= limits["top1"], f"{TOP1} is {facts['top1']:.1%}, below {limits['top1']:.0%}"),
         ]
     return failures + [phrase for passed, phrase in checks if not passed]
+
+
+def wrong_tokens(facts: dict[str, Any]) -> list[str]:
+    """What differs of a file's tokens and chat template, one phrase each."""
+    wrong = f"{facts['token_mismatches']} of {facts['texts']} texts"
+    checks = [
+        (facts["token_mismatches"] == 0, f"{wrong} become other tokens than in training ({facts['first_mismatch']!r})"),
+        (facts["template"], "the chat template in the file is another one, or missing"),
+        (facts["bos"] == facts["bos_trained"], f"a prompt has {facts['bos']} BOS, {facts['bos_trained']} in training"),
+    ]
+    return [phrase for passed, phrase in checks if not passed]
 
 
 def wrong_of(weights: dict[str, Any]) -> str:

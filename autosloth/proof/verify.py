@@ -10,11 +10,11 @@ from typing import Any
 
 from ..errors import StorageError, VerifyError
 from ..export import lay_source, llama_cpp
-from ..models import adapter_folder, export_base
+from ..models import adapter_folder, encode_prompt, export_base
 from ..output import say
 from ..run import Run, file_hash, stage
-from .behaviour import SHORT_FROM, behaviour_of
-from .reference import reference_of
+from .behaviour import SHORT_FROM, behaviour_of, vocabulary_of
+from .reference import reference_of, write_reference
 from .rounding import explain
 from .tensors import compare_weights
 from .verdict import (
@@ -28,6 +28,7 @@ from .verdict import (
     show_proof,
     verdict,
     worst_of,
+    wrong_tokens,
 )
 
 
@@ -102,6 +103,24 @@ def verify_file(file: Path, model: str, adapter: str | None = None) -> dict[str,
             todo = f"If a trained adapter is in the file, name it with `--adapter`. If not: {todo[0].lower()}{todo[1:]}"
         raise VerifyError(f"{file.name} is not {model} as it stands: {'; '.join(failures)}.", todo)
     return facts
+
+
+def refuse_other_tokens(head: Path, tokenizer: Any, rows: list[dict[str, Any]]) -> int:
+    """How many texts become the same tokens by a GGUF's head as by the tokenizer of the training, these held-out rows and their prompts among them.
+
+    Raises VerifyError where one does not, or the chat template is another.
+    """
+    prompts = [encode_prompt(tokenizer, row["messages"][:-1], row["tools"]) for row in rows if row["messages"]]
+    texts = [{name: row[name] for name in ("messages", "tools", "text", "input_ids")} for row in rows]
+    with tempfile.TemporaryDirectory(prefix="autosloth-") as temporary:
+        write_reference(Path(temporary), tokenizer, texts, [{"prompt": prompt} for prompt in prompts], ends=[])
+        facts = vocabulary_of(head, Path(temporary))
+    if failures := wrong_tokens(facts):
+        raise VerifyError(
+            f"A GGUF of this model would not be it: {'; '.join(failures)}.",
+            f"{cure(failures)} Or set `quantizations: []` to train it without a GGUF.",
+        )
+    return facts["texts"]
 
 
 def prove(

@@ -29,10 +29,15 @@ def fits(trainer: Any, training: Callable[[], Any]) -> bool:
     """Train to the end; False where the GPU's memory is too small for it, and the trainer can begin anew."""
     if enough_memory(training):
         return True
+    forget(trainer)
+    return False
+
+
+def forget(trainer: Any) -> None:
+    """Let the trainer keep nothing of the steps that it took, but for the weights."""
     trainer.optimizer, trainer.model_wrapped = None, trainer.model  # both are made anew
     trainer._metrics["train"].clear()  # trl 1.15 would count the broken step's in with the next
     trainer.model.zero_grad()
-    return False
 
 
 def evaluated(trainer: Any, evaluate: Callable[[], Any]) -> Any:

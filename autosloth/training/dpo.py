@@ -98,7 +98,7 @@ def dpo_arguments(settings: DPOSettings, checkpoints: Path, dtype: str, gpu: boo
 
 def pair_arguments(settings: DPOSettings | SPINSettings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
     """What learning from pairs depends on, in DPO and in self-play."""
-    anchor, several = settings.sft_weight > 0, settings.gradient_accumulation > 1 and processes() == 1
+    anchor, several = settings.sft_weight > 0, settings.rows_per_step > settings.rows_at_once and processes() == 1
     return training_arguments(settings, checkpoints, dtype, gpu) | {
         "train_sampling_strategy": "batch_rebalance" if several else "random",
         "beta": settings.beta,
@@ -117,7 +117,7 @@ def pair_arguments(settings: DPOSettings | SPINSettings, checkpoints: Path, dtyp
 
 
 def measure_preferences(
-    trainer: Any, tokenizer: Any, held_out: Any, settings: DPOSettings
+    trainer: Any, tokenizer: Any, held_out: Any, settings: DPOSettings, at_once: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How well the model tells the better answers of the held-out pairs from the worse: the facts, and answers as `compare_answers` gives them.
 
@@ -129,7 +129,7 @@ def measure_preferences(
     """
     facts = {"pairs": len(held_out), **preferences(trainer, settings.beta)}
     facts["kl"] = divergence(trainer.model, held_out.select(range(min(KL_ROWS, len(held_out)))))
-    compared, answers = compare_answers(trainer.model, tokenizer, held_out, settings)
+    compared, answers = compare_answers(trainer.model, tokenizer, held_out, settings, at_once)
     return facts | compared, answers
 
 

@@ -16,18 +16,19 @@ from ..settings import Settings
 from .batches import evaluated
 
 SAMPLE_LENGTH = 400
+ANSWERS_AT_ONCE = 8  # that are generated together, where these are found to be the same as one by one
 SAMPLES = 3  # questions whose answers are shown before and after
 
 
 def measure_answers(
-    trainer: Any, tokenizer: Any, held_out: Any, settings: Settings
+    trainer: Any, tokenizer: Any, held_out: Any, settings: Settings, at_once: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """How well the model answers: the facts, and each held-out question's prompt and greedy answer as token ids.
+    """How well the model answers: the facts, and each held-out question's prompt and greedy answer, so many at once, as token ids.
 
     loss is the mean negative log-likelihood of the answers' tokens, in nats; for the others see `compare_answers`.
     """
     loss = held_out_loss(trainer)
-    compared, answers = compare_answers(trainer.model, tokenizer, held_out, settings)
+    compared, answers = compare_answers(trainer.model, tokenizer, held_out, settings, at_once)
     return {"loss": loss, "perplexity": round(math.exp(min(loss, 50)), 3), **compared}, answers
 
 
@@ -62,9 +63,9 @@ def finite(loss: float) -> float:
 
 
 def compare_answers(
-    model: Any, tokenizer: Any, held_out: Any, settings: Settings
+    model: Any, tokenizer: Any, held_out: Any, settings: Settings, at_once: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Greedy answers to the first held-out questions: the facts, and each prompt and answer as token ids.
+    """Greedy answers to the first held-out questions, so many at once: the facts, and each prompt and answer as token ids.
 
     exact_match is the share of questions whose answer is the expected text.
     """
@@ -72,7 +73,7 @@ def compare_answers(
     rows = [row for row in held_out.select(range(min(settings.eval_answers, len(held_out)))) if row["messages"]]
     chats = [row["messages"] for row in rows]
     prompts = [encode_prompt(tokenizer, row["messages"][:-1], row["tools"]) for row in rows]
-    answers = answer(model, tokenizer, prompts, Decoding(settings.max_new_tokens, batch_size=settings.batch_size))
+    answers = answer(model, tokenizer, prompts, Decoding(settings.max_new_tokens, batch_size=at_once))
     given = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
     if chats:
         expected = [chat[-1]["content"] for chat in chats]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from ..models import (
 from ..notebook import Interruption, progress_callback
 from ..output import counted, say
 from ..run import Run, file_hash, fingerprint, read_json, write_json
+from ..settings import SPINSettings
 from .dpo import pair_arguments, pair_trainer, preferences
-from .measure import compare_answers, standing, style_of
+from .measure import ANSWERS_AT_ONCE, compare_answers, standing, style_of
 from .opponent import answers_of, listed, pair_up, questions
 from .rounds_table import plot_rounds, row_of, whole_training
 from .stopping import best_round, first_probe, reason_to_stop, start_check
@@ -43,6 +45,7 @@ from .train import (
     told_by,
     training_stage,
 )
+from .trial import is_due, try_out
 
 
 @training_stage(
@@ -50,7 +53,7 @@ from .train import (
         *READS, "rounds", "prompts_per_round", "beta", "last_beta", "last_learning_rate", "loss", "sft_weight",
         "mix_previous", "max_new_tokens", "sft_arm", "sft_steps", "sft_learning_rate", "stop_early",
     ),
-    facts=("train", "eval", "hardware", "versions", "rounds", "sft_start", "sft_arm"),
+    facts=("train", "trial", "eval", "hardware", "versions", "rounds", "sft_start", "sft_arm"),
     scratch=("rounds",),
 )  # fmt: skip
 def self_play(run: Run) -> None:
@@ -59,6 +62,8 @@ def self_play(run: Run) -> None:
     game = Game(run)
     run.record("hardware", **hardware())
     run.record("versions", **versions())
+    if is_due(run):
+        game.try_out()
     game.begin()
     run.put("rounds", game.rounds)
     while len(game.rounds) < run.settings.rounds:
@@ -89,6 +94,17 @@ class Game:
     def folder(self, number: int) -> Path:
         """Where a round is kept: folders and facts count them from 0, what is said of them from 1."""
         return self.run.path("rounds", str(number))
+
+    def try_out(self) -> None:
+        """Try this hardware by pairs of an answer and the next row's, before the first of the model's own are there."""
+        from datasets import Dataset
+
+        pairs = [{**row, "rejected_ids": other["chosen_ids"]} for row, other in pairwise([*self.rows, self.rows[0]])]
+        arguments = self.arguments(self.settings, self.run.path("checkpoints"))
+        rows = Dataset.from_list(pairs)
+        trainer = pair_trainer(arguments, self.model, self.tokenizer, rows, rows, [])
+        try_out(self.run, trainer, self.tokenizer)
+        self.model.delete_adapter("ref")
 
     def begin(self) -> None:
         """Take up the rounds that were played before, or measure the start."""
@@ -132,7 +148,8 @@ class Game:
     def stand(self) -> dict[str, Any]:
         """How well the model answers now, as `measure_answers` tells it of other roads."""
         loss = standing(self.model, self.measured)["nll"]
-        compared, self.answers = compare_answers(self.model, self.tokenizer, self.held_out, self.settings)
+        at_once = self.run.facts.get("trial", {}).get("answers_at_once", ANSWERS_AT_ONCE)
+        compared, self.answers = compare_answers(self.model, self.tokenizer, self.held_out, self.settings, at_once)
         return {"loss": loss, "perplexity": round(math.exp(min(loss, 50)), 3), **compared}
 
     def generate(self, number: int, what: str, rows: list[dict[str, Any]]) -> list[list[int]]:
@@ -188,12 +205,8 @@ class Game:
 
     def train(self, number: int, pairs: Any, tested: Any) -> dict[str, Any]:
         """Train against the opponent; the facts of the training and of the held-out pairs, while the opponent is there."""
-        import torch
-
         settings, interruption = self.settings.of_round(number), Interruption()
-        checkpoints = self.folder(number) / "checkpoints"
-        dtype, _ = choose_precision(settings)
-        arguments = pair_arguments(settings, checkpoints, dtype, torch.cuda.is_available())
+        arguments = self.arguments(settings, self.folder(number) / "checkpoints")
         probe = first_probe(settings)
         callbacks = [progress_callback(interruption), start_check(settings), *([] if number else [probe])]
         trainer = pair_trainer(arguments, self.model, self.tokenizer, pairs, tested, callbacks)
@@ -203,6 +216,12 @@ class Game:
         refuse_unfinished(trainer, interruption)
         trained = {"trained": about(trainer, settings), "eval": preferences(trainer, settings.beta)}
         return {**told_by(trainer), "beta": settings.beta, "learning_rate": settings.learning_rate, **trained}
+
+    def arguments(self, settings: SPINSettings, checkpoints: Path) -> dict[str, Any]:
+        """What the training of a round depends on, as DPOConfig takes it."""
+        import torch
+
+        return pair_arguments(settings, checkpoints, choose_precision(settings)[0], torch.cuda.is_available())
 
     def plain_sft(self, name: str, steps: int, **changed: Any) -> dict[str, Any]:
         """So many steps of plain SFT on all rows from the model as it is, with settings that are changed for it: how it stands then."""

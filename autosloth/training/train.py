@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..distributed import first, of_first, part, processes
-from ..errors import Interrupted, ModelError, StorageError
+from ..distributed import first, of_first, part
+from ..errors import Interrupted, ModelError
 from ..hardware import hardware, peak_ram_gb, peak_vram_gb, versions
 from ..models import (
     TEMPLATE,
@@ -21,16 +20,17 @@ from ..models import (
     load_model,
     load_tokenizer,
     refuse_without_gpu,
-    rows_at_once,
     save_tokenizer,
     starting_adapter,
 )
 from ..notebook import Interruption, progress_callback
 from ..output import counted, say
-from ..run import Run, file_hash, read_json, stage
+from ..run import Run, file_hash, stage
 from ..settings import Settings, SFTSettings
 from .batches import batches, fits, refuse_to_shrink, take_batches
-from .measure import diverged, is_four_bit, measure_answers, save_reference
+from .checkpoints import last_checkpoint, resume, trainable
+from .measure import ANSWERS_AT_ONCE, diverged, is_four_bit, measure_answers, save_reference
+from .trial import is_due, set_checkpointing, try_out
 
 READS = (
     "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "modules_to_save", "adapter", "batch_size", "gradient_accumulation", "epochs",
@@ -49,7 +49,7 @@ training_stage = functools.partial(
     "train",
     after=("data",),
     inputs=adapter_input,
-    facts=("train", "eval", "hardware", "versions"),
+    facts=("train", "trial", "eval", "hardware", "versions"),
     outputs=("adapter", "reference"),
     scratch=("checkpoints",),
     together=True,
@@ -67,7 +67,7 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
     """Measure, train from the last checkpoint on (or from the start), measure again, and write adapter/ and reference/.
 
     make_trainer(run, model, tokenizer, train rows, held-out rows, callbacks) gives TRL's trainer; measure(trainer, tokenizer,
-    held-out rows, settings) the facts and the answers, as `measure_answers` does. Of several processes each does all of it but
+    held-out rows, settings, answers at once) the facts and the answers, as `measure_answers` does. Of several processes each does all of it but
     the writing: the trainer's batches, those of the measurement too, are shared out among them.
     """
     refuse_without_gpu(run.settings)
@@ -76,13 +76,16 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
     trainer = make_trainer(run, model, tokenizer, run.rows("train"), held_out, [progress_callback(interruption)])
     run.record("hardware", **hardware())
     run.record("versions", **versions())
+    if is_due(run):
+        try_out(run, trainer, tokenizer)
+    at_once = run.facts.get("trial", {}).get("answers_at_once", ANSWERS_AT_ONCE)
     if of_first(lambda: "before" not in run.facts.get("eval", {})):
-        run.record("eval", before=measure(trainer, tokenizer, held_out, settings)[0])
+        run.record("eval", before=measure(trainer, tokenizer, held_out, settings, at_once)[0])
     with interruption:
         go_on(run, trainer)
     refuse_unfinished(trainer, interruption)
     record_training(run, trainer)
-    facts, answers = measure(trainer, tokenizer, held_out, settings)
+    facts, answers = measure(trainer, tokenizer, held_out, settings, at_once)
     run.record("eval", after=facts)
     part()
     if not first():
@@ -97,7 +100,8 @@ def save_trained(run: Run, model: Any, tokenizer: Any, held_out: Any, answers: l
     folder = run.fresh("adapter")
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written last, in publish/
-    save_tokenizer(tokenizer, run.settings, folder)
+    if repaired := save_tokenizer(tokenizer, run.settings, folder):
+        say(f"tokenizer: llama.cpp needs what the base's files leave out; added: {', '.join(repaired)}")
     save_reference(run, model, tokenizer, held_out, answers)
 
 
@@ -111,6 +115,9 @@ def go_on(run: Run, trainer: Any) -> None:
     import torch
 
     take_batches(trainer, run.facts.get("train", {}).get("batch_size", trainer.args.per_device_train_batch_size))
+    set_checkpointing(
+        trainer, run.facts.get("trial", {}).get("gradient_checkpointing", trainer.args.gradient_checkpointing)
+    )
     leave_steps_at_full_rate(trainer, run.settings)
     start = {name: p.detach().to("cpu", copy=True) for name, p in trainable(trainer.model)}
     while True:
@@ -119,21 +126,25 @@ def go_on(run: Run, trainer: Any) -> None:
             say(f"train: going on from {checkpoint.name}")
         if fits(trainer, functools.partial(resume, trainer, checkpoint)):
             return refuse_unmoved(trainer, start)
-        size = trainer.args.per_device_train_batch_size
-        refuse_to_shrink(size)
-        take_batches(trainer, size // 2)
-        run.record("train", **batches(trainer))
-        fewer, times = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
-        again = f"going on with {fewer} and gradient_accumulation {times}, as many rows a step"
-        say(f"train: no GPU memory for batch_size {size}; {again}")
+        take_less(run, trainer)
         with torch.no_grad():
             for name, weight in trainable(trainer.model):
                 weight.copy_(start[name])
 
 
-def trainable(model: Any) -> list[tuple[str, Any]]:
-    """The parameters that are trained, with their names."""
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+def take_less(run: Run, trainer: Any) -> None:
+    """Let the trainer do with less memory from now on, and say and keep it: compute blocks again where it did not, else take fewer rows at once. Raises ModelError."""
+    size, trial = trainer.args.per_device_train_batch_size, run.facts.get("trial", {})
+    if trial.get("gradient_checkpointing") is False:
+        run.record("trial", gradient_checkpointing=True)
+        set_checkpointing(trainer, True)
+        return say("train: no GPU memory without gradient checkpointing; going on with it")
+    refuse_to_shrink(size)
+    take_batches(trainer, size // 2)
+    run.record("train", **batches(trainer))
+    fewer, times = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
+    again = f"going on with {fewer} and gradient_accumulation {times}, as many rows a step"
+    say(f"train: no GPU memory for batch_size {size}; {again}")
 
 
 def leave_steps_at_full_rate(trainer: Any, settings: Settings) -> None:
@@ -165,25 +176,6 @@ def refuse_unmoved(trainer: Any, start: dict[str, Any]) -> None:
         )
 
 
-def resume(trainer: Any, checkpoint: Path | None) -> None:
-    """Train from a checkpoint, or from the start; a checkpoint of the last step is only loaded.
-
-    Resumed from its last step, the trainer of transformers 5.17 would take one step more.
-    """
-    state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
-    if checkpoint and state["global_step"] >= state["max_steps"]:
-        from peft import load_peft_weights, set_peft_model_state_dict
-        from transformers import TrainerState
-
-        set_peft_model_state_dict(trainer.model, load_peft_weights(str(checkpoint), device="cpu"))
-        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        return
-    if processes() > 1:
-        # A model that was measured passes for prepared: accelerate 1.15 would leave out what keeps the processes' weights equal.
-        vars(trainer.model).pop("_is_accelerate_prepared", None)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
 def refuse_unfinished(trainer: Any, interruption: Interruption) -> None:
     """Raises ModelError when a loss is no number any more, Interrupted when the user stopped the training."""
     wrong = [e["step"] for e in trainer.state.log_history if "loss" in e and not math.isfinite(float(e["loss"]))]
@@ -200,21 +192,9 @@ def make_trainer(run: Run, model: Any, tokenizer: Any, train: Any, held_out: Any
     """TRL's SFTTrainer for the settings of a run."""
     import torch
 
-    settings, (dtype, _) = in_fewer_passes(run), choose_precision(run.settings)
-    arguments = sft_arguments(settings, run.path("checkpoints"), dtype, torch.cuda.is_available())
+    dtype, _ = choose_precision(run.settings)
+    arguments = sft_arguments(run.settings, run.path("checkpoints"), dtype, torch.cuda.is_available())
     return sft_trainer(arguments, model, tokenizer, train, held_out, callbacks)
-
-
-def in_fewer_passes(run: Run) -> SFTSettings:
-    """The settings with as many of a step's rows in a forward pass as the GPU is expected to have room for; says so where these are more."""
-    settings, lengths = run.settings, run.facts.get("data", {}).get("length", {})
-    longest = settings.max_length if settings.packing else lengths.get("longest", settings.max_length)
-    size, rows = rows_at_once(settings, longest), settings.batch_size * settings.gradient_accumulation
-    if size > settings.batch_size:
-        say(
-            f"train: {size} of the {rows} rows of a step go through the model at once instead of {settings.batch_size}: the GPU should have room"
-        )
-    return settings.model_copy(update={"batch_size": size, "gradient_accumulation": rows // size})
 
 
 def sft_trainer(
@@ -285,9 +265,9 @@ def training_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: b
     """Every value that training of any kind depends on, as TRL takes it; none is left to a default that Unsloth may change."""
     return {
         "output_dir": str(checkpoints),
-        "per_device_train_batch_size": settings.batch_size,
-        "per_device_eval_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "per_device_train_batch_size": settings.rows_at_once,
+        "per_device_eval_batch_size": settings.rows_at_once,
+        "gradient_accumulation_steps": settings.rows_per_step // settings.rows_at_once,
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,
         "learning_rate": settings.learning_rate,
@@ -328,28 +308,6 @@ def available_optimizer(settings: Settings, gpu: bool) -> str:
         return settings.optimizer
     say(f"train: the optimizer is adamw_torch_fused ({settings.optimizer} needs a GPU)")
     return "adamw_torch_fused"
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; half-written ones are removed.
-
-    The trainer writes trainer_state.json last (transformers 5.17, Trainer._save_checkpoint).
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    while found:
-        newest = found.pop()
-        if is_whole(newest):
-            return newest
-        shutil.rmtree(newest)
-    return None
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint's last file, trainer_state.json, is there and can be read."""
-    try:
-        return "global_step" in read_json(checkpoint / "trainer_state.json")
-    except StorageError:
-        return False
 
 
 def record_training(run: Run, trainer: Any) -> None:

@@ -17,7 +17,6 @@ from autosloth.models.memory import (
     known_counts,
     known_shape,
     least,
-    rows_at_once,
     shape_of,
     whole,
 )
@@ -289,30 +288,3 @@ def test_a_wrapper_holds_its_vision_tower_in_16_bit(gpu, model, engine):
     assert whole._replace(beside=0) == alone
     more = estimate(settings, whole, 16, 1)[0].gb - estimate(settings, alone, 16, 1)[0].gb
     assert more == pytest.approx(2 * whole.beside / 1e9)
-
-
-@pytest.mark.parametrize(
-    "given, longest, at_once",
-    [
-        ({}, 300, 8),  # all that a step learns from
-        ({"max_length": 4096}, 4096, 4),
-        ({"max_length": 4096}, 100_000, 4),  # cut at max_length
-        ({"batch_size": 3, "gradient_accumulation": 2}, 300, 6),
-        ({"batch_size": 8, "gradient_accumulation": 1}, 2048, 8),  # never fewer than what was asked for
-        ({"load_in_4bit": False}, 300, 2),
-    ],
-)
-def test_as_many_of_a_steps_rows_go_at_once_as_a_t4_has_room_for(gpu, model, given, longest, at_once):
-    gpu()
-    assert rows_at_once(SFTSettings(**{"model": model(**MISTRAL), "dataset": "demo", **given}), longest) == at_once
-
-
-def test_where_nothing_is_known_of_the_memory_the_batch_stays_as_it_is(gpu, model, monkeypatch):
-    settings = SFTSettings(model=model(**MISTRAL), dataset="demo")
-    gpu(name=None)
-    assert rows_at_once(settings, 300) == 2
-    gpu()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert rows_at_once(settings, 300) == 2
-    monkeypatch.delenv("WORLD_SIZE")
-    assert rows_at_once(SFTSettings(model=model(**MISTRAL | {"model_type": "mixtral"}), dataset="demo"), 300) == 2

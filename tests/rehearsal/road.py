@@ -17,7 +17,7 @@ COMMON |= {"eval_fraction": 0.15, "warmup": 0, "scheduler": "constant", "seed": 
 STEEP = {"optimizer": "sgd", "learning_rate": 0.05, "max_grad_norm": 1000.0, "weight_decay": 0.0}
 SFT = {"dataset": "rows.jsonl", "batch_size": 4, "gradient_accumulation": 1, **STEEP}
 START = {**SFT, "optimizer": "adamw_torch_fused", "learning_rate": 0.01, "max_steps": 24, "epochs": 10}
-DPO = {"dataset": "pairs.jsonl", "batch_size": 2, "gradient_accumulation": 2, **STEEP}
+DPO = {"dataset": "pairs.jsonl", "batch_size": "auto", "gradient_accumulation": 4, **STEEP}
 SPIN = {**DPO, "dataset": "rows.jsonl", "rounds": 1, "prompts_per_round": 8, "generation_batch": 4}
 SPIN |= {"max_new_tokens": 10}
 ROADS = {  # by name: the road, and its settings besides COMMON
@@ -28,12 +28,21 @@ ROADS = {  # by name: the road, and its settings besides COMMON
     "four-bit": ("sft", {**SFT, "load_in_4bit": True}),
     "packed": ("sft", {**SFT, "packing": True, "max_steps": 1}),  # all rows in a step, but not all at once
     "whole": ("sft", {**SFT, "batch_size": 12, "max_steps": 1}),  # the same rows, at once
+    "auto": (
+        "sft",
+        {**SFT, "batch_size": "auto", "gradient_accumulation": 12, "max_steps": 1},
+    ),  # as many as a trial finds room for
     # Wrongly, the mean of each batch: tokens beside few others count for more.
     "means": ("sft", {**SFT, "batch_size": 2, "gradient_accumulation": 2}),
     "dpo": ("dpo", DPO),
     "spin": ("spin", SPIN),
 }
 HELD = {"small": 32, "packed": 130}  # tokens at once
+TRIED = {("T4", "auto"), ("T4", "spin"), ("A100", "dpo")}  # where the first minutes are a trial
+GB_A_TOKEN = {
+    "T4": 0.12,
+    "A100": 0.001,
+}  # that a trial finds a step to take; three times as much without gradient checkpointing
 
 
 def main():
@@ -71,14 +80,59 @@ def follow(name, folder, device):
         broken_off(folder / device / "sft", folder / device / name)
     run = Run.create(SETTINGS[road].load(values))
     prepare_data(run)
-    with noted(HELD.get(name), name == "means") as batches, same_answers(folder / "CPU" / name, run.folder):
+    if (device, name) not in TRIED:
+        skip_trial(run)
+    with (
+        noted(HELD.get(name), name == "means") as batches,
+        metered(device) as tried,
+        same_answers(folder / "CPU" / name, run.folder),
+    ):
         roads.TRAINING[road][0](run)
     if name == "start":
         shutil.copytree(run.path("adapter"), folder / "start")
     if name == "resumed":
         for stage in (*roads.EXPORT, verify_gguf):
             stage(run)
-    return {"batches": batches, "facts": run.facts}
+    return {"batches": batches, "tried": tried, "facts": run.facts}
+
+
+def skip_trial(run):
+    """Let a run pass for one that was tried on this GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        run.record("trial", gpu=torch.cuda.get_device_name())
+
+
+@contextlib.contextmanager
+def metered(device):
+    """The batches of a trial: the tokens of each, and whether blocks are computed again; the device's memory fills by them, to its end."""
+    import torch
+
+    from autosloth.training import trial
+
+    batches, take = [], trial.one_step
+
+    def one_step(trainer, *given):
+        from stand_in import GIB, Memory
+
+        learn, Memory.reserved = trainer.training_step, 2 * GIB
+
+        def training_step(model, inputs, items=None):
+            again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+            batches.append({"tokens": inputs["input_ids"].numel(), "again": again})
+            Memory.reserved += int(batches[-1]["tokens"] * GB_A_TOKEN[device] * 1e9) * (1 if again else 3)
+            if Memory.reserved > Memory.total:
+                raise torch.OutOfMemoryError(f"CUDA out of memory: {batches[-1]}")
+            return learn(model, inputs, items)
+
+        with mock.patch.object(trainer, "training_step", training_step):
+            taken = take(trainer, *given)
+        Memory.reserved = 2 * GIB
+        return taken
+
+    with mock.patch.object(trial, "one_step", one_step):
+        yield batches
 
 
 def broken_off(finished, folder):
@@ -109,6 +163,7 @@ def noted(held, uncounted):
             if held and size > held:
                 raise torch.OutOfMemoryError(f"CUDA out of memory: {size} tokens")
             told = {"step": trainer.state.global_step + 1, "items": items if items is None else int(items)}
+            told["again"] = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
             batches.append({**told, "lines": len(inputs["input_ids"]), "rows": rows_of(inputs)})
             return learn(model, inputs, None if uncounted else items)
 

@@ -6,6 +6,7 @@ A T4 learns in fp16, an A100 in bf16, the CPU backend in fp32.
 import json
 import operator
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,10 +29,15 @@ CHAT = (
 WORDS = "the quick brown fox jumps over lazy dog sloths are slow animals".split()
 ROADS = {
     "CPU": ["start", "sft", "four-bit", "whole", "means", "dpo", "spin"],
-    "T4": ["sft", "resumed", "small", "four-bit", "dpo", "spin"],
+    "T4": ["sft", "resumed", "small", "auto", "four-bit", "dpo", "spin"],
     "A100": ["packed", "dpo"],
 }
-BESIDE = {"resumed": "sft", "small": "sft", "packed": "whole"}  # which road of the CPU backend learns the same
+BESIDE = {
+    "resumed": "sft",
+    "small": "sft",
+    "auto": "whole",
+    "packed": "whole",
+}  # which road of the CPU backend learns the same
 ANSWERS = "rounds/0/train/answers-00000.json"  # of the opponent
 NEAR = {"T4": 0.01, "A100": 0.02}  # nats: fp16 has 11 bits, bf16 has 8
 CLOSE = {"T4": 0.01, "A100": 0.05}  # of what the weights moved by
@@ -100,6 +106,12 @@ def test_a_t4_learns_as_the_cpu_backend_does_and_its_gguf_is_proven(stage):
     assert "going on with 2 and gradient_accumulation 2, as many rows a step" in printed
     answers = [json.loads((stage / device / "spin" / ANSWERS).read_text())["answers"] for device in ("T4", "CPU")]
     assert len(answers[1]) == 8 and sum(map(operator.eq, *answers)) >= 6, "a draw falls otherwise by a rounding, seldom"
+    fits(told["auto"], rows=6, again=True, steps=4)  # 12 rows do not fit, by what one and two take
+    fits(told["spin"], rows=4, again=False, steps=5)
+    assert printed.count("trial: a checkpoint was written and read back; answers in a batch are those of") == 2
+    assert (
+        len(re.findall(r"the adapter has its place in the GGUF, and \d\d texts become the same tokens", printed)) == 2
+    )
     assert "prompts are answered one by one" not in printed and "num_items_in_batch" not in printed
 
 
@@ -107,12 +119,27 @@ def test_an_a100_learns_as_the_cpu_backend_does(stage):
     told, printed = rehearse(stage, "A100")
     for road in ROADS["A100"]:
         learns_the_same(stage, "A100", road, told[road])
+    fits(told["dpo"], rows=4, again=False, steps=5)
     assert lines(told["packed"]) == {1} and len(told["packed"]["batches"]) == 2, "in two batches of other sizes"
     assert "num_items_in_batch" not in printed
 
 
 def test_a_mean_of_batches_of_other_sizes_would_be_seen(stage):
     assert apart(stage, ("CPU", "means"), ("CPU", "sft")) > 3 * max(CLOSE.values())
+
+
+def fits(told, rows, again, steps):
+    """The trial of a road found that so many rows go at once and whether blocks are computed again, in so many steps; and so they did."""
+    assert told["facts"]["trial"]["batch_size"] == rows and len(told["tried"]) == steps
+    assert (
+        {batch["again"] for batch in told["batches"]} == {again} == {told["facts"]["trial"]["gradient_checkpointing"]}
+    )
+    tokens = [batch["tokens"] for batch in told["tried"]]
+    assert sum(tokens) <= 20 * tokens[0], (
+        "the longest row comes first, and is the measure of the time that a trial takes"
+    )
+    each = {len(batch["rows"]) for batch in told["batches"]}
+    assert each in ({rows}, {2 * rows}), "a pair is two rows"
 
 
 def learns_the_same(stage, device, road, told):
