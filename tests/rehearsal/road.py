@@ -80,9 +80,8 @@ def follow(name, folder, device):
         broken_off(folder / device / "sft", folder / device / name)
     run = Run.create(SETTINGS[road].load(values))
     prepare_data(run)
-    if (device, name) not in TRIED:
-        skip_trial(run)
     with (
+        contextlib.nullcontext() if (device, name) in TRIED else without_trial(),
         noted(HELD.get(name), name == "means") as batches,
         metered(device) as tried,
         same_answers(folder / "CPU" / name, run.folder),
@@ -96,12 +95,17 @@ def follow(name, folder, device):
     return {"batches": batches, "tried": tried, "facts": run.facts}
 
 
-def skip_trial(run):
+@contextlib.contextmanager
+def without_trial():
     """Let a run pass for one that was tried on this GPU."""
-    import torch
+    from autosloth.training import spin, train
 
-    if torch.cuda.is_available():
-        run.record("trial", gpu=torch.cuda.get_device_name())
+    with mock.patch.object(train, "is_due", is_not_due), mock.patch.object(spin, "is_due", is_not_due):
+        yield
+
+
+def is_not_due(run):
+    run.record("trial")
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def test_a_t4_learns_as_the_cpu_backend_does_and_its_gguf_is_proven(stage):
     answers = [json.loads((stage / device / "spin" / ANSWERS).read_text())["answers"] for device in ("T4", "CPU")]
     assert len(answers[1]) == 8 and sum(map(operator.eq, *answers)) >= 6, "a draw falls otherwise by a rounding, seldom"
     fits(told["auto"], rows=6, again=True, steps=4)  # 12 rows do not fit, by what one and two take
-    fits(told["spin"], rows=4, again=False, steps=5)
+    fits(told["spin"], rows=2, again=True, steps=3)
     assert printed.count("trial: a checkpoint was written and read back; answers in a batch are those of") == 2
     assert (
         len(re.findall(r"the adapter has its place in the GGUF, and \d\d texts become the same tokens", printed)) == 2

@@ -71,7 +71,7 @@ def test_a_trial_says_what_it_found_in_three_lines_and_leaves_no_trace(made, cap
     assert losses(tried) == losses(untried) and len(losses(tried)) == 4
     wanted = dict(trainable(untried.model))
     assert all(torch.equal(weight, wanted[name]) for name, weight in trainable(tried.model))
-    same = {name: None for name in ("output_dir", "per_device_eval_batch_size")}
+    same = dict.fromkeys(("output_dir", "per_device_eval_batch_size"))
     assert tried.args.to_dict() | same == untried.args.to_dict() | same
 
 
