@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,17 @@ from ..run import HALF_WRITTEN, Run, cache_dir, fingerprint, stage, write_text
 from ..settings import Settings
 from ..weights import INDEX, TOLD, read_header, shard_names
 from .convert import UNKNOWN_TOKENIZER
+from .converter import with_older_names
 from .llama import LLAMA_CPP_PYTHON, fetch_converter, llama_cpp
 from .merge import base_of, tokenizer_of
 from .stored_types import stored_otherwise
-
-OLDER_NAMES = {"linear_attention": "mamba", "full_attention": "attention"}
 
 # glibc keeps the memory of a block for the next one; by itself it would give each back to the system, and fault it in anew.
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 26)}
 # Bits a weight of a 7B model in each type of GGUF; an adapter is counted as the largest that people train.
 GGUF_BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.8, "q5_k_s": 5.6}
 GGUF_BITS |= {"q4_k_m": 4.9, "q4_k_s": 4.7, "q3_k_m": 4.0, "adapter": 0.4}
+WITHOUT_ADAPTER = "Take `adapter` out of `quantizations`; a GGUF of the whole model can be made."
 SAMPLING = {  # transformers' name: Ollama's
     **{name: name for name in ("temperature", "top_k", "top_p", "min_p")},
     "repetition_penalty": "repeat_penalty",
@@ -142,6 +144,26 @@ def refuse_unconvertible(settings: Settings) -> None:
         taken.touch()
 
 
+@contextlib.contextmanager
+def adapter_alone(settings: Settings, adapter: Path) -> Iterator[tuple[Path, Path] | None]:
+    """A GGUF of an adapter that fits the model, and the folder that it was made from, where weights may be holes; None where files are missing, of which others tell.
+
+    Raises ExportError where llama.cpp's converter for adapters does not take it: it cannot do to the two halves of a matrix all that is done to a matrix.
+    """
+    with export_headers(settings) as base, tempfile.TemporaryDirectory() as temporary:
+        source, file = Path(temporary, "model"), Path(temporary, "adapter.gguf")
+        lay_source(source, base, small_files(model_source(settings), settings.revision))
+        if not all((source / name).is_file() for name in shard_names(source)):
+            yield None
+            return
+        request = {"converter": fetch_converter(), "source": source, "adapter": adapter, "name": "adapter"}
+        ended = run_apart("autosloth.export.convert", request | {"files": {"adapter": file}}, online=False)
+        if ended.status:
+            reason = f"llama.cpp makes no GGUF of an adapter of {settings.model} alone: its converter ends with {ended.reason.rstrip('.')}."
+            raise ExportError(*ended.answer.get("error", (reason, WITHOUT_ADAPTER)))
+        yield file, source
+
+
 def refusal(model: str, ended: Ended) -> tuple[str, str]:
     """What to tell where the converter does not take a model."""
     if "error" in ended.answer:
@@ -181,13 +203,6 @@ def lay_source(folder: Path, base: Path, adapter: Path) -> None:
         (folder / path.name).symlink_to(path.resolve())
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(with_older_names(config)), encoding="utf-8")
-
-
-def with_older_names(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with the names of Granite 4's layers that the converter knows; transformers 5 writes others."""
-    if config.get("model_type") != "granitemoehybrid" or "layer_types" not in config:
-        return config
-    return config | {"layer_types": [OLDER_NAMES.get(name, name) for name in config["layer_types"]]}
 
 
 def modelfile(run: Run, base: Path, path: str) -> str:
