@@ -19,7 +19,15 @@ from ..hub_client import model_errors
 from ..output import hush_libraries, say
 from ..run import cache_dir
 from ..settings import Settings
-from ..weights import parts_of, refuse_incomplete, shard_names, tied_weights, whole_blocks, without_numbers
+from ..weights import (
+    parts_of,
+    refuse_incomplete,
+    refuse_untold,
+    shard_names,
+    tied_weights,
+    whole_blocks,
+    without_numbers,
+)
 from .adapter import adapter_config, adapter_shapes, fill, fitting, refuse_elsewhere, starting_adapter
 from .base import TOKENIZER_FILES, growth, is_quantized, model_source, small_files
 from .repair import repair_tokenizer
@@ -188,6 +196,7 @@ def load_model(settings: Settings) -> Any:
             **when_packed(settings),
             **with_vllm(settings),
         )
+    refuse_untold(small_files(source, settings.revision), settings.model)  # of the Hub's, which are here only now
     if model.base_model is model and hasattr(model, "model"):  # Llama 4's text model names another part
         model.base_model_prefix = "model"  # which TRL's loss asks for
     shape = lora_shape(model, settings, start)
@@ -327,6 +336,7 @@ def planned_layers(settings: Settings, stand_in: Path | None = None) -> dict[str
     start, folder = starting_adapter(settings), small_files(model_source(settings), settings.revision)
     with model_errors(settings.model):
         text_class(folder, settings.model)
+    refuse_untold(folder, settings.model)
     model = without_numbers(folder)
     here = all((folder / name).is_file() for name in shard_names(folder))
     if here and not is_quantized(model_source(settings), settings.revision):
