@@ -13,7 +13,6 @@ from pathlib import Path
 from .data import FORMS_OF, Findings, look_through, look_up, prepare_data, recognise_columns, refuse_full_disk
 from .errors import AutoSlothError, ExportError, ModelError, StorageError
 from .export import (
-    WITHOUT_ADAPTER,
     adapter_alone,
     refuse_unconvertible,
     refuse_unknown_architecture,
@@ -205,7 +204,7 @@ def refuse_adapter_alone(settings: Settings, layers: dict[str, dict[str, int]], 
         if made and (wrong := compare_weights(*made, stand_in)["failures"]):
             raise ExportError(
                 f"llama.cpp's converter makes another adapter for {settings.model} than it is given ({wrong[0]}).",
-                WITHOUT_ADAPTER,
+                "Take `adapter` out of `quantizations`; a GGUF of the whole model can be made.",
             )
 
 

@@ -29,7 +29,6 @@ HEAP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 
 # Bits a weight of a 7B model in each type of GGUF; an adapter is counted as the largest that people train.
 GGUF_BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.8, "q5_k_s": 5.6}
 GGUF_BITS |= {"q4_k_m": 4.9, "q4_k_s": 4.7, "q3_k_m": 4.0, "adapter": 0.4}
-WITHOUT_ADAPTER = "Take `adapter` out of `quantizations`; a GGUF of the whole model can be made."
 SAMPLING = {  # transformers' name: Ollama's
     **{name: name for name in ("temperature", "top_k", "top_p", "min_p")},
     "repetition_penalty": "repeat_penalty",
@@ -159,8 +158,7 @@ def adapter_alone(settings: Settings, adapter: Path) -> Iterator[tuple[Path, Pat
         request = {"converter": fetch_converter(), "source": source, "adapter": adapter, "name": "adapter"}
         ended = run_apart("autosloth.export.convert", request | {"files": {"adapter": file}}, online=False)
         if ended.status:
-            reason = f"llama.cpp makes no GGUF of an adapter of {settings.model} alone: its converter ends with {ended.reason.rstrip('.')}."
-            raise ExportError(*ended.answer.get("error", (reason, WITHOUT_ADAPTER)))
+            raise ExportError(*refusal_alone(settings.model, ended))
         yield file, source
 
 
@@ -172,6 +170,17 @@ def refusal(model: str, ended: Ended) -> tuple[str, str]:
         return UNKNOWN_TOKENIZER
     todo = "Set `quantizations: []` to train it without a GGUF, or choose another model."
     return f"llama.cpp makes no GGUF of {model}: its converter ends with {ended.reason.rstrip('.')}.", todo
+
+
+def refusal_alone(model: str, ended: Ended) -> tuple[str, str]:
+    """What to tell where the converter for adapters does not take one."""
+    if "error" in ended.answer:
+        return tuple(ended.answer["error"])
+    todo = "Take `adapter` out of `quantizations`; a GGUF of the whole model can be made."
+    return (
+        f"llama.cpp makes no GGUF of an adapter of {model} alone: its converter ends with {ended.reason.rstrip('.')}.",
+        todo,
+    )
 
 
 def half_written(path: Path) -> Path:
