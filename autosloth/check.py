@@ -12,7 +12,13 @@ from pathlib import Path
 
 from .data import FORMS_OF, Findings, look_through, look_up, prepare_data, recognise_columns, refuse_full_disk
 from .errors import AutoSlothError, ExportError, ModelError, StorageError
-from .export import refuse_unconvertible, refuse_unknown_architecture, refuse_unreadable, size_in_bases
+from .export import (
+    adapter_alone,
+    refuse_unconvertible,
+    refuse_unknown_architecture,
+    refuse_unreadable,
+    size_in_bases,
+)
 from .hardware import GB
 from .hub_client import is_offline
 from .models import (
@@ -36,6 +42,7 @@ from .models import (
 )
 from .notebook import DRIVE, drive_folder, place
 from .output import say, show_box
+from .proof import compare_weights
 from .publish import refuse_foreign_token
 from .run import changes, existing_parent
 from .settings import Settings
@@ -172,14 +179,16 @@ def check_layers(settings: Settings) -> None:
         starting_adapter(settings)
     except ModelError:
         return  # which is told already
-    layers = planned_layers(settings)
-    say(f"check: LoRA trains {layers_line(layers)}")
-    if "adapter" in settings.quantizations:
-        refuse_adapter_alone(settings, layers)
+    alone = "adapter" in settings.quantizations
+    with tempfile.TemporaryDirectory(prefix="autosloth-") as folder:
+        layers = planned_layers(settings, Path(folder) if alone else None)
+        say(f"check: LoRA trains {layers_line(layers)}")
+        if alone:
+            refuse_adapter_alone(settings, layers, Path(folder))
 
 
-def refuse_adapter_alone(settings: Settings, layers: dict[str, dict[str, int]]) -> None:
-    """Raises ExportError for an adapter that a GGUF of its own cannot hold; layers: as `planned_layers` tells them."""
+def refuse_adapter_alone(settings: Settings, layers: dict[str, dict[str, int]], stand_in: Path) -> None:
+    """Raises ExportError for an adapter that a GGUF of its own cannot hold; layers, stand_in: as `planned_layers` tells and makes them."""
     shape = adapter_config(starting_adapter(settings)) if settings.adapter else {"use_dora": settings.use_dora}
     held = [
         *(["DoRA"] if shape.get("use_dora") else []),
@@ -191,6 +200,12 @@ def refuse_adapter_alone(settings: Settings, layers: dict[str, dict[str, int]]) 
             f"A GGUF of the adapter alone cannot hold {held[0]}.",
             "Take `adapter` out of `quantizations`; the whole model can.",
         )
+    with adapter_alone(settings, stand_in) as made:
+        if made and (wrong := compare_weights(*made, stand_in)["failures"]):
+            raise ExportError(
+                f"llama.cpp's converter makes another adapter for {settings.model} than it is given ({wrong[0]}).",
+                "Take `adapter` out of `quantizations`; a GGUF of the whole model can be made.",
+            )
 
 
 def check_vocabulary(settings: Settings) -> None:

@@ -70,7 +70,7 @@ MODELS = {
     "unsloth/Qwen3-8B-unsloth-bnb-4bit": f"8.2B; {ON_T4}",
     "unsloth/gemma-3-1b-it-unsloth-bnb-4bit": f"1.0B; {ON_T4}",
     "unsloth/Qwen3-0.6B-unsloth-bnb-4bit": f"0.6B; {ON_T4}",
-    "unsloth/gemma-4-E2B-it-unsloth-bnb-4bit": "5.1B, of which 2.3B compute and the others are embeddings",
+    "unsloth/gemma-4-E2B-it-unsloth-bnb-4bit": f"5.1B, of which 2.3B compute and the others are embeddings; {ON_T4}",
     "unsloth/Ministral-3-3B-Instruct-2512-unsloth-bnb-4bit": f"3.8B, of which 0.4B see images; {ON_T4}",
     "unsloth/LFM2.5-1.2B-Instruct": f"1.2B, in 16 bit on the Hub; {ON_T4}",
     "unsloth/granite-4.0-micro-unsloth-bnb-4bit": f"3.4B; {ON_T4}",

@@ -5,11 +5,12 @@ llama.cpp, whose converter decides the form of a GGUF, is fetched and compiled h
 
 from .convert import untie
 from .converter import converter_class, unpacked
-from .gguf import head_of, lay_source, refuse_unconvertible, size_in_bases, write_gguf
+from .gguf import adapter_alone, head_of, lay_source, refuse_unconvertible, size_in_bases, write_gguf
 from .llama import compile_llama_cpp, compiled, fetch_converter, listening, llama_cpp, refuse_unknown_architecture
 from .merge import refuse_unreadable, write_merged
 
 __all__ = [
+    "adapter_alone",
     "compile_llama_cpp",
     "compiled",
     "converter_class",

@@ -6,6 +6,7 @@ tensors it only sees shapes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -15,17 +16,18 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from ..errors import ExportError
 from ..hardware import GB, peak_ram_gb
 from ..output import last_words
 from ..weights import Adapter, Packed, Plain, Shards, shard_by_shard
-from .converter import converter_class, unpacked
+from .converter import converter_class, unpacked, with_older_names
 from .llama import listening
 from .merge import merged_config
 from .quantize import Filler, Place, Weight, Whole
@@ -123,7 +125,33 @@ def convert_adapter(request: dict[str, Any], path: Path) -> None:
         alpha = config["lora_alpha"] * (math.sqrt(config["r"]) if stable else 1)
         (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}), encoding="utf-8")
         options = ["--base", request["source"], "--outtype", "f16", "--outfile", str(path)]
-        run_script(Path(request["converter"], "convert_lora_to_gguf.py"), [*options, str(folder)])
+        with model_as_converted(request["converter"], Path(request["source"])):
+            run_script(Path(request["converter"], "convert_lora_to_gguf.py"), [*options, str(folder)])
+
+
+@contextlib.contextmanager
+def model_as_converted(converter: str, source: Path) -> Iterator[None]:
+    """Let llama.cpp's converter for adapters take a model as the one for models does: no further blocks than the files hold, the class that does the work, the older names of Granite 4's layers.
+
+    It would count blocks that are not there, write the base itself where a class hands all on to another (Mistral 3), and leave the rows of Granite's
+    heads where they are: transformers, which reads config.json for it, renames the layers.
+    """
+    sys.path[:0] = [converter, os.path.join(converter, "gguf-py")]
+    import conversion
+    import gguf
+
+    kind, read = converter_class(source), conversion.ModelBase.load_hparams
+    if "impl" in kind.__annotations__:
+        kind = type(kind(source, gguf.LlamaFileType.ALL_F32, Path(os.devnull)).impl)
+
+    def known(*given: Any, **named: Any) -> dict[str, Any]:
+        return with_older_names(read(*given, **named))
+
+    with (
+        mock.patch.object(conversion, "get_model_class", lambda name: kind),
+        mock.patch.object(conversion.ModelBase, "load_hparams", staticmethod(known)),
+    ):
+        yield
 
 
 def run_script(script: Path, options: list[str]) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 from ..weights import Packed, model_headers, without_packing
 
+OLDER_NAMES = {"linear_attention": "mamba", "full_attention": "attention"}
+
 
 def converter_class(source: Path) -> Any:
     """The converter's class for a model, told to leave out the blocks that predict further tokens where the files hold none: transformers saves none."""
@@ -31,6 +33,13 @@ def looks_ahead(source: Path) -> bool:
     names = (name for header in model_headers(source).values() for name in header)
     found = (re.match(r"(?:model\.|language_model\.)*(?:(mtp)\.|layers\.(\d+)\.)", name) for name in names)
     return any(match[1] or int(match[2]) >= blocks for match in found if match)
+
+
+def with_older_names(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with the names of Granite 4's layers that the converter knows; transformers 5 writes others."""
+    if config.get("model_type") != "granitemoehybrid" or "layer_types" not in config:
+        return config
+    return config | {"layer_types": [OLDER_NAMES.get(name, name) for name in config["layer_types"]]}
 
 
 def unpacked(model: Any, tensors: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:

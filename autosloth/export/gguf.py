@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,10 @@ from ..run import HALF_WRITTEN, Run, cache_dir, fingerprint, stage, write_text
 from ..settings import Settings
 from ..weights import INDEX, TOLD, read_header, shard_names
 from .convert import UNKNOWN_TOKENIZER
+from .converter import with_older_names
 from .llama import LLAMA_CPP_PYTHON, fetch_converter, llama_cpp
 from .merge import base_of, tokenizer_of
 from .stored_types import stored_otherwise
-
-OLDER_NAMES = {"linear_attention": "mamba", "full_attention": "attention"}
 
 # glibc keeps the memory of a block for the next one; by itself it would give each back to the system, and fault it in anew.
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 26)}
@@ -137,20 +138,17 @@ def refuse_unconvertible(settings: Settings) -> None:
         taken.touch()
 
 
-def head_of(settings: Settings, adapter: Path, folder: Path) -> Path | None:
-    """A GGUF of the base with an adapter, written to a new folder, with a hole in place of its weights; None where the adapter alone is asked for, which is converted. Raises ExportError.
+def head_of(settings: Settings, adapter: Path, folder: Path) -> Path:
+    """A GGUF of the base with an adapter, written to a new folder, with a hole in place of its weights. Raises ExportError.
 
     adapter: a folder with its tokenizer. Each of its matrices has to find its place.
     """
     folder.mkdir()
     source, head = folder / "model", folder / "head.gguf"
-    files = {"adapter": folder / "adapter.gguf"} if "adapter" in settings.quantizations else {}
-    if set(settings.quantizations) != {"adapter"}:
-        files["q8_0"] = head
     with export_headers(settings) as base:
         lay_source(source, base, adapter)
-        make_heads(settings.model, source, adapter, files)
-    return head if "q8_0" in files else None
+        make_heads(settings.model, source, adapter, {"q8_0": head})
+    return head
 
 
 def make_heads(model: str, source: Path, adapter: Path | None, files: dict[str, Path]) -> None:
@@ -161,6 +159,25 @@ def make_heads(model: str, source: Path, adapter: Path | None, files: dict[str, 
         raise ExportError(*refusal(model, ended))
 
 
+@contextlib.contextmanager
+def adapter_alone(settings: Settings, adapter: Path) -> Iterator[tuple[Path, Path] | None]:
+    """A GGUF of an adapter that fits the model, and the folder that it was made from, where weights may be holes; None where files are missing, of which others tell.
+
+    Raises ExportError where llama.cpp's converter for adapters does not take it: it cannot do to the two halves of a matrix all that is done to a matrix.
+    """
+    with export_headers(settings) as base, tempfile.TemporaryDirectory() as temporary:
+        source, file = Path(temporary, "model"), Path(temporary, "adapter.gguf")
+        lay_source(source, base, small_files(model_source(settings), settings.revision))
+        if not all((source / name).is_file() for name in shard_names(source)):
+            yield None
+            return
+        request = {"converter": fetch_converter(), "source": source, "adapter": adapter, "name": "adapter"}
+        ended = run_apart("autosloth.export.convert", request | {"files": {"adapter": file}}, online=False)
+        if ended.status:
+            raise ExportError(*refusal_alone(settings.model, ended))
+        yield file, source
+
+
 def refusal(model: str, ended: Ended) -> tuple[str, str]:
     """What to tell where the converter does not take a model."""
     if "error" in ended.answer:
@@ -169,6 +186,17 @@ def refusal(model: str, ended: Ended) -> tuple[str, str]:
         return UNKNOWN_TOKENIZER
     todo = "Set `quantizations: []` to train it without a GGUF, or choose another model."
     return f"llama.cpp makes no GGUF of {model}: its converter ends with {ended.reason.rstrip('.')}.", todo
+
+
+def refusal_alone(model: str, ended: Ended) -> tuple[str, str]:
+    """What to tell where the converter for adapters does not take one."""
+    if "error" in ended.answer:
+        return tuple(ended.answer["error"])
+    todo = "Take `adapter` out of `quantizations`; a GGUF of the whole model can be made."
+    return (
+        f"llama.cpp makes no GGUF of an adapter of {model} alone: its converter ends with {ended.reason.rstrip('.')}.",
+        todo,
+    )
 
 
 def half_written(path: Path) -> Path:
@@ -200,13 +228,6 @@ def lay_source(folder: Path, base: Path, adapter: Path) -> None:
         (folder / path.name).symlink_to(path.resolve())
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(with_older_names(config)), encoding="utf-8")
-
-
-def with_older_names(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with the names of Granite 4's layers that the converter knows; transformers 5 writes others."""
-    if config.get("model_type") != "granitemoehybrid" or "layer_types" not in config:
-        return config
-    return config | {"layer_types": [OLDER_NAMES.get(name, name) for name in config["layer_types"]]}
 
 
 def modelfile(run: Run, base: Path, path: str) -> str:

@@ -19,6 +19,7 @@ from ..errors import ExportError
 from ..weights import Adapter, Packed, Plain, Shards
 
 BLOCK = 1 << 18  # weights: 1 MB in float32, which the second-level cache holds
+F16, F16_MOST = 1, 65504.0  # ggml's number of the type, and the largest number in it
 
 
 @dataclass(eq=False)
@@ -26,7 +27,7 @@ class Weight:
     """A weight of the base where it lies in its files, and the adapter that changes it.
 
     name: as the adapter calls it. What changes is rounded to the base's dtype, as when the merged model is saved before
-    it is converted.
+    it is converted, but for what float16 has no number for.
     """
 
     name: str
@@ -55,11 +56,11 @@ class Weight:
         if not self.adapter.changes(self.name):
             return weight.float()
         if len(self.shape) == 3:
-            return self.merged_in_stack(weight, torch.from_numpy(wanted)).to(weight.dtype).float()
+            return rounded(self.merged_in_stack(weight, torch.from_numpy(wanted)), weight.dtype).float()
         first, last = int(wanted[0]), int(wanted[-1]) + 1
         in_turn = last - first == len(wanted) and bool((wanted[1:] > wanted[:-1]).all())
         rows = slice(first, last) if in_turn else torch.from_numpy(wanted)
-        return self.adapter.merged(self.name, weight, rows=rows).to(weight.dtype).float()
+        return rounded(self.adapter.merged(self.name, weight, rows=rows), weight.dtype).float()
 
     def merged_in_stack(self, weight: Any, wanted: Any) -> Any:
         """Rows of a stack of matrices, counted through, merged matrix by matrix."""
@@ -82,7 +83,16 @@ class Weight:
         """The whole weight in the base's dtype, merged: for what is small, and for what is no choice of rows."""
         self.need()
         weight = self.stored.whole()
-        return self.adapter.merged(self.name, weight).to(weight.dtype) if self.adapter.changes(self.name) else weight
+        return (
+            rounded(self.adapter.merged(self.name, weight), weight.dtype) if self.adapter.changes(self.name) else weight
+        )
+
+
+def rounded(merged: Any, dtype: Any) -> Any:
+    """Merged weights in the base's dtype; as they are where they are too large for it."""
+    import torch
+
+    return merged if dtype == torch.float16 and float(merged.abs().max()) > F16_MOST else merged.to(dtype)
 
 
 class Source(Protocol):
@@ -200,9 +210,14 @@ def write_all(descriptor: int, data: Any, offset: int) -> None:
 
 
 def pack(rows: Any, kind: int) -> Any:
-    """float32 (n, width) -> uint8 (n, bytes of a row) of a ggml type, by llama.cpp's reference quantiser."""
+    """float32 (n, width) -> uint8 (n, bytes of a row) of a ggml type, by llama.cpp's reference quantiser. Raises ExportError where float16 has no number for one of them: it would become infinite."""
     import numpy
 
+    if kind == F16 and (largest := max(float(rows.max()), -float(rows.min()))) > F16_MOST:
+        raise ExportError(
+            f"The merged weights are too large for the type F16: one has a size of {largest:.6g}, and float16 ends at 65504.",
+            "Take `bf16` or `q8_0` in place of `f16` in `quantizations`.",
+        )
     library, (count, width) = ggml(), rows.shape
     packed = numpy.empty((count, library.ggml_row_size(kind, width)), numpy.uint8)
     written = library.ggml_quantize_chunk(kind, rows.ctypes.data, packed.ctypes.data, 0, count, width, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -18,7 +19,15 @@ from ..hub_client import model_errors
 from ..output import hush_libraries, say
 from ..run import cache_dir
 from ..settings import Settings
-from ..weights import parts_of, refuse_incomplete, shard_names, tied_weights, whole_blocks, without_numbers
+from ..weights import (
+    parts_of,
+    refuse_incomplete,
+    refuse_untold,
+    shard_names,
+    tied_weights,
+    whole_blocks,
+    without_numbers,
+)
 from .adapter import adapter_config, adapter_shapes, fill, fitting, refuse_elsewhere, starting_adapter
 from .base import TOKENIZER_FILES, growth, is_quantized, model_source, small_files
 from .repair import repair_tokenizer
@@ -187,6 +196,7 @@ def load_model(settings: Settings) -> Any:
             **when_packed(settings),
             **with_vllm(settings),
         )
+    refuse_untold(small_files(source, settings.revision), settings.model)  # of the Hub's, which are here only now
     if model.base_model is model and hasattr(model, "model"):  # Llama 4's text model names another part
         model.base_model_prefix = "model"  # which TRL's loss asks for
     shape = lora_shape(model, settings, start)
@@ -314,8 +324,11 @@ def trained_whole(model: Any, names: list[str]) -> dict[str, Any]:
     return {"modules_to_save": asked, "ensure_weight_tying": tied}
 
 
-def planned_layers(settings: Settings) -> dict[str, dict[str, int]]:
-    """How many matrices of each kind the adapter would train, by the model's config alone, as `layer_counts` tells. Raises ModelError."""
+def planned_layers(settings: Settings, stand_in: Path | None = None) -> dict[str, dict[str, int]]:
+    """How many matrices of each kind the adapter would train, by the model's config alone, as `layer_counts` tells. Raises ModelError.
+
+    stand_in: a folder for an adapter that looks like it, of random numbers.
+    """
     start_engine()
     import torch
     from peft import LoraConfig, get_peft_model
@@ -323,19 +336,43 @@ def planned_layers(settings: Settings) -> dict[str, dict[str, int]]:
     start, folder = starting_adapter(settings), small_files(model_source(settings), settings.revision)
     with model_errors(settings.model):
         text_class(folder, settings.model)
+    refuse_untold(folder, settings.model)
     model = without_numbers(folder)
     here = all((folder / name).is_file() for name in shard_names(folder))
     if here and not is_quantized(model_source(settings), settings.revision):
         compare_with_files(model, folder, settings)
     config = LoraConfig(**lora_shape(model, settings, start), task_type="CAUSAL_LM")
     if start is None or takes_experts_apart(model, settings):  # which layers an adapter has of them, loading tells
-        return layer_counts(get_peft_model(model, config))
-    with fitting(settings):
-        model = get_peft_model(model, config, low_cpu_mem_usage=True)
-    refuse_elsewhere(model, settings)
-    shapes = adapter_shapes(start, str(settings.adapter))
-    fill(model, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, settings)
+        model = get_peft_model(model, config)
+    else:
+        with fitting(settings):
+            model = get_peft_model(model, config, low_cpu_mem_usage=True)
+        refuse_elsewhere(model, settings)
+        shapes = adapter_shapes(start, str(settings.adapter))
+        fill(model, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, settings)
+    if stand_in:
+        save_stand_in(model, stand_in)
     return layer_counts(model)
+
+
+def save_stand_in(model: Any, folder: Path) -> None:
+    """Save an adapter like that of a model without numbers, of random ones, as PEFT would; of rank 1 where all have one rank."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    config, random = copy.copy(model.peft_config["default"]), torch.Generator().manual_seed(0)
+    small = not config.rank_pattern
+    config.r = 1 if small else config.r
+    weights = {}
+    for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+        if small and ".lora_A." in name:
+            weight = weight[:1]
+        elif small and ".lora_B." in name:
+            weight = weight[:, :1]
+        weights[name] = torch.randn(weight.shape, generator=random)
+    save_file(weights, folder / "adapter_model.safetensors")
+    config.save_pretrained(folder)
 
 
 def compare_with_files(model: Any, folder: Path, settings: Settings) -> None:

@@ -4,10 +4,12 @@ What may differ, and by how much, is decided here too.
 """
 
 from .reference import teacher_forced, write_reference
+from .tensors import compare_weights
 from .verdict import proof_rows
 from .verify import refuse_other_tokens, refuse_unproven, verify_file, verify_gguf
 
 __all__ = [
+    "compare_weights",
     "proof_rows",
     "refuse_other_tokens",
     "refuse_unproven",

@@ -14,6 +14,7 @@ from ..errors import VerifyError
 SHARE_WITHIN, SHARE_ERRORS = 0.1, 6.0
 # Half a unit in the last place of bfloat16: a merge that was rounded to it before it was packed, as PEFT's, is right too.
 BFLOAT16 = 2.0**-8
+F16_MOST, TOO_LARGE = 65504.0, "too large for F16"  # the largest number in float16, and what is said of weights beyond
 NO_NUMBER = 1e9  # the error of a weight that is none, or of a tensor of another shape; JSON has no infinity
 
 
@@ -75,6 +76,8 @@ class Tally:
     @property
     def failure(self) -> str | None:
         """What differs more than it may."""
+        if self.excess > 1 and self.kind == "F16" and self.largest > F16_MOST:
+            return f"{self.name} holds weights of {self.largest:.6g}, {TOO_LARGE}, which ends at 65504"
         if self.share is not None and abs(self.share - 1) > within([self]):
             return f"{self.name} holds {self.share:z.2f} of what the adapter does, not 1"
         if one := next((tally.failure for tally in self.experts.values() if tally.failure), None):

@@ -220,8 +220,11 @@ def compare_tensor(name: str, tensor: Any, graph: Graph, rows: int | None) -> Ta
 
 
 def compare_product(name: str, a: Any, b: Any, graph: Graph, rows: int | None, scale: float) -> Tally:
-    """The figures of (alpha / r) B A of an adapter's file, against what the adapter does to the tensor."""
+    """The figures of (alpha / r) B A of an adapter's file, against what the adapter does to the tensor; one of another shape is all wrong."""
     tally, right = Tally(name, b.tensor_type.name), unpack(a, slice(None))
+    if (math.prod(b.shape[1:]), right.shape[1]) != (math.prod(graph.lazy.shape[:-1]), graph.lazy.shape[-1]):
+        tally.excess, tally.values = NO_NUMBER, 1
+        return tally
     scale /= len(right)
     for chosen, base, merged in graph.parts(drawn(name, math.prod(graph.lazy.shape[:-1]), rows)):
         left, change = unpack(b, chosen), merged - base

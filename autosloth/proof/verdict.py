@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from ..output import or_nothing, render_html, show
+from .tally import TOO_LARGE
 
 # By bits a weight: mean Kullback-Leibler divergence in nats (at most) and share of equal most likely tokens (at least).
 # llama.cpp measures 0.0014 nats for Q8_0 on Llama 3 8B, 0.0055 for Q6_K, 0.011 for Q5_K_M, 0.031 for Q4_K_M and 0.10 for Q3_K_M
@@ -53,7 +54,8 @@ def parts_only(facts: dict[str, Any]) -> bool:
 def find_failures(facts: dict[str, Any]) -> list[str]:
     """What differs more than it may, one phrase each."""
     weights = facts["weights"]
-    failures = [f"{wrong_of(weights)} ({weights['failures'][0]})"] if weights["failures"] else []
+    where = "" if is_model(facts) else ALONE
+    failures = [f"{where}{wrong_of(weights)} ({weights['failures'][0]})"] if weights["failures"] else []
     if is_another(weights):
         file, model = weights["architectures"]
         failures = [f"{ANOTHER}: that of the file is {file}, that of the model {model}; {wrong_of(weights)}"]
@@ -113,9 +115,12 @@ DEEPER = {
 }
 KL, TOP1 = "mean KL", "top-1 agreement"  # how the failures begin that the distributions tell
 ANOTHER = "it is of another architecture"
+ALONE = "in the adapter's own file "
 # (what a failure's phrase holds, what to do about it), the deepest cause first
 CURES = [
     (ANOTHER, "Name the model that the file was made of; or make the file again, of this one."),
+    (ALONE, "Export again; if it fails again, llama.cpp cannot make one of this model's adapter: leave `adapter` out of `quantizations`, a GGUF of the whole model can be made."),
+    (TOO_LARGE, "Take `bf16` or `q8_0` in place of `f16` in `quantizations`."),
     ("the adapter does", "Export again: the adapter is not in the file as it was trained. If `sixteen_bit_model` is set, check that it is the base."),
     ("are wrong", "Export again, from the model that the file is held against; if it fails again, the converter does not handle it: please report it."),
     ("other tokens", "Convert from the model's own tokenizer files, tokenizer.model and tokenizer_config.json whole; or choose a base whose repository has them."),

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from ..distributed import processes
 from ..errors import ExportError, StorageError, VerifyError
-from ..export import compiled, head_of
+from ..export import adapter_alone, compiled, head_of
 from ..hardware import GB
 from ..models import Decoding, checked, compute_blocks_again, save_tokenizer
 from ..output import counted, say
@@ -249,9 +249,12 @@ def convert(run: Run, trainer: Any, tokenizer: Any, adapter: tempfile.TemporaryD
     """
     if not run.settings.quantizations:
         return "no GGUF is asked for"
-    head = head_of(run.settings, Path(adapter.name), Path(adapter.name, "head"))
-    if head is None:
+    if "adapter" in run.settings.quantizations:
+        with adapter_alone(run.settings, Path(adapter.name)):
+            pass
+    if set(run.settings.quantizations) == {"adapter"}:
         return "the adapter becomes a GGUF"
+    head = head_of(run.settings, Path(adapter.name), Path(adapter.name, "head"))
     if not compiled():
         trainer.add_callback(when_compiled(functools.partial(compare, run, tokenizer, head), adapter))
         return "the adapter has its place in the GGUF; its tokens are compared as soon as llama.cpp is compiled"

@@ -6,7 +6,7 @@ What a LoRA adapter does to each of them is computed here, row by row.
 from .files import INDEX, read_header, shard_names
 from .lora import PLAIN, WRAPPERS, Adapter, unusual_entries, without_numbers
 from .mapping import parts_of, refuse_incomplete, tied_weights
-from .stored import GROWTH, Packed, Plain, model_headers, packing, whole_blocks, without_packing
+from .stored import GROWTH, Packed, Plain, model_headers, packing, refuse_untold, whole_blocks, without_packing
 from .streamed import SPARE_GB, TOLD, Shards, cache_folder, headers_only, same_disk, shard_by_shard, streamed_base
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "parts_of",
     "read_header",
     "refuse_incomplete",
+    "refuse_untold",
     "same_disk",
     "shard_by_shard",
     "shard_names",

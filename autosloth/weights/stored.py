@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from ..errors import ExportError
-from .files import model_shards, read_header
+from ..errors import ExportError, ModelError
+from .files import model_shards, read_header, shard_names
 
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8"}
 TYPES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
@@ -196,6 +196,22 @@ def model_headers(folder: Path) -> dict[Path, dict[str, dict[str, Any]]]:
     return {shard: unpacked(header, parts, told) for shard, header in headers.items()}
 
 
+def refuse_untold(folder: Path, model: str) -> None:
+    """Raises ModelError where a model's files hold numbers of 8 bits of which config.json says nothing: transformers would take them without their scales, and say nothing either.
+
+    Files that are not there are not looked at.
+    """
+    if packing(json.loads((folder / "config.json").read_text(encoding="utf-8"))) is not None:
+        return
+    for shard in filter(Path.is_file, (folder / name for name in shard_names(folder))):
+        for name, entry in read_header(shard).items():
+            if TYPES.get(entry["dtype"]) in EIGHT_BIT:
+                raise ModelError(
+                    f"The files of {model} hold {name} in 8 bits ({entry['dtype']}), and its config.json does not say how: it would be trained on numbers without their scales.",
+                    "Choose its 16-bit original, or a form that transformers loads.",
+                )
+
+
 def parts_in(shard: Path, header: dict[str, dict[str, Any]]) -> dict[str, Plain]:
     """The tensors of a file where they lie in it; the data begin behind the header."""
     with open(shard, "rb") as file:
@@ -211,13 +227,9 @@ def unpacked(header: dict[str, Any], parts: dict[str, Plain], told: dict[str, An
     made, scales = {}, {scales_of(name, part) for name, part in parts.items()}
     for name, entry in header.items():
         if scale := scales_of(name, parts[name]):
-            if scale not in parts:
-                raise ExportError(
-                    f"The base holds {name} without its scales ({scale}).",
-                    "Download the base again, or name a 16-bit model as `sixteen_bit_model`.",
-                )
-            blocks = name.endswith("_blocks")
-            packed = MXFP4(parts[name], parts[scale]) if blocks else fp8(name, parts[name], parts[scale], told)
+            refuse_without_scale(name, scale, parts)
+            form = mxfp4 if name.endswith("_blocks") else fp8
+            packed = form(name, parts[name], parts[scale], told)
             entry = {"dtype": "BF16", "shape": list(packed.shape), "data_offsets": [0, 0], "packed": packed}
             made[name.removesuffix("_blocks")] = entry
         elif name not in scales and not name.endswith(NOT_WEIGHTS):
@@ -232,10 +244,44 @@ def scales_of(name: str, part: Plain) -> str | None:
     return f"{name.removesuffix('blocks')}scales" if part.dtype == "uint8" and name.endswith("_blocks") else None
 
 
+def refuse_without_scale(name: str, scale: str, parts: dict[str, Plain]) -> None:
+    """Raises ExportError where the scales of a packed tensor are not there, or not under the name of the form that is known."""
+    if scale in parts:
+        return
+    other = f"{name}_scale"
+    if other in parts:
+        raise ExportError(
+            f"The base holds {name} with {other} and not {scale}, which is a form of FP8 that is not unpacked here.",
+            "Name a 16-bit model as `sixteen_bit_model`.",
+        )
+    raise ExportError(
+        f"The base holds {name} without its scales ({scale}).",
+        "Download the base again, or name a 16-bit model as `sixteen_bit_model`.",
+    )
+
+
+def misfit(name: str, numbers: Plain, scales: Plain) -> ExportError:
+    """That the scales of a weight are of another form than is known."""
+    return ExportError(
+        f"The scales of {name} ({scales.dtype}, {scales.shape}) do not fit its numbers ({numbers.shape}).",
+        "Name a 16-bit model as `sixteen_bit_model`.",
+    )
+
+
+def mxfp4(name: str, numbers: Plain, scales: Plain, told: dict[str, Any]) -> MXFP4:
+    """A stack of matrices in MXFP4. Raises ExportError when the scales are of another form."""
+    if len(numbers.shape) != 4 or numbers.shape[-1] != 16 or (scales.dtype, scales.shape) != ("uint8", numbers.shape[:-1]):  # fmt: skip
+        raise misfit(name, numbers, scales)
+    return MXFP4(numbers, scales)
+
+
 def fp8(name: str, numbers: Plain, scales: Plain, told: dict[str, Any]) -> FP8:
     """A weight in FP8 by blocks, or with one scale a matrix or for all. Raises ExportError when the scales are of another form."""
-    *stack, height, width = numbers.shape
     block, count = told.get("weight_block_size", (128, 128)), math.prod(scales.shape)
+    sized = isinstance(block, (list, tuple)) and len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block)
+    if len(numbers.shape) < 2 or not (sized or block is None):
+        raise misfit(name, numbers, scales)
+    *stack, height, width = numbers.shape
     if block and scales.shape == (*stack, *map(math.ceil, (height / block[0], width / block[1]))):
         lines = (math.prod(scales.shape[:-1]), scales.shape[-1])
     elif count in (1, math.prod(stack)):
@@ -244,10 +290,7 @@ def fp8(name: str, numbers: Plain, scales: Plain, told: dict[str, Any]) -> FP8:
     else:
         lines = None
     if lines is None or "float" not in scales.dtype:
-        raise ExportError(
-            f"The scales of {name} ({scales.dtype}, {scales.shape}) do not fit its numbers ({numbers.shape}).",
-            "Name a 16-bit model as `sixteen_bit_model`.",
-        )
+        raise misfit(name, numbers, scales)
     return FP8(numbers, Plain(scales.path, scales.offset, scales.dtype, lines), tuple(block), height)
 
 

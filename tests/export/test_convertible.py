@@ -109,6 +109,35 @@ def test_experts_are_not_in_a_gguf_of_the_adapter_alone(look, engine, tmp_path):
     assert problem.what == "A GGUF of the adapter alone cannot hold mlp.experts.gate_up_proj."
 
 
+ALONE = {  # family: (what is asked for, what else its config says, what is said of it)
+    "Granite 4 H": ("attention", {}, None),  # transformers gives its layers other names
+    "Ministral 3": ("all-linear", {}, None),  # whose converter hands all on to another
+    "Qwen 3.5 text": ("all-linear", {"mtp_num_hidden_layers": 0}, None),  # as transformers saves it
+    "Falcon H1": (
+        "all-linear",
+        {},
+        "its converter ends with TypeError: 'LoraTorchTensor' object does not support item",
+    ),
+    "DeepSeek V3": ("attention", {}, "its converter ends with NotImplementedError."),
+    "Qwen 3 Next": ("attention", {}, "its converter ends with NotImplementedError."),
+    "GPT 2": ("attention", {}, "makes another adapter for {model} than it is given (blk.0.attn_qkv.weight differs by"),
+}
+AT_ONCE = ("Granite 4 H", "GPT 2", "Qwen 3.5 text")
+
+
+@pytest.mark.parametrize("family", [family if family in AT_ONCE else pytest.param(family, marks=pytest.mark.slow) for family in ALONE])  # fmt: skip
+def test_an_adapter_alone_is_tried_before_the_training(look, engine, tmp_path, family):
+    """One like it is converted and proven; what llama.cpp's converter for adapters cannot do is told there."""
+    asked, config, said = ALONE[family]
+    model = tiny_family(family, tmp_path / "model", steps=1)
+    edit(model / "config.json", config)
+    problems = look(model, quantizations=["adapter"], target_modules=asked)
+    assert len(problems) == bool(said)
+    for problem in problems:
+        assert said.format(model=model) in problem.what
+        assert problem.todo == "Take `adapter` out of `quantizations`; a GGUF of the whole model can be made."
+
+
 def test_granite_as_transformers_5_names_its_layers(engine, tmp_path):
     granite = tiny_family("Granite 4 H", tmp_path / "model", steps=1)
     named = json.loads((granite / "config.json").read_text())["layer_types"]

@@ -20,6 +20,7 @@ from autosloth.export.quantize import Weight
 from autosloth.export.stored_types import stored_otherwise
 from autosloth.models import CHAT_TEMPLATES
 from autosloth.proof import tensors as weights
+from autosloth.proof.verdict import cure
 from autosloth.run import Run, read_json
 from autosloth.weights.lora import Adapter
 from autosloth.weights.stored import Plain
@@ -119,6 +120,53 @@ def test_types_that_are_not_those_of_the_name_are_told(engine, tmp_path):
     assert told["q8_0"] == told["bf16"] == told["adapter"] == ""
     start = "named Q4_K_M, but 16 of 16 matrices have rows that are no multiple of 256 and are stored otherwise, "
     assert told["q4_k_m"] == f"{start}13 as Q5_0 and 3 as Q8_0", told
+
+
+def with_large_weights(base, folder):
+    """The same model by its answers: a row of one matrix is larger than float16's numbers, what it feeds as much smaller."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base, folder)
+    weights = load_file(folder / "model.safetensors")
+    for name, rows, times in (("up", (0, slice(None)), 2.0**24), ("down", (slice(None), 0), 2.0**-24)):
+        weights[f"model.layers.0.mlp.{name}_proj.weight"][rows] *= times
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_weights_that_float16_has_no_number_for_are_refused_in_that_type_alone(engine, tmp_path):
+    base = with_large_weights(tiny_model("mistral", tmp_path / "plain", dtype="bfloat16", steps=0), tmp_path / "base")
+    adapter = tiny_adapter(base, tmp_path / "adapter")
+    with pytest.raises(ExportError) as error:
+        converted(base, adapter, tmp_path, "f16", "q8_0")
+    assert error.value.what.startswith("The merged weights are too large for the type F16: one has a size of ")
+    assert error.value.todo == "Take `bf16` or `q8_0` in place of `f16` in `quantizations`."
+    assert not list(tmp_path.glob("*.gguf*"))
+    files = converted(base, adapter, tmp_path, "bf16", "q8_0", name="again")
+    for file in files.values():
+        assert not weights.compare_weights(file, tmp_path / "again", adapter)["failures"]
+
+
+def test_what_is_infinite_in_another_ones_f16_is_named(engine, tmp_path):
+    base = with_large_weights(tiny_model("mistral", tmp_path / "plain", dtype="bfloat16", steps=0), tmp_path / "base")
+    official.converted((base, tmp_path / "theirs.gguf", "f16"))
+    (failure,) = weights.compare_weights(tmp_path / "theirs.gguf", base, None)["failures"]
+    assert "blk.0.ffn_up.weight holds weights of " in failure and "too large for F16, which ends at 65504" in failure
+    assert cure([failure]) == "Take `bf16` or `q8_0` in place of `f16` in `quantizations`."
+
+
+def test_a_float16_base_that_grows_beyond_its_type_is_packed_as_it_is_merged(engine, tmp_path):
+    """As merged/ is then in bfloat16, the file is no more narrow than that."""
+    from safetensors.torch import load_file, save_file
+
+    base = tiny_model("mistral", tmp_path / "base", dtype="float16", steps=0)
+    adapter = tiny_adapter(base, tmp_path / "adapter")
+    pairs = load_file(adapter / "adapter_model.safetensors")
+    pairs = {name: pair * 1000 if "layers.0.mlp.up_proj" in name else pair for name, pair in pairs.items()}
+    save_file(pairs, adapter / "adapter_model.safetensors")
+    file = converted(base, adapter, tmp_path, "q8_0")["q8_0"]
+    told = weights.compare_weights(file, tmp_path / "tiny", adapter)
+    assert not told["failures"] and told["adapter_share"] == pytest.approx(1, abs=0.01)
 
 
 def test_the_facts_name_the_file_its_size_and_what_it_took(finished):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autosloth.models.memory import estimate, shape_of
+from autosloth.models.counts import KEPT, counts_of
+from autosloth.models.memory import MARGIN, estimate, least, loss, shape_of
 from autosloth.settings import ROADS
 
 T4_GB, A100_GB = 15.8, 40.0  # 14.7 GiB of a T4 are free on Colab; the smaller A100
@@ -33,6 +34,14 @@ SHAPES = {
     "unsloth/phi-4-unsloth-bnb-4bit": (5120, 17920, 40, 40, {**LLAMA, "num_key_value_heads": 10, "vocab_size": 100352}, False),
 }  # fmt: skip
 BESIDE = {"unsloth/Ministral-3-3B-Instruct-2512-unsloth-bnb-4bit": 410_000_000}  # of the vision tower
+E2B = "unsloth/gemma-4-E2B-it-unsloth-bnb-4bit"
+# Layers, widths and heads of the text part as google/gemma.cpp#919 has them (ConfigGemma4_E2B), the layers that share keys and values as google/gemma-4-E2B's
+# config.json; vision and audio are transformers' defaults, which are that model's. Google tells 5.1B, 2.3B of them effective, of what it makes together.
+E2B_TEXT = dict(
+    hidden_size=1536, intermediate_size=6144, num_hidden_layers=35, num_attention_heads=8, num_key_value_heads=1, head_dim=256, global_head_dim=512,
+    vocab_size=262144, vocab_size_per_layer_input=262144, hidden_size_per_layer_input=256, num_kv_shared_layers=20, use_double_wide_mlp=True,
+    layer_types=(["sliding_attention"] * 4 + ["full_attention"]) * 7,
+)  # fmt: skip
 SUGGESTED = [(road, *pair) for road in ROADS for pair in ROADS[road].model_fields["model"].json_schema_extra["suggestions"].items()]  # fmt: skip
 
 
@@ -66,7 +75,9 @@ def test_the_size_that_is_told_is_that_of_the_shape():
 @pytest.mark.parametrize("road", ROADS)
 def test_what_is_said_to_fit_fits_also_with_a_quarter_of_its_blocks_in_16_bit(road):
     """Unsloth's dynamic repositories keep some layers so; which ones, their config.json says, which is not at hand here."""
-    for name, word in [(name, word) for other, name, word in SUGGESTED if other == road and "fits" in word]:
+    for name, word in [
+        (name, word) for other, name, word in SUGGESTED if other == road and name in SHAPES and "fits" in word
+    ]:
         on_t4 = "T4" in word
         profile = {"profile": "t4" if on_t4 else "a100"} if road == "dpo" else {}
         settings = ROADS[road](model=name, **profile)
@@ -78,5 +89,36 @@ def test_what_is_said_to_fit_fits_also_with_a_quarter_of_its_blocks_in_16_bit(ro
 
 
 def test_nothing_is_said_to_fit_whose_shape_is_not_known():
-    """Gemma 4's: embeddings for each layer, and keys and values that layers share, are not in the estimate."""
-    assert {name for _, name, word in SUGGESTED if "fits" in word} == set(SHAPES)
+    assert {name for _, name, word in SUGGESTED if "fits" in word} == {*SHAPES, E2B}
+
+
+@pytest.fixture(scope="module")
+def e2b(engine):
+    """Gemma 4 E2B without numbers."""
+    import torch
+    import transformers
+
+    config = transformers.Gemma4Config(text_config=E2B_TEXT, vision_config={}, audio_config={})
+    with torch.device("meta"):
+        return transformers.Gemma4ForConditionalGeneration(config)
+
+
+def test_embeddings_of_each_layer_are_counted_in_16_bit_and_shared_keys_not_at_all(e2b):
+    counts, word = counts_of(e2b, "all-linear"), dict(pair for road, *pair in SUGGESTED if road == "sft")[E2B]
+    tables = E2B_TEXT["vocab_size"] * (1536 + 35 * 256)
+    assert counts.narrow + counts.wide == e2b.num_parameters() and tables < counts.wide < tables + 5e8
+    assert word.startswith(f"{e2b.num_parameters() / 1e9:.1f}B, of which 2.3B compute")
+    assert (e2b.num_parameters() - tables) / 1e9 == pytest.approx(2.3, abs=0.06)
+    names = [name for name, _ in e2b.named_parameters() if "language_model" in name and "self_attn.k_proj" in name]
+    assert len(names) == 35 - 20
+
+
+@pytest.mark.parametrize("road", [road for road, name, _ in SUGGESTED if name == E2B])
+def test_gemma_4_fits_a_t4_with_a_quarter_of_its_blocks_in_16_bit_and_computed_in_32(e2b, road):
+    """There Unsloth computes it in 32 bits and holds it in 16 (unsloth 2026.10, FORCE_FLOAT32). A block is counted thrice: its gradients, and what is made beside its layers."""
+    settings = ROADS[road](model=E2B, **({"profile": "t4"} if road == "dpo" else {}))
+    counts = counts_of(e2b, "all-linear", (*KEPT, *(f"model.layers.{layer}" for layer in range(9))))
+    parts = least(settings, counts, settings.lora_r)
+    block = next(part.gb for part in parts if part.name == "activations")
+    head = loss(settings, shape(next(iter(SHAPES)))._replace(vocabulary=E2B_TEXT["vocab_size"]), T4_GB)
+    assert MARGIN * (sum(part.gb for part in parts) + head.gb + 5 * block) < T4_GB

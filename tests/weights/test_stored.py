@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from autosloth.errors import ExportError
+from autosloth.errors import ExportError, ModelError
 from autosloth.export.merge import refuse_unreadable
-from autosloth.weights.stored import model_headers, whole_blocks
+from autosloth.weights.stored import model_headers, refuse_untold, whole_blocks
 
 
 def model(folder, *files, **told):
@@ -65,6 +65,7 @@ def test_mxfp4_is_read_as_transformers_unpacks_it(tmp_path):
 SHAPES = {
     "blocks": ((256, 384), (2, 3), [128, 128]),
     "blocks that stand over the edges": ((200, 300), (2, 3), [128, 128]),
+    "blocks of which two stand over an edge, and would divide it": ((130, 70), (2, 1), [128, 128]),
     "one block for all": ((40, 64), (1, 1), [128, 128]),
     "other blocks": ((30, 64), (3, 2), [10, 32]),
     "one scale for all": ((40, 64), (), None),
@@ -92,16 +93,18 @@ def test_fp8_is_read_as_its_numbers_times_its_scales(tmp_path, form):
     agrees(header["up.weight"]["packed"], numbers.float() * spread)
 
 
+@pytest.mark.parametrize("kinds", [("float8_e4m3fn", "float32"), ("float8_e5m2", "bfloat16"), ("float8_e4m3fn", "float8_e8m0fnu")])  # fmt: skip
 @pytest.mark.parametrize("form", [form for form, (shape, *_) in SHAPES.items() if len(shape) == 2])
-def test_transformers_unpacks_fp8_in_the_same_way(tmp_path, form):
+def test_transformers_unpacks_fp8_in_the_same_way(tmp_path, form, kinds):
+    """kinds: of the numbers, and of their scales."""
     from types import SimpleNamespace
 
     import torch
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
     shape, grid, block = SHAPES[form]
-    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
-    scales = torch.rand(grid, generator=torch.Generator().manual_seed(1)) + 0.5
+    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(getattr(torch, kinds[0]))
+    scales = (torch.rand(grid, generator=torch.Generator().manual_seed(1)) + 0.5).to(getattr(torch, kinds[1]))
     weights = {"up.weight": numbers, "up.weight_scale_inv": scales}
     folder = model(tmp_path, weights, quant_method="fp8", weight_block_size=block)
     told = SimpleNamespace(quantization_config=SimpleNamespace(weight_block_size=block))
@@ -116,25 +119,64 @@ def faults():
 
     blocks, scales = mxfp4()
     numbers, scale = torch.ones(40, 64).to(torch.float8_e4m3fn), torch.ones(1, 1)
-    by_blocks = dict(quant_method="fp8", weight_block_size=[128, 128])
+    by_blocks, by_channel = dict(quant_method="fp8", weight_block_size=[128, 128]), dict(quant_method="fp8", weight_block_size=None)  # fmt: skip
     return [
         ({"a_blocks": blocks}, dict(quant_method="mxfp4"), "holds a_blocks without its scales (a_scales)"),
         ({"a.weight": numbers}, by_blocks, "holds a.weight without its scales (a.weight_scale_inv)"),
         ({"a.weight": numbers, "a.weight_scale_inv": torch.ones(2, 2)}, by_blocks, "do not fit its numbers ((40, 64))"),
         ({"a.weight": numbers, "a.weight_scale_inv": scale.byte()}, by_blocks, "do not fit its numbers"),
+        (
+            {"a.weight": numbers, "a.weight_scale": scale},
+            by_blocks,
+            "a.weight with a.weight_scale and not a.weight_scale_inv",
+        ),
+        (
+            {"a.weight": numbers, "a.weight_scale_inv": torch.ones(40, 1)},
+            by_channel,
+            "do not fit its numbers ((40, 64))",
+        ),
+        ({"a.weight": numbers[0], "a.weight_scale_inv": scale}, by_channel, "do not fit its numbers ((64,))"),
+        ({"a.weight": numbers, "a.weight_scale_inv": scale}, by_blocks | dict(weight_block_size=[128]), "do not fit"),
+        (
+            {"a.weight": numbers, "a.weight_scale_inv": scale},
+            by_blocks | dict(weight_block_size=[0, 128]),
+            "do not fit",
+        ),
+        (
+            {"a_blocks": blocks, "a_scales": scales[..., :1].contiguous()},
+            dict(quant_method="mxfp4"),
+            "do not fit its numbers ((3, 6, 2, 16))",
+        ),
+        (
+            {"a_blocks": blocks[0], "a_scales": scales[0]},
+            dict(quant_method="mxfp4"),
+            "do not fit its numbers ((6, 2, 16))",
+        ),
+        ({"a.weight": numbers, "a.weight_scale": scale}, {}, "as F8_E4M3, which is no 16-bit or 32-bit weight"),
         ({"a.qweight": blocks, "a.scales": scale}, dict(quant_method="awq"), "are stored as awq"),
         ({"a.weight": numbers, "a.weight_scale_inv": scale}, {}, "as F8_E4M3, which is no 16-bit or 32-bit weight"),
         ({"a_blocks": blocks, "a_scales": scales}, {}, "as U8, which is no 16-bit or 32-bit weight"),
     ]
 
 
-@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("number", range(15))
 def test_what_cannot_be_read_is_told_by_the_headers_alone(tmp_path, number):
     weights, told, said = faults()[number]
     folder = model(tmp_path, weights, **told)
     with pytest.raises(ExportError) as error:
         refuse_unreadable(str(folder))
     assert said in error.value.what and "`sixteen_bit_model`" in error.value.todo
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
+def test_numbers_of_8_bits_that_the_config_tells_nothing_of_are_not_trained(tmp_path, kind):
+    """As in repositories of ModelOpt, and older ones of compressed-tensors: transformers drops their scales without a word."""
+    import torch
+
+    weights = {"a.weight": torch.ones(40, 64).to(getattr(torch, kind)), "a.weight_scale": torch.ones(())}
+    with pytest.raises(ModelError, match=r"files of me/model hold a.weight in 8 bits .*without their scales"):
+        refuse_untold(model(tmp_path, weights), "me/model")
+    refuse_untold(model(tmp_path, weights, quant_method="compressed-tensors"), "me/model")
 
 
 def test_a_file_that_is_cut_short_is_told(tmp_path):
