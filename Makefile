@@ -50,4 +50,5 @@ bench: setup
 	$(BIN)/python benchmarks/spin.py
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/compile.py
 	$(BIN)/python benchmarks/gpu.py

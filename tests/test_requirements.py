@@ -61,11 +61,11 @@ def test_both_files_together_are_complete(python):
 
 
 # What each image has that a pin breaks. Each is one day's, and only the part of it that AutoSloth meets; its file says of
-# which list. The oldest of Colab's runtimes, 2025.07, is not here: its torch is 2.6, and torchao 0.18 asks for
-# torch.float4_e2m1fn_x2 at import, which transformers then fails with. No metadata shows that.
+# which list.
 IMAGES = {
     "colab-2026-08-19": set(),
     "colab-2025-10": set(KNOWN_BROKEN),
+    "colab-2025-07": set(KNOWN_BROKEN),
     "kaggle-2026-08-12": set(),
 }
 

@@ -17,6 +17,7 @@ SIDES = {  # what each prints a figure of
     "spin.py": ["self-play", "plain SFT"],
     "merge.py": ["cp", "autosloth", "peft"],
     "export.py": ["autosloth", "cp", "official"],
+    "compile.py": ["no compiler", "nice 0", "nice 19"],
     "gpu.py": ["(a) plain", "(b) Unsloth's notebook", "(c) AutoSloth"],
 }
 ROWS = ["profile", "dpo", "generation-1b", "spin", "overhead", "memory-others", "backoff"]  # gpu.py's other sides

@@ -80,7 +80,7 @@ def test_the_pins_are_those_of_requirements_txt():
 
 def test_a_torchao_that_torchtune_does_not_run_beside_is_said(monkeypatch, capsys):
     monkeypatch.setattr(libraries, "versions", lambda: {"torchtune": "0.6.1"})
-    libraries.say_replaced({"torchao": ("0.10.0", "0.18.0")})
+    libraries.say_replaced({"torchao": ("0.10.0", "0.16.0")})
     assert "torchtune does not run beside this torchao" in capsys.readouterr().out
 
 

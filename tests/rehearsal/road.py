@@ -5,6 +5,7 @@ FOLDER holds base/ and the rows; what was learnt from, and what came of it, is w
 
 import contextlib
 import json
+import math
 import shutil
 import sys
 import time
@@ -26,12 +27,11 @@ ROADS = {  # by name: the road, and its settings besides COMMON
     "resumed": ("sft", SFT),  # "sft" once more from its first step on; exported and proven
     "small": ("sft", SFT),  # in a memory for a few tokens at once
     "four-bit": ("sft", {**SFT, "load_in_4bit": True}),
+    "eight-bit": ("sft", {**SFT, "optimizer": "adamw_8bit", "learning_rate": 0.001}),
     "packed": ("sft", {**SFT, "packing": True, "max_steps": 1}),  # all rows in a step, but not all at once
     "whole": ("sft", {**SFT, "batch_size": 12, "max_steps": 1}),  # the same rows, at once
-    "auto": (
-        "sft",
-        {**SFT, "batch_size": "auto", "gradient_accumulation": 12, "max_steps": 1},
-    ),  # as many as a trial finds room for
+    # As many at once as a trial finds room for.
+    "auto": ("sft", {**SFT, "batch_size": "auto", "gradient_accumulation": 12, "max_steps": 1}),
     # Wrongly, the mean of each batch: tokens beside few others count for more.
     "means": ("sft", {**SFT, "batch_size": 2, "gradient_accumulation": 2}),
     "dpo": ("dpo", DPO),
@@ -82,7 +82,7 @@ def follow(name, folder, device):
     prepare_data(run)
     with (
         contextlib.nullcontext() if (device, name) in TRIED else without_trial(),
-        noted(HELD.get(name), name == "means") as batches,
+        noted(HELD.get(name, math.inf), name == "means") as batches,
         metered(device) as tried,
         same_answers(folder / "CPU" / name, run.folder),
     ):
@@ -151,21 +151,34 @@ def broken_off(finished, folder):
 def noted(held, uncounted):
     """The batches that trainers learn from: of which step each is, its lines, its rows, and by how many tokens its loss is divided.
 
-    held: how many tokens at once the memory is large enough for; uncounted: let the loss of each batch be a mean over its own tokens.
+    held: how many tokens at once the memory is large enough for, half as many in measuring; uncounted: let the loss of each batch be a mean over its own tokens.
     """
     import torch
 
-    from autosloth.training import train
+    from autosloth.training import measure, train
 
-    batches, resume = [], train.resume
+    batches, resume, mean_over_tokens = [], train.resume, measure.mean_over_tokens
+
+    def fill(inputs, room):
+        size = inputs["input_ids"].numel()
+        if size > room:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {size} tokens")
+
+    def measuring(trainer):
+        predict = trainer.prediction_step
+
+        def prediction_step(model, inputs, **asked):
+            fill(inputs, held / 2)
+            return predict(model, inputs, **asked)
+
+        with mock.patch.object(trainer, "prediction_step", prediction_step):
+            return mean_over_tokens(trainer)
 
     def noting(trainer, checkpoint):
         learn = trainer.training_step
 
         def training_step(model, inputs, items=None):
-            size = inputs["input_ids"].numel()
-            if held and size > held:
-                raise torch.OutOfMemoryError(f"CUDA out of memory: {size} tokens")
+            fill(inputs, held)
             told = {"step": trainer.state.global_step + 1, "items": items if items is None else int(items)}
             told["again"] = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
             batches.append({**told, "lines": len(inputs["input_ids"]), "rows": rows_of(inputs)})
@@ -174,7 +187,7 @@ def noted(held, uncounted):
         with mock.patch.object(trainer, "training_step", training_step):
             resume(trainer, checkpoint)
 
-    with mock.patch.object(train, "resume", noting):
+    with mock.patch.object(train, "resume", noting), mock.patch.object(measure, "mean_over_tokens", measuring):
         yield batches
 
 

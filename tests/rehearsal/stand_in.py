@@ -100,6 +100,8 @@ def pretend(device, folder):
     driver.CudaDriver.is_active = staticmethod(bool)  # else Triton compiles what talks to it
     cpu_kernels.name_for_cuda(bitsandbytes.functional.lib)
     cpu_kernels.interpret()
+    states = bitsandbytes.optim.optimizer
+    states.MockArgs = lambda set_to: types.SimpleNamespace(**set_to | {"min_8bit_size": 0})  # tiny layers' too in 8 bit
     torch.version.cuda = "12.8"
     for attribute, answer in answers(name, capability).items():
         setattr(torch.cuda, attribute, answer)

@@ -28,19 +28,16 @@ CHAT = (
 )
 WORDS = "the quick brown fox jumps over lazy dog sloths are slow animals".split()
 ROADS = {
-    "CPU": ["start", "sft", "four-bit", "whole", "means", "dpo", "spin"],
-    "T4": ["sft", "resumed", "small", "auto", "four-bit", "dpo", "spin"],
-    "A100": ["packed", "dpo"],
+    "CPU": ["start", "sft", "four-bit", "eight-bit", "whole", "means", "dpo", "spin"],
+    "T4": ["sft", "resumed", "small", "auto", "four-bit", "eight-bit", "dpo", "spin"],
+    "A100": ["packed", "sft", "dpo", "spin"],
 }
-BESIDE = {
-    "resumed": "sft",
-    "small": "sft",
-    "auto": "whole",
-    "packed": "whole",
-}  # which road of the CPU backend learns the same
+# Which road of the CPU backend learns the same.
+BESIDE = {"resumed": "sft", "small": "sft", "auto": "whole", "packed": "whole"}
 ANSWERS = "rounds/0/train/answers-00000.json"  # of the opponent
 NEAR = {"T4": 0.01, "A100": 0.02}  # nats: fp16 has 11 bits, bf16 has 8
 CLOSE = {"T4": 0.01, "A100": 0.05}  # of what the weights moved by
+ROUGH = {"eight-bit": 0.05}  # Adam moves by as much where a gradient is next to nothing, and keeps what it saw in 8 bit
 
 pytestmark = pytest.mark.slow
 
@@ -102,8 +99,10 @@ def test_a_t4_learns_as_the_cpu_backend_does_and_its_gguf_is_proven(stage):
         assert training(told[road])["peak_vram_gb"] == 2.15, "as the device tells"
     assert lines(told["sft"]) == lines(told["four-bit"]) == {1}, "rows without padding, one behind the other"
     assert told["resumed"]["facts"]["verify"]["passed"] and "going on from checkpoint-1" in printed
+    assert training(told["eight-bit"])["optimizer"] == "adamw_8bit"
     assert training(told["four-bit"])["four_bit"] and not training(told["sft"])["four_bit"]
     assert "going on with 2 and gradient_accumulation 2, as many rows a step" in printed
+    assert "measure: no GPU memory for 2 rows at once; going on with 1" in printed
     answers = [json.loads((stage / device / "spin" / ANSWERS).read_text())["answers"] for device in ("T4", "CPU")]
     assert len(answers[1]) == 8 and sum(map(operator.eq, *answers)) >= 6, "a draw falls otherwise by a rounding, seldom"
     fits(told["auto"], rows=6, again=True, steps=4)  # 12 rows do not fit, by what one and two take
@@ -152,7 +151,7 @@ def learns_the_same(stage, device, road, told):
     assert steps(told) == expected, road
     assert losses(told) == pytest.approx(losses(wanted), abs=NEAR[device]), road
     assert training(told)["first_loss"] == pytest.approx(training(wanted)["first_loss"], abs=0.01), road
-    assert apart(stage, (device, road), ("CPU", beside)) < CLOSE[device], road
+    assert apart(stage, (device, road), ("CPU", beside)) < ROUGH.get(road, CLOSE[device]), road
     assert training(told)["precision"] == {"T4": "float16", "A100": "bfloat16"}[device]
 
 
