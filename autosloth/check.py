@@ -88,7 +88,10 @@ def check(settings: Settings, setting_up: bool = False) -> Findings:
     problems = list({problem.what: problem for problem in problems}.values())
     if problems:
         raise Problems(problems)
-    say("check: no problem found")
+    rows = "pairs" if settings.road != "sft" else "packed rows" if settings.packing else "rows"
+    say(
+        f"check: no problem found; a step learns from {settings.rows_per_step} {rows} (`batch_size` {settings.batch_size}, `gradient_accumulation` {settings.gradient_accumulation})"
+    )
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import functools
@@ -27,6 +28,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -242,7 +244,7 @@ class Settings(BaseModel):
         front=True, suggestions=("auto",),
     )  # fmt: skip
     gradient_accumulation: int = setting(
-        8, "Training", "Forward passes per optimizer step; with `batch_size: auto` rows per step. By default as many as keep the rows of a step the same.", ge=1, le=1024, front=True
+        8, "Training", "Forward passes per optimizer step; with `batch_size: auto` rows per step. By default as many as bring the rows of a step nearest to the default's.", ge=1, le=1024, front=True
     )  # fmt: skip
     epochs: float = setting(
         1.0, "Training", "Passes over the rows; counts when `max_steps` is 0.", gt=0, le=100, front=True
@@ -315,13 +317,20 @@ class Settings(BaseModel):
     def _fill_in(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
+        return {**cls.defaults_beside(values), **values}
+
+    @classmethod
+    def defaults_beside(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The defaults that depend on these values, for settings that may not be among them."""
         defaults = cls.brought_along(values)
         size = values.get("batch_size")
-        if isinstance(size, int) and size > 0:  # as many rows a step as by default
+        with contextlib.suppress(ValidationError):
+            size = size if size == AUTO else TypeAdapter(int).validate_python(size)
+        if size == AUTO or (isinstance(size, int) and size > 0):  # as many rows a step as by default
             usual = {name: cls.model_fields[name].default for name in ("batch_size", "gradient_accumulation")} | defaults  # fmt: skip
             rows = (1 if usual["batch_size"] == AUTO else usual["batch_size"]) * usual["gradient_accumulation"]
-            defaults["gradient_accumulation"] = max(1, rows // size)
-        return {**defaults, **values}
+            defaults["gradient_accumulation"] = max(1, rows // (1 if size == AUTO else size))
+        return defaults
 
     @classmethod
     def brought_along(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -533,8 +542,12 @@ class Settings(BaseModel):
                 name: field.get_default(call_default_factory=True)
                 for name, field in self.__class__.model_fields.items()
             }
-            defaults["run_name"] = self._default_run_name()
-            values = {name: value for name, value in values.items() if value != defaults[name]}
+            defaults["run_name"], beside = self._default_run_name(), self.defaults_beside(values)
+            values = {
+                name: value
+                for name, value in values.items()
+                if value != defaults[name] or value != beside.get(name, value)
+            }
         return yaml_text(values)
 
     @classmethod

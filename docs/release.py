@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -94,7 +95,8 @@ def build_wheel() -> Path:
             "--no-deps",
             "--no-build-isolation",
         ]
-        subprocess.run([*pip, f"--wheel-dir={scratch}", f"{scratch}/source"], check=True)
+        same_times = os.environ | {"SOURCE_DATE_EPOCH": "315532800"}  # else each build would have a hash of its own
+        subprocess.run([*pip, f"--wheel-dir={scratch}", f"{scratch}/source"], check=True, env=same_times)
         built = next(Path(scratch).glob("*.whl"))
         return Path(shutil.copy(built, ROOT / "dist" / built.name))
 

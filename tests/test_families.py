@@ -211,7 +211,7 @@ HEAD = """# Which models are carried
 A tiny model of each family below goes down the whole road in a test (`tests/test_families.py`, which writes this page), on a CPU, with the class that
 its config.json names on the Hub: LoRA by answers, that adapter trained further, preferences on top, the merged model with the logits that PEFT gives
 and every other tensor byte for byte the base's, Q8_0 and Q4_K_M files with the bits of llama.cpp's own converter and quantiser on the merged model, and the proof of both.
-What a GPU makes of them is not measured but for Mistral 7B ([gpu.md](gpu.md)).
+What a GPU makes of them is not measured but for Mistral 7B and some Llama 3 ([gpu.md](gpu.md)).
 
 `autosloth check` tells for any model by kind how many matrices are trained of how many. Experts are trained as the stacks that transformers makes of
 them. Of a model with eyes or ears the text part alone is trained, and the GGUF is the text model. Where transformers loads no block for multi-token

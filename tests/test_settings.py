@@ -32,6 +32,12 @@ def test_the_defaults_are_the_reference_run():
         (SPINSettings, {"batch_size": 4}, 4, 4),
         (SPINSettings, {"preset": "paper"}, 8, 8),
         (SPINSettings, {"preset": "paper", "batch_size": 2}, 32, 2),
+        (SPINSettings, {"preset": "paper", "batch_size": "auto"}, 64, 2),
+        (DPOSettings, {"model": "demo", "batch_size": "auto"}, 16, 2),
+        (SFTSettings, {"batch_size": "2"}, 4, 2),
+        (SFTSettings, {"batch_size": 4.0}, 2, 4),
+        (SFTSettings, {"batch_size": 2, "gradient_accumulation": 8}, 8, 2),
+        (SFTSettings, {"model": "demo", "batch_size": "auto", "gradient_accumulation": 8}, 8, 2),
     ],
 )
 def test_a_step_learns_from_as_many_rows_whatever_the_batch_unless_told_otherwise(road, given, passes, at_once):
@@ -39,6 +45,7 @@ def test_a_step_learns_from_as_many_rows_whatever_the_batch_unless_told_otherwis
     assert (settings.gradient_accumulation, settings.rows_at_once) == (passes, at_once)
     assert settings.rows_per_step == passes * (1 if settings.batch_size == "auto" else settings.batch_size)
     assert road.load(settings.model_dump()) == settings
+    assert road.load(yaml.safe_load(settings.to_yaml(changes_only=True))) == settings
 
 
 def test_every_setting_says_what_it_is_for_and_where_it_belongs():

@@ -84,12 +84,13 @@ def plan(rows: int, settings: Settings) -> dict[str, Any]:
     asked = min(rows, settings.prompts_per_round) if settings.road == "spin" else rows
     per_epoch = math.ceil(math.ceil(asked / processes()) / settings.rows_per_step)
     steps = settings.max_steps or math.ceil(settings.epochs * per_epoch)
+    full, rest = divmod(steps, per_epoch)
     per_step, packed = settings.rows_per_step * processes(), settings.road == "sft" and settings.packing
     return {
         "steps": rounds * steps,
         "per_epoch": per_epoch,
         "per_step": per_step,
-        "epochs": round(steps / per_epoch, 2),
+        "epochs": round(full + min(1, rest * per_step / asked), 2),  # the last step of an epoch may have fewer rows
         "packed": packed,
         "warmup": settings.shorter_warmup(steps),
     }

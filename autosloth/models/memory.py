@@ -12,6 +12,7 @@ import json
 import math
 from typing import Any, NamedTuple
 
+from ..distributed import processes
 from ..errors import ModelError
 from ..hardware import GB, first_gpu
 from ..hub_client import is_offline
@@ -186,7 +187,8 @@ def is_asked(name: str, asked: str | list[str]) -> bool:
 
 def tokens_at_once(settings: Settings) -> int:
     """Tokens in a forward pass, when every row is as long as `max_length`; a pair is two rows; with `batch_size: auto` of one row or pair."""
-    rows = 1 if settings.batch_size == AUTO else settings.batch_size  # as many as there is room for; one needs it
+    alone = settings.batch_size == AUTO and processes() == 1  # then as many go at once as there is room for
+    rows = 1 if alone else settings.rows_at_once
     return rows * settings.max_length * (1 if settings.road == "sft" else 2)
 
 

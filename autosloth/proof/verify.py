@@ -114,7 +114,13 @@ def refuse_other_tokens(head: Path, tokenizer: Any, rows: list[dict[str, Any]]) 
     texts = [{name: row[name] for name in ("messages", "tools", "text", "input_ids")} for row in rows]
     with tempfile.TemporaryDirectory(prefix="autosloth-") as temporary:
         write_reference(Path(temporary), tokenizer, texts, [{"prompt": prompt} for prompt in prompts], ends=[])
-        facts = vocabulary_of(head, Path(temporary))
+        try:
+            facts = vocabulary_of(head, Path(temporary))
+        except VerifyError as error:
+            raise VerifyError(
+                f"llama.cpp does not read what its converter makes of this model: {error.what}",
+                "Set `quantizations: []` to train it without a GGUF, or choose another model.",
+            ) from None
     if failures := wrong_tokens(facts):
         raise VerifyError(
             f"A GGUF of this model would not be it: {'; '.join(failures)}.",

@@ -90,6 +90,7 @@ class Game:
             todo = "Raise `max_length`, or give rows whose answers fit."
             raise DataError(f"No answer of {run.settings.dataset_name} fits whole into max_length.", todo)
         self.rounds: list[dict[str, Any]] = []
+        self.later: list[Any] = []  # callbacks that the trial left
 
     def folder(self, number: int) -> Path:
         """Where a round is kept: folders and facts count them from 0, what is said of them from 1."""
@@ -101,9 +102,10 @@ class Game:
 
         pairs = [{**row, "rejected_ids": other["chosen_ids"]} for row, other in pairwise([*self.rows, self.rows[0]])]
         arguments = self.arguments(self.settings, self.run.path("checkpoints"))
+        arguments["disable_dropout"] = False  # which trl 1.15 does for good, and a plain SFT may come first
         rows = Dataset.from_list(pairs)
         trainer = pair_trainer(arguments, self.model, self.tokenizer, rows, rows, [])
-        try_out(self.run, trainer, self.tokenizer)
+        self.later = try_out(self.run, trainer, self.tokenizer)
         self.model.delete_adapter("ref")
 
     def begin(self) -> None:
@@ -208,7 +210,7 @@ class Game:
         settings, interruption = self.settings.of_round(number), Interruption()
         arguments = self.arguments(settings, self.folder(number) / "checkpoints")
         probe = first_probe(settings)
-        callbacks = [progress_callback(interruption), start_check(settings), *([] if number else [probe])]
+        callbacks = [progress_callback(interruption), start_check(settings), *([] if number else [probe]), *self.later]
         trainer = pair_trainer(arguments, self.model, self.tokenizer, pairs, tested, callbacks)
         probe.trainer = trainer
         with interruption:

@@ -77,7 +77,8 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
     run.record("hardware", **hardware())
     run.record("versions", **versions())
     if is_due(run):
-        try_out(run, trainer, tokenizer)
+        for callback in try_out(run, trainer, tokenizer):
+            trainer.add_callback(callback)
     at_once = run.facts.get("trial", {}).get("answers_at_once", ANSWERS_AT_ONCE)
     if of_first(lambda: "before" not in run.facts.get("eval", {})):
         run.record("eval", before=measure(trainer, tokenizer, held_out, settings, at_once)[0])

@@ -3,8 +3,8 @@
 Steps on the longest rows tell what memory they take; a checkpoint is written and read back; a few tokens are generated in a batch and one by
 one; the adapter of that moment is placed in a GGUF without weights, whose tokens are compared. All is left as it was before.
 
-The plan for a T4, a 7B in 4 bit and 8 rows a step of 2,048 tokens each, reckoned and not measured: eleven rows in three steps, each of 0.9e14
-operations (2 a weight and token, arXiv 2001.08361, section 2.1: forward, once more, back to the adapter), at a third of 65e12 a second 46 s; 30 s
+The plan for a T4, a 7B in 4 bit and 8 rows a step of 2,048 tokens each, reckoned and not measured: twelve rows in four steps, each of 0.9e14
+operations (2 a weight and token, arXiv 2001.08361, section 2.1: forward, once more, back to the adapter), at a third of 65e12 a second 50 s; 30 s
 in which kernels are compiled that the training needs anyway; 144 times the next token, 15 s; the head of a GGUF, 10 s.
 """
 
@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..distributed import processes
-from ..errors import ExportError, StorageError, VerifyError
+from ..errors import AutoSlothError, ModelError, StorageError, VerifyError
 from ..export import adapter_alone, compiled, head_of
 from ..hardware import GB
 from ..models import Decoding, checked, compute_blocks_again, save_tokenizer
 from ..output import counted, say
 from ..proof import refuse_other_tokens
-from ..run import Run
+from ..run import HALF_WRITTEN, Run
 from ..settings import Settings
 from ..values import AUTO
 from .batches import batches, fits, forget, refuse_to_shrink, take_batches
@@ -60,18 +60,22 @@ def is_due(run: Run) -> bool:
     return here and run.facts["trial"].get("gpu") != torch.cuda.get_device_name()
 
 
-def try_out(run: Run, trainer: Any, tokenizer: Any) -> None:
+def try_out(run: Run, trainer: Any, tokenizer: Any) -> list[Any]:
     """Try on this hardware what training and export need; say in three lines what came of it, keep it in the facts, and set the trainer's batches by it.
+
+    Returns the callbacks with which the training has to go on: one where something waits for llama.cpp.
 
     Raises ModelError where one row does not fit or its loss is no number, StorageError where a checkpoint does not hold the adapter,
     ExportError and VerifyError where the model would become no GGUF, or one with other tokens.
     """
     import torch
 
-    started, folder = time.perf_counter(), run.path("checkpoints")
-    folder.mkdir(parents=True, exist_ok=True)
+    started, later = time.perf_counter(), []
     adapter = tempfile.TemporaryDirectory(prefix="autosloth-")
-    with left_as_it_was(trainer), tempfile.TemporaryDirectory(dir=folder, prefix="trial-") as temporary:
+    with (
+        left_as_it_was(trainer),
+        tempfile.TemporaryDirectory(dir=run.folder, prefix=".trial-", suffix=HALF_WRITTEN) as temporary,
+    ):
         trainer.args.output_dir = temporary
         fit = choose_batch(trainer, run.settings, longest_first(trainer.train_dataset, run.settings.rows_per_step))
         at_once = answers_at_once(run, trainer.model, tokenizer)
@@ -79,7 +83,7 @@ def try_out(run: Run, trainer: Any, tokenizer: Any) -> None:
         say(f"trial: a checkpoint was written and read back; answers in a batch {same} those of single prompts")
         trainer.model.save_pretrained(adapter.name)
     save_tokenizer(tokenizer, run.settings, Path(adapter.name))
-    found = convert(run, trainer, tokenizer, adapter)
+    found = convert(run, later, tokenizer, adapter)
     say(f"trial: {found} ({time.perf_counter() - started:.0f} s in all)")
     set_checkpointing(trainer, fit.again)
     take_batches(trainer, fit.rows)
@@ -89,6 +93,7 @@ def try_out(run: Run, trainer: Any, tokenizer: Any) -> None:
         longest_gb=round(fit.gb, 2), answers_at_once=at_once, seconds=round(time.perf_counter() - started, 1),
     )  # fmt: skip
     run.record("train", **batches(trainer))
+    return later
 
 
 @contextlib.contextmanager
@@ -103,7 +108,9 @@ def left_as_it_was(trainer: Any) -> Iterator[None]:
     weights = {name: weight.detach().to("cpu", copy=True) for name, weight in trainable(trainer.model)}
     kept, rows, callbacks, state = dict(vars(args)), trainer.train_dataset, handler.callbacks, trainer.state
     drawn = random.getstate(), numpy.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
-    said = logging.get_verbosity()
+    seen = trainer._total_train_tokens  # by trl 1.15
+    scaler, said = trainer.accelerator.scaler, logging.get_verbosity()  # of losses in fp16, smaller after an overflow
+    scale = scaler.state_dict() if scaler else {}
     logging.set_verbosity_error()  # it would tell that the batches are others
     vars(args).update(OTHERWISE)
     handler.callbacks = [each for each in callbacks if isinstance(each, DefaultFlowCallback)]
@@ -112,14 +119,18 @@ def left_as_it_was(trainer: Any) -> Iterator[None]:
     finally:
         logging.set_verbosity(said)
         forget(trainer)
+        trainer.accelerator.free_memory()
+        handler.optimizer = handler.lr_scheduler = trainer.lr_scheduler = None
         vars(args).clear()
         vars(args).update(kept)
         trainer.train_dataset, handler.callbacks, trainer.state = rows, callbacks, state
-        trainer._train_batch_size = args.train_batch_size
+        trainer._train_batch_size, trainer._total_train_tokens = args.train_batch_size, seen
         random.setstate(drawn[0])
         numpy.random.set_state(drawn[1])
         torch.set_rng_state(drawn[2])
         torch.cuda.set_rng_state_all(drawn[3])
+        if scale:
+            scaler.load_state_dict(scale)
         with torch.no_grad():
             for name, weight in trainable(trainer.model):
                 weight.copy_(weights[name])
@@ -137,24 +148,27 @@ def choose_batch(trainer: Any, settings: Settings, longest: Any) -> Fit:
     """Find out by steps on the longest rows how a step's rows go through the model, and say it. Raises ModelError and StorageError."""
     import torch
 
-    step = functools.partial(one_step, trainer, longest)
     free, resting = memory()
-    room = ROOM * free
-    sizes = [size for size in range(1, settings.rows_per_step + 1) if settings.rows_per_step % size == 0]
-    size = 1 if settings.batch_size == AUTO else settings.batch_size
-    while (gb := step(size)) is None:
-        refuse_to_shrink(size)
-        size = max(smaller for smaller in sizes if smaller < size)
-    checkpoint = read_back(trainer)
-    larger = [each for each in sizes if each > size] if settings.batch_size == AUTO else []
-    second = step(larger[0] if larger else size, checkpoint)
-    fit = Fit(size, trainer.args.gradient_checkpointing, gb)
-    if larger and second is not None and second <= room:
+    room, rows = ROOM * free, settings.rows_per_step
+    sizes = [size for size in range(1, rows + 1) if rows % size == 0]
+    grows = settings.batch_size == AUTO and not getattr(
+        settings, "sft_weight", 0
+    )  # whose loss is another in each batch
+    size, gb = 1 if grows else settings.rows_at_once, None
+    while gb is None:
+        if one_step(trainer, longest, size) is not None:
+            step = functools.partial(one_step, trainer, longest, checkpoint=read_back(trainer))
+            gb = step(size)  # with the optimizer's state, which the first step makes at its end
+        if gb is None:
+            refuse_to_shrink(size)
+            size = max(smaller for smaller in sizes if smaller < size)
+    fit, larger = Fit(size, trainer.args.gradient_checkpointing, gb), [each for each in sizes if each > size]
+    if grows and larger and (second := step(larger[0])) is not None and second <= room:
         fit = fit._replace(rows=larger[0], gb=second)
         each = (second - gb) / (larger[0] - size)  # GB that one more row takes
-        for rows in (rows for rows in reversed(larger[1:]) if gb + each * (rows - size) <= room):
-            if (taken := step(rows)) is not None and taken <= room:
-                fit = fit._replace(rows=rows, gb=taken)
+        for more in (more for more in reversed(larger[1:]) if gb + each * (more - size) <= room):
+            if (taken := step(more)) is not None and taken <= room:
+                fit = fit._replace(rows=more, gb=taken)
                 break
     fit = without_checkpointing(trainer, step, fit, resting, room)
     passes, unit = settings.rows_per_step // fit.rows, "row" if settings.road == "sft" else "pair"
@@ -184,7 +198,8 @@ def one_step(trainer: Any, longest: Any, size: int, checkpoint: Path | None = No
 
     args = trainer.args
     trainer.train_dataset = longest.select(range(min(size, len(longest))))
-    args.per_device_train_batch_size, args.gradient_accumulation_steps, args.max_steps = size, 1, 2 if checkpoint else 1
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = size, 1
+    args.max_steps, args.save_strategy = (2, "no") if checkpoint else (1, "steps")
     trainer._train_batch_size = args.train_batch_size
     forget(trainer)
     clear_device_cache(garbage_collection=True)
@@ -201,9 +216,12 @@ def read_back(trainer: Any) -> Path:
     """The checkpoint that a step has left. Raises StorageError where it does not hold the adapter as it is."""
     import torch
     from peft import get_peft_model_state_dict, load_peft_weights
+    from safetensors import SafetensorError
 
-    found = last_checkpoint(Path(trainer.args.output_dir))
-    kept, wanted = load_peft_weights(str(found), device="cpu") if found else {}, get_peft_model_state_dict(trainer.model)  # fmt: skip
+    found, kept = last_checkpoint(Path(trainer.args.output_dir)), {}
+    with contextlib.suppress(SafetensorError, OSError):
+        kept = load_peft_weights(str(found), device="cpu") if found else {}
+    wanted = get_peft_model_state_dict(trainer.model)
     if kept.keys() != wanted.keys() or not all(torch.equal(kept[name], wanted[name].cpu()) for name in wanted):
         raise StorageError(
             f"A checkpoint written to {Path(trainer.args.output_dir).parent} does not hold the adapter that was trained.",
@@ -234,16 +252,21 @@ def set_checkpointing(trainer: Any, again: bool) -> None:
 
 
 def answers_at_once(run: Run, model: Any, tokenizer: Any) -> int:
-    """How many answers are generated together: one where those of a batch are others than those of single prompts."""
+    """How many answers are generated together: one where those of a batch are others than those of single prompts. Raises ModelError."""
+    import torch
+
     rows = run.rows("eval").select_columns(["input_ids"])[:ANSWERS_AT_ONCE]["input_ids"]
     prompts = [ids[: math.ceil(len(ids) / 2)] for ids in rows]
-    return checked(
-        model, tokenizer, prompts, Decoding(run.settings.max_new_tokens, batch_size=ANSWERS_AT_ONCE)
-    ).batch_size
+    together = Decoding(run.settings.max_new_tokens, batch_size=ANSWERS_AT_ONCE)
+    try:
+        return checked(model, tokenizer, prompts, together).batch_size
+    except torch.OutOfMemoryError:
+        todo = "Lower `max_length`, or choose a smaller model, and run again."
+        raise ModelError("The GPU is out of memory with one answer at a time.", todo) from None
 
 
-def convert(run: Run, trainer: Any, tokenizer: Any, adapter: tempfile.TemporaryDirectory) -> str:
-    """What came of placing the adapter in the files that the settings ask for, and of comparing their tokens, which waits for llama.cpp.
+def convert(run: Run, later: list[Any], tokenizer: Any, adapter: tempfile.TemporaryDirectory) -> str:
+    """What came of placing the adapter in the files that the settings ask for, and of comparing their tokens, which waits for llama.cpp: a callback in `later`.
 
     Raises ExportError and VerifyError.
     """
@@ -256,7 +279,7 @@ def convert(run: Run, trainer: Any, tokenizer: Any, adapter: tempfile.TemporaryD
         return "the adapter becomes a GGUF"
     head = head_of(run.settings, Path(adapter.name), Path(adapter.name, "head"))
     if not compiled():
-        trainer.add_callback(when_compiled(functools.partial(compare, run, tokenizer, head), adapter))
+        later.append(when_compiled(functools.partial(compare, run, tokenizer, head), adapter))
         return "the adapter has its place in the GGUF; its tokens are compared as soon as llama.cpp is compiled"
     return f"the adapter has its place in the GGUF, and {compare(run, tokenizer, head)}"
 
@@ -268,7 +291,7 @@ def compare(run: Run, tokenizer: Any, head: Path) -> str:
         texts = refuse_other_tokens(head, tokenizer, list(rows.select(range(min(TEXTS, len(rows))))))
     except VerifyError as error:
         if run.settings.publish_unverified:
-            return f"that is not the model, which `publish_unverified` allows: {error}"
+            return f"it would fail its proof, which `publish_unverified` allows: {error}"
         raise
     return f"{counted(texts, 'text')} become the same tokens there"
 
@@ -286,7 +309,7 @@ def when_compiled(compare: Callable[[], str], folder: tempfile.TemporaryDirector
                 self.due = False
                 try:
                     say(f"trial: of the GGUF {compare()}")
-                except (ExportError, VerifyError) as error:
+                except (AutoSlothError, OSError) as error:
                     say(f"trial: {error}")
                 folder.cleanup()
 

@@ -105,8 +105,8 @@ def test_a_t4_learns_as_the_cpu_backend_does_and_its_gguf_is_proven(stage):
     assert "measure: no GPU memory for 2 rows at once; going on with 1" in printed
     answers = [json.loads((stage / device / "spin" / ANSWERS).read_text())["answers"] for device in ("T4", "CPU")]
     assert len(answers[1]) == 8 and sum(map(operator.eq, *answers)) >= 6, "a draw falls otherwise by a rounding, seldom"
-    fits(told["auto"], rows=6, again=True, steps=4)  # 12 rows do not fit, by what one and two take
-    fits(told["spin"], rows=2, again=True, steps=3)
+    fits(told["auto"], rows=6, again=True, steps=5)  # 12 rows do not fit, by what one and two take
+    fits(told["spin"], rows=2, again=True, steps=4)
     assert printed.count("trial: a checkpoint was written and read back; answers in a batch are those of") == 2
     assert (
         len(re.findall(r"the adapter has its place in the GGUF, and \d\d texts become the same tokens", printed)) == 2
@@ -118,7 +118,7 @@ def test_an_a100_learns_as_the_cpu_backend_does(stage):
     told, printed = rehearse(stage, "A100")
     for road in ROADS["A100"]:
         learns_the_same(stage, "A100", road, told[road])
-    fits(told["dpo"], rows=4, again=False, steps=5)
+    fits(told["dpo"], rows=4, again=False, steps=6)
     assert lines(told["packed"]) == {1} and len(told["packed"]["batches"]) == 2, "in two batches of other sizes"
     assert "num_items_in_batch" not in printed
 
@@ -134,7 +134,7 @@ def fits(told, rows, again, steps):
         {batch["again"] for batch in told["batches"]} == {again} == {told["facts"]["trial"]["gradient_checkpointing"]}
     )
     tokens = [batch["tokens"] for batch in told["tried"]]
-    assert sum(tokens) <= 20 * tokens[0], (
+    assert sum(tokens) <= 21 * tokens[0], (
         "the longest row comes first, and is the measure of the time that a trial takes"
     )
     each = {len(batch["rows"]) for batch in told["batches"]}

@@ -11,8 +11,8 @@ from autosloth.data.stage import prepare_data
 from autosloth.errors import ModelError, StorageError, VerifyError
 from autosloth.export import head_of
 from autosloth.run import Run
-from autosloth.settings import DPOSettings, SFTSettings
-from autosloth.training import batches, dpo, train, trial
+from autosloth.settings import DPOSettings, SFTSettings, SPINSettings
+from autosloth.training import batches, dpo, spin, train, trial
 from autosloth.training.checkpoints import trainable
 
 ROADS = {"sft": (SFTSettings, train.make_trainer), "dpo": (DPOSettings, dpo.make_trainer)}
@@ -62,7 +62,7 @@ def test_a_trial_says_what_it_found_in_three_lines_and_leaves_no_trace(made, cap
     assert "texts become the same tokens there (" in lines[2]
     assert (run.facts["trial"]["batch_size"], run.facts["trial"]["answers_at_once"]) == (8, 8)
     assert run.facts["train"] == {"batch_size": 8, "gradient_accumulation": 1, "processes": 1, "rows_per_step": 8}
-    assert not any(run.path("checkpoints").iterdir())
+    assert not run.is_trained and not [path for path in run.folder.iterdir() if path.name.startswith(".trial")]
     train.go_on(run, tried)
 
     run, untried, _ = made("untried", lora_dropout=0.1)
@@ -103,13 +103,13 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize(
     "given, held, gb, fitting, steps",
     [
-        ({}, 8, lambda rows: 1 + rows / 2, 8, [1, 2, 8]),
-        ({}, 5, lambda rows: 1 + rows / 2, 4, [1, 2, 8, 4]),
-        ({}, 8, lambda rows: 1 + 3 * rows, 4, [1, 2, 4]),  # 8 would take 25 GB, so they are not tried
-        ({}, 8, lambda rows: 1 + (3 * rows if rows < 4 else 4 * rows), 2, [1, 2, 4]),  # more than it promised
-        ({}, 8, lambda rows: 7 * rows, 1, [1, 2]),
-        ({}, 1, lambda rows: 3, 1, [1, 2]),
-        ({"gradient_accumulation": 9}, 9, lambda rows: 2, 9, [1, 3, 9]),
+        ({}, 8, lambda rows: 1 + rows / 2, 8, [1, 1, 2, 8]),
+        ({}, 5, lambda rows: 1 + rows / 2, 4, [1, 1, 2, 8, 4]),
+        ({}, 8, lambda rows: 1 + 3 * rows, 4, [1, 1, 2, 4]),  # 8 would take 25 GB, so they are not tried
+        ({}, 8, lambda rows: 1 + (3 * rows if rows < 4 else 4 * rows), 2, [1, 1, 2, 4]),  # more than it promised
+        ({}, 8, lambda rows: 7 * rows, 1, [1, 1, 2]),
+        ({}, 1, lambda rows: 3, 1, [1, 1, 2]),
+        ({"gradient_accumulation": 9}, 9, lambda rows: 2, 9, [1, 1, 3, 9]),
         ({"gradient_accumulation": 1}, 9, lambda rows: 2, 1, [1, 1]),
         ({"batch_size": 4, "gradient_accumulation": 4}, 16, lambda rows: 2, 4, [4, 4]),
         ({"batch_size": 8, "gradient_accumulation": 2}, 3, lambda rows: 2, 2, [8, 4, 2, 2]),
@@ -154,7 +154,7 @@ def test_a_loss_that_is_no_number_on_the_longest_rows_stops_it_there(made, monke
         trial.try_out(run, trainer, tokenizer)
 
 
-@pytest.mark.parametrize("fault", ["other", "gone"])
+@pytest.mark.parametrize("fault", ["other", "gone", "cut"])
 def test_a_checkpoint_that_does_not_hold_the_adapter_is_found_at_once(made, monkeypatch, fault):
     from safetensors.torch import load_file, save_file
 
@@ -164,13 +164,15 @@ def test_a_checkpoint_that_does_not_hold_the_adapter_is_found_at_once(made, monk
         found = find(folder)
         path = found / "adapter_model.safetensors"
         save_file({name: weight * 1.5 for name, weight in load_file(path).items()}, path)
-        return found if fault == "other" else None
+        if fault == "cut":
+            path.write_bytes(path.read_bytes()[:-100])
+        return None if fault == "gone" else found
 
     run, trainer, tokenizer = made("lost")
     monkeypatch.setattr(trial, "last_checkpoint", damaged)
     with pytest.raises(StorageError, match=r"does not hold the adapter that was trained\. Choose another `storage`"):
         trial.try_out(run, trainer, tokenizer)
-    assert not any(run.path("checkpoints").iterdir())
+    assert not run.is_trained
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_a_gguf_that_would_have_other_tokens_is_refused_unless_it_is_published_a
     with pytest.raises(VerifyError, match=r"A GGUF of this model would not be it: .* become other tokens than in training .*Or set `quantizations: \[\]`"):  # fmt: skip
         trial.compare(run, tokenizer, file)
     run.settings = run.settings.model_copy(update={"publish_unverified": True})
-    assert "which `publish_unverified` allows" in trial.compare(run, tokenizer, file)
+    assert "it would fail its proof, which `publish_unverified` allows" in trial.compare(run, tokenizer, file)
 
 
 @pytest.mark.parametrize("outcome", ["right", "wrong"])
@@ -239,6 +241,55 @@ def test_tokens_are_compared_at_the_first_checkpoint_by_which_llama_cpp_is_compi
         "wrong": "trial: A GGUF of this model would not be it: others. Do not use the file.\n",
     }
     assert capsys.readouterr().out == told[outcome]
+
+
+def test_a_head_that_llama_cpp_does_not_read_is_told_as_what_it_is(head):
+    run, tokenizer, file = head
+    file.write_bytes(file.read_bytes()[:64])
+    with pytest.raises(
+        VerifyError, match=r"does not read what its converter makes of this model: .*Set `quantizations: \[\]`"
+    ):
+        trial.compare(run, tokenizer, file)
+
+
+def test_a_batch_that_does_not_fit_beside_the_optimizer_is_made_smaller(made, monkeypatch):
+    run, trainer, _ = made("beside", batch_size=4, gradient_accumulation=2)
+    take, tried = trial.one_step, []
+
+    def one_step(trainer, longest, size, checkpoint=None):
+        tried.append((size, checkpoint is not None))
+        return None if checkpoint and size > 2 else take(trainer, longest, size, checkpoint)
+
+    monkeypatch.setattr(trial, "one_step", one_step)
+    with trial.left_as_it_was(trainer):
+        trainer.args.output_dir = str(run.path("checkpoints"))
+        fit = trial.choose_batch(trainer, run.settings, trial.longest_first(trainer.train_dataset, 8))
+    assert fit.rows == 2 and tried == [(4, False), (4, True), (2, False), (2, True)]
+
+
+def test_where_the_batch_is_part_of_the_objective_a_trial_does_not_choose_it(made, gpu):
+    run, trainer, _ = made("anchored", road="dpo", adapter=None, sft_weight=1.0)
+    tried = gpu(8, lambda rows: 1.0)
+    with trial.left_as_it_was(trainer):
+        trainer.args.output_dir = str(run.path("checkpoints"))
+        fit = trial.choose_batch(trainer, run.settings, trial.longest_first(trainer.train_dataset, 8))
+    assert fit.rows == 2 and tried == [2, 2]
+
+
+def test_before_self_play_the_model_that_comes_first_keeps_its_dropout(prepared, tmp_path):
+    import torch
+
+    rows = prepared("sft")
+    run = Run.create(
+        SPINSettings(
+            model="demo", dataset="demo", storage=str(tmp_path), run_name="drop", lora_dropout=0.1, adapter=None
+        )
+    )
+    (run.folder / "data").symlink_to(rows.path("data"))
+    game = spin.Game(run)
+    game.try_out()
+    assert {module.p for module in game.model.modules() if isinstance(module, torch.nn.Dropout)} == {0.1}
+    assert "ref" not in game.model.peft_config and run.facts["trial"]["batch_size"] == 16
 
 
 def test_what_is_not_to_be_a_gguf_is_not_tried_as_one(finished, monkeypatch):
