@@ -336,8 +336,8 @@ def planned_layers(settings: Settings, stand_in: Path | None = None) -> dict[str
     start, folder = starting_adapter(settings), small_files(model_source(settings), settings.revision)
     with model_errors(settings.model):
         text_class(folder, settings.model)
-    refuse_untold(folder, settings.model)
     model = without_numbers(folder)
+    refuse_untold(folder, settings.model)
     here = all((folder / name).is_file() for name in shard_names(folder))
     if here and not is_quantized(model_source(settings), settings.revision):
         compare_with_files(model, folder, settings)
