@@ -117,7 +117,7 @@ def metered(device):
 
     batches, take = [], trial.one_step
 
-    def one_step(trainer, *given):
+    def one_step(trainer, *given, **named):
         from stand_in import GIB, Memory
 
         learn, Memory.reserved = trainer.training_step, 2 * GIB
@@ -131,7 +131,7 @@ def metered(device):
             return learn(model, inputs, items)
 
         with mock.patch.object(trainer, "training_step", training_step):
-            taken = take(trainer, *given)
+            taken = take(trainer, *given, **named)
         Memory.reserved = 2 * GIB
         return taken
 
