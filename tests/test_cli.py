@@ -99,7 +99,7 @@ def test_check_names_every_problem_at_once(tmp_path, base):
 def test_check_passes_on_good_settings_and_leaves_nothing_behind(good, base):
     result = command_line("check", "sft", *sets(**good))
     assert result.returncode == 0 and result.stdout.splitlines() == [
-        "check: no problem found",
+        "check: no problem found; a step learns from 16 rows (`batch_size` 16, `gradient_accumulation` 1)",
         f"data: {good['dataset']} read as prompt (question as prompt, answer as completion)",
     ]
     assert not good["storage"].exists()

@@ -49,6 +49,12 @@ def test_address_version_and_hash_stand_everywhere(released):
     assert commands == ["git", "git", "gh"] and f"dist/{WHEEL}" in said
 
 
+def test_a_wheel_that_is_built_again_has_the_hash_that_the_notebooks_hold(released):
+    folder, said = released
+    again = subprocess.run([sys.executable, "docs/release.py"], cwd=folder, capture_output=True, text=True)
+    assert re.search(r"SHA-256 (\w{64})", again.stdout)[1] == re.search(r"SHA-256 (\w{64})", said)[1]
+
+
 def test_what_is_released_passes_the_test_of_addresses(released):
     told = ["-q", "-p", "no:cacheprovider", "tests/notebook/test_notebooks.py", "-k", "address"]
     done = subprocess.run([sys.executable, "-m", "pytest", *told], cwd=released[0], capture_output=True, text=True)

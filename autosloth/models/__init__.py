@@ -31,6 +31,7 @@ from .engine import (
     load_tokenizer,
     planned_layers,
     save_tokenizer,
+    text_class,
     tokens_without_embedding,
 )
 from .generate import answer, checked
@@ -92,6 +93,7 @@ __all__ = [
     "small_files",
     "starting_adapter",
     "stored_as",
+    "text_class",
     "tokens_without_embedding",
     "weights_gb",
 ]

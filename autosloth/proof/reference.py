@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..demo import demo_base
+from ..errors import ModelError
 from ..hardware import GB
 from ..hub_client import model_errors
-from ..models import end_tokens, growth, model_files, opening, render_chat, stored_as, weights_gb
+from ..models import end_tokens, growth, model_files, opening, render_chat, stored_as, text_class, weights_gb
 from ..output import hush_libraries, say
 from ..run import write_json
 from ..weights import whole_blocks
@@ -110,17 +111,27 @@ def questions(tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def load_to_answer(source: Path, adapter: Path | None) -> Any:
-    """The model by transformers, in the precision of its weights, unpacked where they are packed, with the adapter of PEFT on it."""
+    """The model by transformers, as the class that its config.json names, in the precision of its weights, unpacked where they are packed, with the adapter of PEFT on it.
+
+    Raises ModelError where the adapter has a matrix for which the model has no layer: PEFT would leave it out with a warning.
+    """
     from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
 
+    loader = text_class(source, str(source)) or AutoModelForCausalLM
     kind = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}.get(stored_as(str(source)))
     unpacked = {"quantization_config": kind(dequantize=True)} if kind else {}
     with whole_blocks():
-        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False, **unpacked)
+        model = loader.from_pretrained(source, dtype="auto", trust_remote_code=False, **unpacked)
     if adapter:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
         model = PeftModel.from_pretrained(model, adapter)
+        held, taken = load_peft_weights(str(adapter), device="cpu"), get_peft_model_state_dict(model)
+        if lost := sorted(name for name in held if ".lora_" in name and name not in taken):
+            raise ModelError(
+                f"The adapter {adapter} does not fit {source}, which has no layer for {lost[0]} ({len(lost)} of {len(held)} matrices).",
+                "Name the model that the adapter was trained on.",
+            )
     return model.eval()
 
 

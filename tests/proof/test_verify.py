@@ -13,12 +13,13 @@ from support.tiny_models import tiny_adapter, tiny_model
 
 from autosloth.child_process import Ended
 from autosloth.demo import demo_base
-from autosloth.errors import VerifyError
+from autosloth.errors import ModelError, VerifyError
 from autosloth.export import gguf, llama
 from autosloth.notebook.live import summary_lines
 from autosloth.proof import behaviour, rounding
 from autosloth.proof import tensors as weights
 from autosloth.proof.behaviour import compare_behaviour, compare_distributions
+from autosloth.proof.reference import load_to_answer
 from autosloth.proof.tally import Tally, allowed, conclude, is_seen
 from autosloth.proof.tokens import STRINGS, judge
 from autosloth.proof.verdict import LIMITS, cure, find_failures, proof_rows, show_proof, verdict, weight_rows, worst_of
@@ -546,3 +547,17 @@ def test_one_expert_of_many_without_the_adapter_is_named():
     assert failure(merged + noise) == (None, None)
     lost = numpy.where(experts[:, None] == 5, base, merged) + noise
     assert failure(lost) == (None, "blk.0.ffn_up_exps.weight, expert 5, holds 0.00 of what the adapter does, not 1")
+
+
+def test_an_adapter_with_a_matrix_that_the_model_has_no_layer_for_is_refused(tmp_path, engine):
+    """PEFT leaves it out with a warning, and the file would be held against the base."""
+    from safetensors.torch import load_file, save_file
+
+    base = tiny_model("llama", tmp_path / "base")
+    adapter = tiny_adapter(base, tmp_path / "adapter")
+    path = adapter / "adapter_model.safetensors"
+    save_file({name.replace("layers.0.", "text.layers.0."): weight for name, weight in load_file(path).items()}, path)
+    with pytest.raises(
+        ModelError, match=r"does not fit .*base, which has no layer for \S*text\.layers\.0\S* .*Name the model"
+    ):
+        load_to_answer(base, adapter)
