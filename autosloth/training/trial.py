@@ -151,9 +151,8 @@ def choose_batch(trainer: Any, settings: Settings, longest: Any) -> Fit:
     free, resting = memory()
     room, rows = ROOM * free, settings.rows_per_step
     sizes = [size for size in range(1, rows + 1) if rows % size == 0]
-    grows = settings.batch_size == AUTO and not getattr(
-        settings, "sft_weight", 0
-    )  # whose loss is another in each batch
+    anchored = getattr(settings, "sft_weight", 0) > 0  # whose loss is another in each batch
+    grows = settings.batch_size == AUTO and not anchored
     size, gb = 1 if grows else settings.rows_at_once, None
     while gb is None:
         if one_step(trainer, longest, size) is not None:
