@@ -40,7 +40,7 @@ def in_two_processes(tmp_path, *arguments, how=("--multi_gpu",)):
 def test_two_processes_train_as_one_with_twice_the_batch_does_and_one_of_them_does_the_rest(engine, base, tmp_path):
     short = {**DEMO, "epochs": 0.5, "max_steps": 0, "save_steps": 5, "eval_answers": 4, "max_new_tokens": 8}
     short |= {"merged": False, "storage": str(tmp_path)}
-    result = in_two_processes(tmp_path, "sft", *sets(**short | {"batch_size": 8}))
+    result = in_two_processes(tmp_path, "sft", *sets(**short | {"batch_size": 8, "gradient_accumulation": 1}))
     facts = read_json(tmp_path / "short" / "facts.json")
     for once in ("data: done in", "train: done in", "gguf: done in", "verify: passed", "publish: done in"):
         assert result.stdout.count(once) == 1, once
@@ -61,7 +61,7 @@ def test_two_processes_train_as_one_with_twice_the_batch_does_and_one_of_them_do
     assert facts["train"]["tokens"] == alone.facts["train"]["tokens"]
     assert facts["eval"]["after"]["loss"] == pytest.approx(alone.facts["eval"]["after"]["loss"], abs=0.02)
 
-    again = in_two_processes(tmp_path, "sft", *sets(**short | {"batch_size": 8}))
+    again = in_two_processes(tmp_path, "sft", *sets(**short | {"batch_size": 8, "gradient_accumulation": 1}))
     assert again.stdout.count("train: done already, skipped") == 1
 
 
