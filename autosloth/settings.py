@@ -523,6 +523,11 @@ class Settings(BaseModel):
         return self.gradient_accumulation * (1 if self.batch_size == AUTO else self.batch_size)
 
     @property
+    def is_batch_free(self) -> bool:
+        """Whether a trial may choose how many rows go at once; not where a step would learn otherwise by it, as TRL's loss of `sft_weight`, a mean over each batch, lets it."""
+        return self.batch_size == AUTO and not getattr(self, "sft_weight", 0)
+
+    @property
     def rows_at_once(self) -> int:
         """Rows in a forward pass: `batch_size`; for `auto` what a trial may change, AT_FIRST of them, or one where a step's rows are odd."""
         if self.batch_size != AUTO:

@@ -48,6 +48,11 @@ def test_a_step_learns_from_as_many_rows_whatever_the_batch_unless_told_otherwis
     assert road.load(yaml.safe_load(settings.to_yaml(changes_only=True))) == settings
 
 
+def test_the_batch_is_free_where_it_changes_nothing_but_the_speed():
+    assert SFTSettings().is_batch_free and DPOSettings().is_batch_free
+    assert not SFTSettings(batch_size=2).is_batch_free and not DPOSettings(sft_weight=0.5).is_batch_free
+
+
 def test_every_setting_says_what_it_is_for_and_where_it_belongs():
     for name, field in SFTSettings.model_fields.items():
         assert field.description.endswith("."), name

@@ -29,8 +29,8 @@ BESIDE_IT = "diskcache==5.6.3"  # the one library that it needs and Colab lacks
 # What AutoSloth does not use takes half of the time to compile.
 LEAN = f"-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE={Path(__file__).with_suffix('.cmake')}"
 
-# The least claim to the cores that there is. Where no core is idle, 10 took 14 to 19 % of the others' pace for 16 to 28 minutes, which is more than the two
-# minutes that the compiler wants once the training is over; 19 took at most 2 % (benchmarks/compile.py). An idle core it has at any niceness.
+# The least claim to the cores that there is. Beside one busy process on two cores it compiles in 4 minutes and takes nothing, as at 10. Where both are busy, 10 takes
+# 9 % of their pace for 14 minutes; 19 takes none and leaves the compiling, of 2 minutes, for when the training is over (benchmarks/compile.py).
 NICENESS = 19
 
 _compiling: list[subprocess.Popen] = []  # by this process

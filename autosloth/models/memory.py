@@ -187,8 +187,7 @@ def is_asked(name: str, asked: str | list[str]) -> bool:
 
 def tokens_at_once(settings: Settings) -> int:
     """Tokens in a forward pass, when every row is as long as `max_length`; a pair is two rows; with `batch_size: auto` of one row or pair."""
-    alone = settings.batch_size == AUTO and processes() == 1  # then as many go at once as there is room for
-    rows = 1 if alone else settings.rows_at_once
+    rows = 1 if settings.is_batch_free and processes() == 1 else settings.rows_at_once
     return rows * settings.max_length * (1 if settings.road == "sft" else 2)
 
 
@@ -239,7 +238,7 @@ def check_memory(settings: Settings) -> None:
     parts = parts_of(settings)
     total = sum(part.gb for part in parts)
     told, how = ", ".join(f"{part.name} {part.gb:.1f}" for part in parts), "about" if shape else "at least"
-    rows = "rows" if settings.batch_size != AUTO else "one row" if settings.road == "sft" else "one pair"
+    rows = "rows" if not settings.is_batch_free else "one row" if settings.road == "sft" else "one pair"
     say(f"memory: {how} {total:.1f} of {gpu.memory_gb:.1f} GB VRAM expected for {rows} as long as max_length ({told})")
     if counts and counts.active:
         say(f"memory: {counts.active / 1e9:.1f} of {(counts.narrow + counts.wide) / 1e9:.1f} billion weights work on each token, and all are held")  # fmt: skip

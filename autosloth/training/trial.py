@@ -29,7 +29,6 @@ from ..output import counted, say
 from ..proof import refuse_other_tokens
 from ..run import HALF_WRITTEN, Run
 from ..settings import Settings
-from ..values import AUTO
 from .batches import batches, fits, forget, refuse_to_shrink, take_batches
 from .checkpoints import last_checkpoint, trainable
 from .measure import ANSWERS_AT_ONCE, diverged
@@ -151,9 +150,7 @@ def choose_batch(trainer: Any, settings: Settings, longest: Any) -> Fit:
     free, resting = memory()
     room, rows = ROOM * free, settings.rows_per_step
     sizes = [size for size in range(1, rows + 1) if rows % size == 0]
-    anchored = getattr(settings, "sft_weight", 0) > 0  # whose loss is another in each batch
-    grows = settings.batch_size == AUTO and not anchored
-    size, gb = 1 if grows else settings.rows_at_once, None
+    size, gb = 1 if settings.is_batch_free else settings.rows_at_once, None
     while gb is None:
         if one_step(trainer, longest, size) is not None:
             step = functools.partial(one_step, trainer, longest, checkpoint=read_back(trainer))
@@ -162,7 +159,7 @@ def choose_batch(trainer: Any, settings: Settings, longest: Any) -> Fit:
             refuse_to_shrink(size)
             size = max(smaller for smaller in sizes if smaller < size)
     fit, larger = Fit(size, trainer.args.gradient_checkpointing, gb), [each for each in sizes if each > size]
-    if grows and larger and (second := step(larger[0])) is not None and second <= room:
+    if settings.is_batch_free and larger and (second := step(larger[0])) is not None and second <= room:
         fit = fit._replace(rows=larger[0], gb=second)
         each = (second - gb) / (larger[0] - size)  # GB that one more row takes
         for more in (more for more in reversed(larger[1:]) if gb + each * (more - size) <= room):
