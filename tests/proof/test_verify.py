@@ -13,7 +13,7 @@ from support.tiny_models import tiny_adapter, tiny_model
 
 from autosloth.child_process import Ended
 from autosloth.demo import demo_base
-from autosloth.errors import ModelError, VerifyError
+from autosloth.errors import HubError, ModelError, VerifyError
 from autosloth.export import gguf, llama
 from autosloth.notebook.live import summary_lines
 from autosloth.proof import behaviour, rounding
@@ -24,8 +24,9 @@ from autosloth.proof.tally import Tally, allowed, conclude, is_seen
 from autosloth.proof.tokens import STRINGS, judge
 from autosloth.proof.verdict import LIMITS, cure, find_failures, proof_rows, show_proof, verdict, weight_rows, worst_of
 from autosloth.proof.verify import prove, verify_gguf
-from autosloth.publish.card import render_card, write_card
-from autosloth.publish.hub import HubError, refuse_unverified
+from autosloth.publish.card import render_card
+from autosloth.publish.folder import write_card
+from autosloth.publish.hub import refuse_unverified
 from autosloth.run import Run, file_sizes, read_json
 
 

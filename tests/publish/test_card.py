@@ -211,7 +211,7 @@ def test_the_publish_folder_holds_the_model_the_gguf_and_the_card(finished):
 
 def test_a_published_adapter_does_not_say_where_its_base_lay(copied, base):
     from autosloth.export.merge import write_merged
-    from autosloth.publish.card import write_card
+    from autosloth.publish.folder import write_card
 
     run = Run.open(copied)
     run.settings = run.settings.model_copy(update={"merged": False})
@@ -224,7 +224,7 @@ def test_a_published_adapter_does_not_say_where_its_base_lay(copied, base):
 
 def test_a_file_of_the_same_size_with_another_content_is_not_taken_for_the_proven_one(copied):
     from autosloth.errors import StorageError
-    from autosloth.publish.card import write_card
+    from autosloth.publish.folder import write_card
 
     run, (path,) = Run.open(copied), (copied / "gguf").glob("*.gguf")
     content = bytearray(path.read_bytes())
