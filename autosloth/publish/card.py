@@ -11,17 +11,18 @@ from ..output import counted, or_nothing, size_in_words
 from ..proof import proof_rows
 from ..run import Run, read_json
 from ..values import is_hub_id
-from .hub import repo_id
+from .repositories import repo_id
 
 TAGS = ["autosloth", "unsloth", "trl", "lora"]
 
 
-def render_card(run: Run) -> str:
+def render_card(run: Run, kind: str = "both") -> str:
     """The model card as Markdown with its front matter."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     settings, facts = run.settings, run.facts
-    gguf, failed = facts["export"]["gguf"], facts.get("verify", {}).get("passed") is False
+    gguf = facts.get("export", {}).get("gguf", []) if kind != "model" else []
+    failed = facts.get("verify", {}).get("passed") is False
     whole_models, alone = parted([] if failed else gguf)  # nobody is told how to use a file that failed its proof
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),

@@ -73,9 +73,8 @@ def make_hub() -> HubServer:
 
 def make_run(storage: Path, verified: bool = True, **settings) -> Run:
     """A finished run as the stages leave it, with weights of a few KB."""
-    run = Run.create(
-        SFTSettings(model="team/base", dataset="team/questions", run_name=NAME, storage=str(storage), **settings)
-    )
+    settings = {"model": "team/base", "dataset": "team/questions", "one_repo": True, **settings}
+    run = Run.create(SFTSettings(run_name=NAME, storage=str(storage), **settings))
     write_json(run.path("facts.json"), {**FACTS, "verify": {**FACTS["verify"], "passed": verified}})
     for folder in ("adapter", "gguf"):
         run.path(folder).mkdir()
