@@ -8,7 +8,7 @@
 
 Everything is in memory. Tried with huggingface_hub 1.33.0, datasets 4.8.5 and transformers 5.17.0, without Xet. Played are the
 revisions `main` and commit hashes; no pull requests, branches, tags, listings of all repos or dataset viewer. An endpoint that
-is not played answers 404 and says so in its message.
+is not played answers 404 and says so in its message. It misbehaves when asked to: see `HubServer.fail_next` and `meanwhile`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import hashlib
 import json
 import os
 import re
+import socket
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +28,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -42,9 +45,9 @@ class HubServer:
         self.outside: list[str] = []
         self._repos: dict[tuple[str, str], Repo] = {}
         self._tokens: dict[str, Token] = {}
-        self._failures: list[Failure] = []
+        self._faults: list[Fault] = []
         self._tampered: dict[tuple[str, str, str], bytes] = {}
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), threading.Event()
         self._listener = Listener(("127.0.0.1", 0), Handler)
         self._listener.hub = self
         self._address = f"127.0.0.1:{self._listener.server_port}"
@@ -55,6 +58,7 @@ class HubServer:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._closed.set()
         self._listener.shutdown()
         self._listener.server_close()
 
@@ -101,12 +105,40 @@ class HubServer:
         """Store `data` in place of what the next commit brings for `path`, once; the repo may not exist yet."""
         self._tampered[kind, repo_id, path] = data
 
-    def fail_next(self, method: str, pattern: str, status: int | None = 500, skip: int = 0, times: int = 1) -> None:
+    def remove_repo(self, kind: str, repo_id: str) -> None:
+        """Delete a repo, as its owner may at any time on the site; one that is not there is no error."""
+        self._repos.pop((kind, repo_id), None)
+
+    def remove_token(self, token: str) -> None:
+        """Revoke a token: every later request with it is refused with 401."""
+        self._tokens.pop(token, None)
+
+    def fail_next(
+        self,
+        method: str,
+        pattern: str,
+        status: int | None = 500,
+        skip: int = 0,
+        times: int = 1,
+        how: str = "refused",
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Let the next requests fail whose path has a match for `pattern`; without a status the connection is cut.
 
+        how: `refused`, nothing is done; `after`, it is done and the answer fails; `reset` and `stalled`, half of the content passes (of a
+        GET the answer's, else the request's), then the connection is reset, or nothing more comes; `wrong`, a byte of the answer is another.
         The third upload of an LFS file, say: `fail_next("PUT", "/lfs/objects/", skip=2)`.
         """
-        self._failures.append(Failure(method, pattern, status, skip, times))
+        self._faults.append(Fault(method, pattern, skip, times, how, status, dict(headers)))
+
+    def meanwhile(self, method: str, pattern: str, happens: Callable[[], None], skip: int = 0) -> None:
+        """Call this, `remove_repo` say, once when such a request has come and is not yet answered."""
+        self._faults.append(Fault(method, pattern, skip, 1, "meanwhile", happens=happens))
+
+    def forget_faults(self) -> None:
+        """Behave again, whatever was planned and has not happened."""
+        self._faults.clear()
+        self._tampered.clear()
 
     def env(self, home: Path, token: str | None = None, allow_outside: bool = False) -> dict[str, str]:
         """The environment of a subprocess that takes this server for the Hub and keeps its caches in `home`.
@@ -124,7 +156,14 @@ class HubServer:
         env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
         return env | ({"HF_TOKEN": token} if token else {})
 
-    def _answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Reply | None:
+    def _strike(self, method: str, target: str) -> Fault | None:
+        """The fault that befalls a request that has come; it is counted."""
+        with self._lock:
+            return next((fault for fault in self._faults if fault.strikes(method, urlsplit(target).path)), None)
+
+    def _answer(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes, fault: Fault | None
+    ) -> Reply | None:
         """The reply to one request, or None where the connection is to be cut."""
         address = urlsplit(target)
         if method == "CONNECT" or not (address.netloc or self._address).endswith(self._address):
@@ -132,14 +171,17 @@ class HubServer:
             return Refusal(403, f"Outside the test: {target}").reply
         with self._lock:
             self.requests.append((method, address.path))
-            failure = next((failure for failure in self._failures if failure.strikes(method, address.path)), None)
-            if failure:
-                return Reply(failure.status) if failure.status else None
+            how = fault.how if fault else ""
+            if how == "refused":
+                return fault.reply
+            if how == "meanwhile":
+                fault.happens()
             try:
                 endpoint, groups = find_endpoint(method, address.path)
-                return endpoint(Call(self, parse_qs(address.query), headers, body, groups))
+                reply = endpoint(Call(self, parse_qs(address.query), headers, body, groups))
             except Refusal as refusal:
                 return refusal.reply
+            return fault.reply if how == "after" else with_wrong_byte(reply) if how == "wrong" else reply
 
     def _tamper_with(self, repo: Repo, changes: dict[str, File | None]) -> None:
         for path, file in changes.items():
@@ -537,6 +579,39 @@ def create_repo(call: Call) -> Reply:
     return reply_json({"url": f"{call.hub.url}/{repo.page}", "name": repo_id})
 
 
+@route("DELETE", "/api/repos/delete")
+def delete_repo(call: Call) -> Reply:
+    """`HfApi.delete_repo`."""
+    wanted = call.json()
+    owner = wanted.get("organization") or (call.token() or Token("", "read", (), ())).user
+    call.groups |= {"kind": wanted.get("type") or "model", "id": f"{owner}/{wanted['name']}"}
+    repo = call.writable_repo()
+    del call.hub._repos[repo.kind, repo.id]
+    return reply_json({})
+
+
+@route("PUT", API + "/settings")
+def change_settings(call: Call) -> Reply:
+    """`HfApi.update_repo_settings`: the visibility and whether it is gated."""
+    repo, wanted = call.writable_repo(), call.json()
+    if "visibility" in wanted or "private" in wanted:
+        repo.private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+    if "gated" in wanted:
+        repo.gated = bool(wanted["gated"])
+    return reply_json({"private": repo.private, "gated": repo.gated})
+
+
+@route("POST", API + "/super-squash" + REVISION)
+def squash_commits(call: Call) -> Reply:
+    """`HfApi.super_squash_history`: one commit in place of all, with the same files; LFS files that it does not name are gone."""
+    repo = call.writable_repo()
+    head = call.revision(repo)
+    repo.commits.clear()
+    repo.commit(call.json()["message"], head.files)
+    repo.objects = {file.sha256: file.data for file in head.files.values() if file.lfs}
+    return reply_json({})
+
+
 @route("POST", "/api/validate-yaml")
 def validate_yaml(call: Call) -> Reply:
     """Asked about README.md before a commit. Every front matter is taken for valid."""
@@ -629,14 +704,21 @@ def read_operation(repo: Repo, key: str, value: dict) -> dict[str, File | None]:
 
 
 @dataclass
-class Failure:
-    """A planned failure: of the requests that match, `skip` pass, then `times` fail."""
+class Fault:
+    """A planned fault: of the requests that match, `skip` pass, then `times` meet it."""
 
     method: str
     pattern: str
-    status: int | None
     skip: int
     times: int
+    how: str
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    happens: Callable[[], None] = lambda: None
+
+    @property
+    def reply(self) -> Reply | None:
+        return Reply(self.status, headers=self.headers) if self.status else None
 
     def strikes(self, method: str, path: str) -> bool:
         if self.times == 0 or method != self.method or not re.search(self.pattern, path):
@@ -648,6 +730,13 @@ class Failure:
         return True
 
 
+def with_wrong_byte(reply: Reply) -> Reply:
+    """The same length, and another byte in the middle."""
+    middle = len(reply.body) // 2
+    body = reply.body[:middle] + bytes([reply.body[middle] ^ 1]) + reply.body[middle + 1 :]
+    return Reply(reply.status, body, reply.headers)
+
+
 class Handler(BaseHTTPRequestHandler):
     """The HTTP side: reads one request whole, has the hub answer it, writes the reply."""
 
@@ -657,7 +746,14 @@ class Handler(BaseHTTPRequestHandler):
     server: Listener
 
     def answer(self) -> None:
-        reply = self.server.hub._answer(self.command, self.path, self.headers, self._read_body())
+        hub = self.server.hub
+        fault = hub._strike(self.command, self.path)
+        how = fault.how if fault else ""
+        if how in ("reset", "stalled") and self.command != "GET":
+            hub.requests.append((self.command, urlsplit(self.path).path))
+            self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+            return self.leave(how)
+        reply = hub._answer(self.command, self.path, self.headers, self._read_body(), fault)
         if reply is None:
             self.close_connection = True
             return
@@ -665,8 +761,21 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
             self.send_header(name, value)
         self.end_headers()
+        if how in ("reset", "stalled"):
+            self.wfile.write(reply.body[: len(reply.body) // 2])
+            self.wfile.flush()
+            return self.leave(how)
         if self.command != "HEAD":
             self.wfile.write(reply.body)
+
+    def leave(self, how: str) -> None:
+        """Say no more: reset the connection, or keep it without a word until the server ends."""
+        self.close_connection = True
+        if how == "stalled":
+            self.server.hub._closed.wait()
+        elif how == "reset":  # closed with nothing lingering, TCP sends a RST
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_CONNECT = answer
 

@@ -231,6 +231,52 @@ def test_an_existing_repo_is_refused_unless_allowed(api):
     assert api("create_repo", "team/public", exist_ok=True, token="hf_write").endswith("/team/public")
 
 
+def test_a_deleted_folder_leaves_the_other_files(hub, client, api, folder):
+    client(publish, "team/emptied", folder)
+    api("delete_folder", "adapter", "team/emptied", token="hf_write")
+    assert set(hub.files("model", "team/emptied")) == {".gitattributes", "README.md", "config.json"}
+
+
+def test_an_upload_deletes_what_its_patterns_name(hub, client, api, folder, tmp_path):
+    client(publish, "team/patterns", folder)
+    small = write_files(tmp_path, {"README.md": README})
+    upload = {"repo_id": "team/patterns", "folder_path": small, "token": "hf_write"}
+    api("upload_folder", **upload, delete_patterns=["*.json", "adapter/*"])
+    assert api("list_repo_files", "team/patterns") == [".gitattributes", "README.md"]
+
+
+def test_a_deleted_repo_is_gone(hub, client, api, folder):
+    client(publish, "team/gone", folder)
+    api("delete_repo", "team/gone", token="hf_read")
+    assert ("model", "team/gone") in hub.repos()
+    api("delete_repo", "team/gone", token="hf_write")
+    assert ("model", "team/gone") not in hub.repos()
+    assert api("delete_repo", "team/gone", token="hf_write") == ("RepositoryNotFoundError", 404)
+    assert api("delete_repo", "team/gone", token="hf_write", missing_ok=True) is None
+
+
+def test_a_squashed_history_is_one_commit_with_the_same_files(hub, client, api, folder):
+    client(publish, "team/squashed", folder)
+    before = hub.files("model", "team/squashed")
+    api("super_squash_history", "team/squashed", commit_message="One", token="hf_write")
+    assert [commit.message for commit in hub.commits("model", "team/squashed")] == ["One"]
+    assert hub.files("model", "team/squashed") == before
+
+
+def test_the_visibility_of_a_repo_can_be_changed(client, api, folder):
+    client(publish, "team/hidden", folder)
+    api("update_repo_settings", "team/hidden", private=True, token="hf_write")
+    assert api("model_info", "team/hidden", token="hf_write").private
+    assert api("model_info", "team/hidden") == ("RepositoryNotFoundError", 401)
+
+
+def test_a_private_snapshot_is_for_its_owner(client, api, folder, tmp_path):
+    client(publish, "team/own", folder)
+    api("update_repo_settings", "team/own", private=True, token="hf_write")
+    api("snapshot_download", "team/own", local_dir=tmp_path, token="hf_write")
+    assert (tmp_path / "adapter/model.safetensors").read_bytes() == WEIGHTS
+
+
 # -------------------- failures on demand
 
 
@@ -330,7 +376,7 @@ def test_ranges_are_honoured(hub, wanted, status, body):
         ("create_repo", ["team/new"], "hf_guest", ("HfHubHTTPError", 403)),
         ("create_repo", ["team/new"], "hf_fine_read", ("HfHubHTTPError", 403)),
         ("delete_file", ["README.md", "team/public"], "hf_guest", ("HfHubHTTPError", 403)),
-        ("super_squash_history", ["team/public"], "hf_write", ("HfHubHTTPError", 404)),
+        ("list_repo_refs", ["team/public"], "hf_write", ("HfHubHTTPError", 404)),
     ],
 )
 def test_refusals_reach_the_client_as_its_own_errors(api, method, arguments, token, expected):
