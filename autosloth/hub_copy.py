@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from .settings import Settings
 SUFFIX = "-checkpoints"
 # What can be made again from the adapter, and what only concerns this disk.
 LEFT_OUT = ("merged", "gguf", "publish", "publish-GGUF", "verify", "before", ".lock")
+PAUSE = 60  # seconds between two copies that nobody waits for: the Hub takes only so many commits an hour
 HALF_COPIED = ".hub.partial"  # removed by the next start
 ABOUT = """---
 tags: [autosloth]
@@ -27,7 +29,8 @@ AutoSloth keeps `{name}` here while it trains. With the same settings, on any ma
 """
 
 _worker = ThreadPoolExecutor(1, thread_name_prefix="hub-copy")  # Python waits for it before it ends
-_under_way: dict[str, Future] = {}  # repository -> the upload that was begun last
+_under_way: dict[str, Future] = {}  # run -> the upload that was begun last
+_begun: dict[str, float] = {}  # run -> when a copy was begun last that nobody waited for
 
 
 def copy_name(settings: Settings) -> str:
@@ -37,19 +40,21 @@ def copy_name(settings: Settings) -> str:
 
 
 def keep(settings: Settings, wait: bool = False) -> None:
-    """Send what the run folder holds now to its copy, in the background; what is being sent still is waited for, or this time left out.
+    """Send what the run folder holds now to its copy, in the background.
 
-    An upload that fails ends no training: it is said, and the next one brings what this one did not.
+    wait: for what is being sent still; without it this time is left out then, and soon after another. An upload that fails ends no
+    training: it is said, and the next one brings what this one did not.
     """
     if not (settings.hub_checkpoints and first()):
         return
-    earlier = _under_way.get(settings.run_name)
-    if earlier and not earlier.done():
-        if not wait:
-            return
-        earlier.result()
-    snapshot = take(settings.folder)
-    _under_way[settings.run_name] = _worker.submit(send, snapshot, settings)
+    name, now = settings.run_name, time.monotonic()
+    if wait:
+        finish(settings)
+    elif (name in _under_way and not _under_way[name].done()) or now - _begun.get(name, -PAUSE) < PAUSE:
+        return
+    else:
+        _begun[name] = now
+    _under_way[name] = _worker.submit(send, take(settings.folder), settings)
 
 
 def finish(settings: Settings) -> None:
@@ -82,7 +87,7 @@ def kept(folder: Path) -> Iterator[Path]:
 
 
 def send(snapshot: Path, settings: Settings) -> None:
-    """Make the copy hold exactly this, in one commit, and forget the commits before it: old checkpoints would fill the account."""
+    """Make the copy hold exactly this, in one commit; says where that failed."""
     try:
         with copy_errors("written"):
             api, name = hub_api(), copy_name(settings)
@@ -92,7 +97,8 @@ def send(snapshot: Path, settings: Settings) -> None:
             files = sum(path.is_file() for path in snapshot.rglob("*"))
             message = f"{counted(files, 'file')} of a run"
             api.upload_folder(repo_id=name, folder_path=snapshot, delete_patterns="*", commit_message=message)
-            api.super_squash_history(name)
+            with contextlib.suppress(HubError), copy_errors("squashed"):
+                api.super_squash_history(name)  # old checkpoints would fill the account; the next time does it too
     except HubError as error:
         say(f"hub copy: not kept this time, the training goes on. {error}")
     finally:
@@ -126,16 +132,20 @@ def bring_back(settings: Settings) -> None:
 
 
 def drop(settings: Settings) -> None:
-    """Delete the copy of a run that is published, unless it is to be kept."""
+    """Delete the copy of a run that is published, unless it is to be kept; says what became of it."""
     if not settings.hub_checkpoints:
         return
     finish(settings)
-    with copy_errors("deleted"):
-        name = copy_name(settings)
-        if settings.keep_hub_checkpoints:
-            return say(f"hub copy: {name} stays (`keep_hub_checkpoints`)")
-        hub_api().delete_repo(name, missing_ok=True)
-    say(f"hub copy: {name} is deleted; the run is published")
+    try:
+        with copy_errors("deleted"):
+            name = copy_name(settings)
+            if settings.keep_hub_checkpoints or not settings.publish_to_hub:
+                reason = "`keep_hub_checkpoints`" if settings.keep_hub_checkpoints else "until the run is published"
+                return say(f"hub copy: {name} stays ({reason})")
+            hub_api().delete_repo(name, missing_ok=True)
+        say(f"hub copy: {name} is deleted; the run is published")
+    except HubError as error:
+        say(f"hub copy: {error.what} It can be deleted in its settings on the Hub.")
 
 
 @contextlib.contextmanager

@@ -46,11 +46,11 @@ def publish(run: Run) -> None:
     """Upload each publish folder when the settings ask for it, its card last, then read the repository back. Raises HubError."""
     if not run.settings.publish_to_hub:
         run.record("publish", repos=run.facts.get("publish", {}).get("repos", []))  # an upload by hand stays known
-        return say(f"publish: nothing is uploaded (`publish_to_hub` is off); {run.path('publish')} is ready to be")
+        say(f"publish: nothing is uploaded (`publish_to_hub` is off); {run.path('publish')} is ready to be")
+        return drop(run.settings)
     refuse_unverified(run)
     wanted = repositories(run.settings)
-    for repository in wanted:
-        refuse_unproven(run, run.path(repository.folder))
+    refuse_unproven(run, run.path(wanted[-1].folder))  # where the GGUF files are
     sent = [send(run.path(repository.folder), repository, run.settings) for repository in wanted]
     sums = {name: sum(each[name] for each in sent) for name in ("files", "bytes")}
     seconds = round(sum(each["seconds"] for each in sent), 2)

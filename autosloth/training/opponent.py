@@ -20,7 +20,13 @@ LEFT_OUT = {"too_long": "without an end", "empty": "empty", "equal": "equal to t
 
 
 def answers_of(
-    folder: Path, model: Any, tokenizer: Any, prompts: list[list[int]], decoding: Decoding, player: str, after_chunk: Callable[[], None] = lambda: None
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    decoding: Decoding,
+    player: str,
+    after_chunk: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """The model's sampled answer to each prompt, up to and with its end token where it came; those that are in the folder already are taken from there.
 
