@@ -154,7 +154,7 @@ def card_data(run: Run) -> dict[str, Any]:
     tags = [*TAGS, "lora", *(["qlora"] if train.get("four_bit") else []), run.settings.road]
     return {
         "license": told["license"] or "other",
-        "license_name": told["license_name"],
+        "license_name": told["license_name"] if told["license"] else "unknown",
         "license_link": told["license_link"],
         "language": told["language"] or None,
         "base_model": told["original"],

@@ -12,6 +12,8 @@ from ..proof import refuse_unproven
 from ..run import Run, clear_before, refuse_altered, stage, write_text
 from ..values import is_hub_id
 from .card import render_card
+from .curve import CURVE, draw_curve
+from .settings_file import SETTINGS, settings_file
 
 
 @stage(
@@ -35,6 +37,8 @@ def write_card(run: Run) -> None:
                 link(path, folder / path.name)
         if not run.settings.merged:
             hide_local_base(folder / "adapter_config.json")
+        draw_curve(run, folder / CURVE)
+        write_text(folder / SETTINGS, settings_file(run.settings))
         write_text(folder / "README.md", render_card(run))
         files = sorted(path.name for path in folder.iterdir())
     run.record("card", path="publish/README.md", files=files)
