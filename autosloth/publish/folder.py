@@ -12,7 +12,9 @@ from ..proof import refuse_unproven
 from ..run import Run, clear_before, refuse_altered, stage, write_text
 from ..values import is_hub_id
 from .card import render_card
+from .curve import CURVE, draw_curve
 from .repositories import GGUF, MODEL, Kind, repositories
+from .settings_file import SETTINGS, settings_file
 
 
 @stage(
@@ -52,6 +54,8 @@ def fill(run: Run, folder: Path, kind: Kind, early: bool = False) -> None:
         link_files(run.path("adapter"), adapter)
         hide_local_base(adapter / "adapter_config.json")
         link_files(run.path("rounds"), folder, "*.png")  # of self-play
+        draw_curve(run, folder / CURVE)
+        write_text(folder / SETTINGS, settings_file(run.settings))
     if kind != "model":
         link_files(run.path("gguf"), folder)
     write_text(folder / "README.md", render_card(run, kind))

@@ -31,7 +31,7 @@ def publish_adapter(run: Run) -> None:
     Where the Hub refuses it, that is said and the road goes on: `publish` uploads it with the rest.
     """
     told: dict[str, Any] = {}
-    if run.settings.publish_to_hub:
+    if run.settings.publish_to_hub and run.mark("merge") is None:  # else the whole is about to be uploaded
         with TemporaryDirectory(dir=run.folder, prefix=".publish-", suffix=HALF_WRITTEN) as folder:
             fill(run, Path(folder), MODEL.kind, early=True)
             try:

@@ -24,6 +24,7 @@ from ..models import (
     end_tokens,
     load_model,
     load_tokenizer,
+    origin_of,
     refuse_without_gpu,
 )
 from ..notebook import Interruption, progress_callback
@@ -60,6 +61,8 @@ from .trial import is_due, try_out
 def self_play(run: Run) -> None:
     """Play the rounds from where they stand (or from the start) and write adapter/ of the best one."""
     refuse_without_gpu(run.settings)
+    if first():
+        origin_of(run)  # while the Hub is known to be there
     game = Game(run)
     run.record("hardware", **hardware())
     run.record("versions", **versions())

@@ -48,7 +48,7 @@ def published(tmp_path_factory):
 def test_everything_in_the_publish_folder_arrives(published):
     hub, _ = published
     assert set(arrived(hub)) == {
-        *("README.md", "Modelfile", GGUF),
+        *("README.md", "Modelfile", "settings.yaml", GGUF),
         *("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"),
     }
 
