@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -91,6 +92,7 @@ def send(snapshot: Path, settings: Settings) -> None:
     try:
         with copy_errors("written"):
             api, name = hub_api(), copy_name(settings)
+            warnings.filterwarnings("ignore", "It seems that you are about to commit a data file", UserWarning)
             api.create_repo(name, private=True, exist_ok=True)
             if not api.model_info(name).private:
                 raise HubError(f"{name} is public.", "Delete it or make it private: the data of the run would be open.")

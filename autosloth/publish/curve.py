@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,5 @@ def by_round(losses: list[list[float]]) -> list[list[float]]:
     >>> by_round([[1, 0.7], [2, 0.6], [1, 0.7]])
     [[0.7, 0.6], [0.7]]
     """
-    rounds: list[list[float]] = []
-    for step, loss in losses:
-        if not rounds or step <= last:
-            rounds.append([])
-        rounds[-1].append(loss)
-        last = step
-    return rounds
+    starts = [n for n, (step, _) in enumerate(losses) if n == 0 or step <= losses[n - 1][0]]
+    return [[loss for _, loss in losses[one:other]] for one, other in pairwise([*starts, len(losses)])]

@@ -71,7 +71,7 @@ def test_the_facts_name_the_repo_under_the_account_of_the_token(published):
 
 def test_the_facts_name_the_commit_that_was_read_back(published):
     hub, run = published
-    assert run.facts["publish"]["commit"] == hub.commits("model", REPO)[-1].sha
+    assert run.facts["publish"]["commits"][REPO] == hub.commits("model", REPO)[-1].sha
 
 
 def test_a_member_of_an_organisation_publishes_to_it(hub, tmp_path):
