@@ -82,7 +82,9 @@ def about_files(run: Run, kind: Kind) -> dict[str, Any]:
     """What a card tells of the files beside it: which weights, where the adapter is, which GGUF files there are and how they were proven."""
     settings, facts = run.settings, run.facts
     gguf, proof = facts.get("export", {}).get("gguf", []), facts.get("verify", {})
-    whole_models, alone = parted([] if proof.get("passed") is False else gguf)  # nobody is told how to use one that failed
+    whole_models, alone = parted(
+        [] if proof.get("passed") is False else gguf
+    )  # nobody is told how to use one that failed
     repo = repository(run)
     merged = settings.merged and (kind != "model" or facts.get("merge", {}).get("path") is not None)
     rank = next((rank for rank in VLLM_RANKS if rank >= facts["train"]["lora_r"]), None)

@@ -73,10 +73,9 @@ def by_round(losses: list[list[float]]) -> list[list[float]]:
     >>> by_round([[1, 0.7], [2, 0.6], [1, 0.7]])
     [[0.7, 0.6], [0.7]]
     """
-    rounds: list[list[float]] = []
-    for step, loss in losses:
-        if not rounds or step <= last:
+    rounds: list[list[list[float]]] = []
+    for entry in losses:
+        if not rounds or entry[0] <= rounds[-1][-1][0]:
             rounds.append([])
-        rounds[-1].append(loss)
-        last = step
-    return rounds
+        rounds[-1].append(entry)
+    return [[loss for _, loss in entries] for entries in rounds]

@@ -16,9 +16,7 @@ PLACES = ("model", "adapter", "sixteen_bit_model")
 
 def settings_file(settings: Settings) -> str:
     """The settings that differ from the defaults, as `autosloth <road> settings.yaml` takes them; of a path only the last part, of an address no user and nothing behind `?`, which may be a key."""
-    values = {
-        name: value for name, value in load_yaml(settings.to_yaml(changes_only=True)).items() if name not in HERE
-    }
+    values = {name: value for name, value in load_yaml(settings.to_yaml(changes_only=True)).items() if name not in HERE}
     values |= {name: public(values[name]) for name in PLACES if values.get(name)}
     if isinstance(dataset := values.get("dataset"), list):
         values["dataset"] = [{**part, "path": public(part["path"])} for part in dataset]

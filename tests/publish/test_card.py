@@ -13,6 +13,7 @@ from support.cards import CARDS, FACTS, GOLDEN, card_of, run_of
 from autosloth.publish.card import front_matter, render_card
 from autosloth.run import Run, write_json
 
+
 @pytest.fixture
 def run(tmp_path):
     return run_of("sft-adapter", tmp_path)
