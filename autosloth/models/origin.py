@@ -16,6 +16,7 @@ from ..values import is_hub_id
 from .base import model_source, sixteen_bit_model, small_files
 
 HUB = "https://huggingface.co"
+PATIENCE = 20  # seconds for an answer of the Hub: nothing hangs on it
 LICENSE_FILE = re.compile(r"licen[cs]e(\.(md|txt|pdf))?", re.IGNORECASE)
 TAGS = ["autosloth", "transformers", "text-generation-inference", "unsloth", "trl"]
 GGUF_TAGS = ["gguf", "llama-cpp"]
@@ -94,7 +95,7 @@ def look_up(kind: Kind, name: str, settings: Settings) -> Told:
     told = Told(name)
     try:
         with reading(kind, name):
-            info = hub_api().repo_info(name, repo_type=kind, revision=revision)
+            info = hub_api().repo_info(name, repo_type=kind, revision=revision, timeout=PATIENCE)
             told.files, told.gated = [file.rfilename for file in info.siblings or []], bool(info.gated)
             told.card = info.card_data.to_dict() if info.card_data else {}
             if not told.card and "README.md" in told.files:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,5 +73,9 @@ def by_round(losses: list[list[float]]) -> list[list[float]]:
     >>> by_round([[1, 0.7], [2, 0.6], [1, 0.7]])
     [[0.7, 0.6], [0.7]]
     """
-    starts = [n for n, (step, _) in enumerate(losses) if n == 0 or step <= losses[n - 1][0]]
-    return [[loss for _, loss in losses[one:other]] for one, other in pairwise([*starts, len(losses)])]
+    rounds: list[list[list[float]]] = []
+    for entry in losses:
+        if not rounds or entry[0] <= rounds[-1][-1][0]:
+            rounds.append([])
+        rounds[-1].append(entry)
+    return [[loss for _, loss in entries] for entries in rounds]
