@@ -9,6 +9,7 @@ from ..errors import HubError
 from ..hub_client import hub_api
 from ..output import counted, say, size_in_words
 from ..proof import refuse_unproven
+from ..retries import persistently
 from ..run import Run, stage
 from ..settings import Settings
 from .upload import NO_TOKEN, compare_with_hub, files_of, hub_errors, upload
@@ -24,9 +25,9 @@ def publish(run: Run) -> None:
     folder, started = run.path("publish"), time.perf_counter()
     repo = repo_id(run.settings)
     refuse_unproven(run, folder)
-    with hub_errors(repo):
+    with hub_errors(repo, f"autosloth publish {run.folder}"):
         api, url = hub_api(), upload(folder, repo, run.settings)
-        commit = compare_with_hub(api, folder, repo)
+        commit = compare_with_hub(api, folder, repo, f"autosloth publish {run.folder}")
     size = sum(path.stat().st_size for path in files_of(folder))
     run.record(
         "publish",
@@ -101,7 +102,7 @@ def account() -> dict[str, Any]:
     if not get_token():
         raise HubError("There is no Hugging Face token to publish with.", NO_TOKEN)
     with hub_errors("the account"):
-        me = hub_api().whoami()
+        me = persistently(hub_api().whoami)
     if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError(f"The Hugging Face token of {me['name']} may only read.", NO_TOKEN)
     return me
