@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from .errors import DataError, ModelError
-from .retries import cause_of, in_words, is_passing, let_nothing_stall, persistently, status_of
+from .retries import cause_of, in_words, is_passing, mend_client, persistently, status_of
 
 Kind = Literal["model", "dataset"]
 ERRORS = {"model": ModelError, "dataset": DataError}
@@ -17,7 +17,7 @@ def hub_api() -> Any:
     """huggingface_hub's client; it reads HF_ENDPOINT, and the token from HF_TOKEN, a saved login or Colab's secrets."""
     from huggingface_hub import HfApi
 
-    let_nothing_stall()
+    mend_client()
     return HfApi()
 
 
@@ -39,15 +39,15 @@ def ask_for(kind: Kind, name: str) -> None:
 def reading(kind: Kind, name: str) -> Iterator[None]:
     """Turn the client's errors, and the network's wherever a library wrapped them, into a ModelError or DataError that says what to do; no message holds the token."""
     import httpx
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError  # fmt: skip
 
+    clients = (HfHubHTTPError, httpx.TransportError, LocalEntryNotFoundError, OfflineModeIsEnabled)
     try:
         yield
     except Exception as error:
-        told = isinstance(
-            error, (HfHubHTTPError, httpx.TransportError, LocalEntryNotFoundError, OfflineModeIsEnabled)
-        )
-        if not told and not is_passing(cause_of(error)):
+        cause = cause_of(error)
+        refused = isinstance(cause, RepositoryNotFoundError) or status_of(cause) in (401, 403)
+        if not (isinstance(error, clients) or refused or is_passing(cause)):
             raise
         raise ERRORS[kind](*explain(error, kind, name)) from None
 
@@ -76,7 +76,7 @@ def explain(error: Exception, kind: Kind, name: str) -> tuple[str, str]:
     """What is wrong and what to do, from an error of the client."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    what, cause = f"The {kind} {name}", cause_of(error) or error
+    what, cause = f"The {kind} {name}", cause_of(error)
     if isinstance(cause, GatedRepoError):
         return (
             f"{what} is gated.",

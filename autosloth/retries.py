@@ -35,7 +35,7 @@ def persistently(call: Callable[[], Result], also: tuple[int, ...] = ()) -> Resu
 
     also: statuses beside PASSING that may pass.
     """
-    let_nothing_stall()
+    mend_client()
     for wait in (*WAITS_S, None):
         try:
             return call()
@@ -60,8 +60,10 @@ def downloaded(call: Callable[[], Result]) -> Result:
 
 
 @functools.cache
-def let_nothing_stall() -> None:
-    """Have the Hub's client give up a request that nothing is heard of: most of its own calls set no limit, or set that there is none."""
+def mend_client() -> None:
+    """Have the Hub's client give up a request that nothing is heard of: most of its own calls set no limit, or set that there is none.
+
+    And look at the status of what it reads as JSON before it does (_validate_yaml); a gateway's error is a page."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
@@ -69,9 +71,14 @@ def let_nothing_stall() -> None:
         limits = request.extensions["timeout"]
         request.extensions["timeout"] = {kind: seconds or STALLED_S for kind, seconds in limits.items()}
 
+    def refuse(response: Any) -> None:
+        if response.status_code in PASSING and response.url.path.endswith("/api/validate-yaml"):
+            response.raise_for_status()
+
     def client() -> Any:
         made = default_client_factory()
-        made.event_hooks = {**made.event_hooks, "request": [*made.event_hooks["request"], limit]}
+        hooks = made.event_hooks
+        made.event_hooks = {"request": [*hooks["request"], limit], "response": [*hooks["response"], refuse]}
         return made
 
     set_client_factory(client)

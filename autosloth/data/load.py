@@ -219,8 +219,12 @@ def fetch_address(address: str) -> Path:
     limits = {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=STALLED_S, sock_read=STALLED_S)}}
 
     def download() -> str:
-        marked = "ETag" in fsspec.filesystem("http", **limits).info(address)  # else the cache could not tell a changed file
-        config = DownloadConfig(disable_tqdm=True, force_download=not marked, storage_options={"http": limits, "https": limits})
+        marked = "ETag" in fsspec.filesystem("http", **limits).info(
+            address
+        )  # else the cache could not tell a changed file
+        config = DownloadConfig(
+            disable_tqdm=True, force_download=not marked, storage_options={"http": limits, "https": limits}
+        )
         return DownloadManager(download_config=config).download(address)
 
     try:

@@ -85,21 +85,22 @@ def hub_errors(what: str, again: str = AGAIN) -> Iterator[None]:
         yield
     except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, RuntimeError, ValueError) as error:
         # A RuntimeError only names the file that broke (huggingface_hub 1.33, _upload_lfs_files); its cause says why.
-        raise HubError(*explain(cause_of(error) or error, what, again)) from None
+        raise HubError(*explain(error, what, again)) from None
 
 
-def explain(error: BaseException, what: str, again: str) -> tuple[str, str]:
+def explain(error: Exception, what: str, again: str) -> tuple[str, str]:
     """What is wrong and what to do, from an error of the client."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     go_on = f"run `{again}` again; what arrived is not sent twice."
-    status, said = status_of(error), getattr(error, "server_message", None)
+    cause = cause_of(error)
+    status, said = status_of(cause), getattr(cause, "server_message", None)
     if status and status not in PASSING:
         reason = {401: "the token is not valid", 403: "the token may not write there", 404: "it does not exist"}
         todo = NO_TOKEN[:-1] + f"; then {go_on}" if status in (401, 403) else go_on.capitalize()
         return f"The Hub refused {what}: {reason.get(status, f'status {status}')}{f' ({said})' if said else ''}.", todo
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(cause, OfflineModeIsEnabled):
         return f"The Hub cannot be reached for {what}: HF_HUB_OFFLINE is set.", f"Take it away and {go_on}"
-    if is_passing(error):
-        return f"The Hub cannot be reached for {what}: {in_words(error)}.", f"Check the network and {go_on}"
+    if is_passing(cause):
+        return f"The Hub cannot be reached for {what}: {in_words(cause)}.", f"Check the network and {go_on}"
     return f"The Hub's client refused {what} ({first_lines(error)}).", f"Correct that and {go_on}"
