@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from .errors import DataError, ModelError
+from .retries import cause_of, in_words, is_passing, mend_client, persistently, status_of
 
 Kind = Literal["model", "dataset"]
 ERRORS = {"model": ModelError, "dataset": DataError}
@@ -16,6 +18,7 @@ def hub_api() -> Any:
     """huggingface_hub's client; it reads HF_ENDPOINT, and the token from HF_TOKEN, a saved login or Colab's secrets."""
     from huggingface_hub import HfApi
 
+    mend_client()
     return HfApi()
 
 
@@ -30,18 +33,48 @@ def ask_for(kind: Kind, name: str) -> None:
     """Whether a repository is there and may be read with this token. Raises ModelError or DataError."""
     if not is_offline():
         with reading(kind, name):
-            hub_api().auth_check(name, repo_type=kind)
+            persistently(lambda: hub_api().auth_check(name, repo_type=kind))
+
+
+def commit_folder(
+    repo: str, folder: Path, message: str, leave_out: str = "", deleted: str | list[str] | None = None
+) -> None:
+    """Bring a folder's files to a repository in one commit, or none where it holds them all.
+
+    `upload_folder` would make several, which a kill may part (huggingface_hub 1.33 with Xet). deleted: patterns of files that go in the same commit
+    where the folder does not have them.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files.pop(leave_out, None)
+    there = hub_api().list_repo_files(repo) if deleted else []
+    stale = [name for name in filter_repo_objects(there, allow_patterns=deleted) if name not in files]
+    operations = [CommitOperationDelete(name) for name in stale if name not in (".gitattributes", leave_out)]
+    operations += [CommitOperationAdd(name, path) for name, path in files.items()]
+    hub_api().create_commit(repo, operations, commit_message=message)
 
 
 @contextlib.contextmanager
 def reading(kind: Kind, name: str) -> Iterator[None]:
-    """Turn the client's errors into a ModelError or DataError that says what to do; no message holds the token."""
+    """Turn the client's errors, and the network's wherever a library wrapped them, into a ModelError or DataError that says what to do; no message holds the token."""
     import httpx
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (  # fmt: skip
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
+    clients = (HfHubHTTPError, httpx.TransportError, LocalEntryNotFoundError, OfflineModeIsEnabled)
     try:
         yield
-    except (HfHubHTTPError, httpx.TransportError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except Exception as error:
+        cause = cause_of(error)
+        refused = isinstance(cause, RepositoryNotFoundError) or status_of(cause) in (401, 403)
+        if not (isinstance(error, clients) or refused or is_passing(cause)):
+            raise
         raise ERRORS[kind](*explain(error, kind, name)) from None
 
 
@@ -69,22 +102,24 @@ def explain(error: Exception, kind: Kind, name: str) -> tuple[str, str]:
     """What is wrong and what to do, from an error of the client."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    what = f"The {kind} {name}"
-    if isinstance(error, GatedRepoError):
+    what, cause = f"The {kind} {name}", cause_of(error)
+    if isinstance(cause, GatedRepoError):
         return (
             f"{what} is gated.",
             "Ask for access on its page on the Hub and give a token of that account as HF_TOKEN.",
         )
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(cause, RepositoryNotFoundError):
         todo = "Check its spelling (there is no folder of that name here either), or give a token that may read it as HF_TOKEN."
         return f"{what} does not exist on the Hub, or is private.", todo
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(cause, RevisionNotFoundError):
         return f"{what} has no such revision.", "Correct `revision` or leave it empty."
-    if getattr(getattr(error, "response", None), "status_code", None) == 401:  # also for what is public
+    if status_of(cause) == 401:  # also for what is public
         todo = "Give a valid token as HF_TOKEN, or take it away: what is public needs none."
         return f"{what} was refused: the token is not valid.", todo
+    if status_of(cause) == 403:
+        return f"{what} was refused: the token may not read it.", "Give one that may as HF_TOKEN."
     return (
-        f"{what} could not be fetched ({first_lines(error)}).",
+        f"{what} could not be fetched ({in_words(cause) if is_passing(cause) else first_lines(error)}).",
         "Check the network and run again; or, if it should be a folder on this disk, its path: there is none of that name.",
     )
 

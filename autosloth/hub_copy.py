@@ -14,7 +14,7 @@ from typing import Any
 
 from .distributed import first
 from .errors import HubError
-from .hub_client import first_lines, hub_api
+from .hub_client import commit_folder, first_lines, hub_api
 from .output import counted, say
 from .settings import Settings
 
@@ -98,7 +98,7 @@ def send(snapshot: Path, settings: Settings) -> None:
                 raise HubError(f"{name} is public.", "Delete it or make it private: the data of the run would be open.")
             files = sum(path.is_file() for path in snapshot.rglob("*"))
             message = f"{counted(files, 'file')} of a run"
-            api.upload_folder(repo_id=name, folder_path=snapshot, delete_patterns="*", commit_message=message)
+            commit_folder(name, snapshot, message, deleted="*")
             with contextlib.suppress(HubError), copy_errors("squashed"):
                 api.super_squash_history(name)  # old checkpoints would fill the account; the next time does it too
     except HubError as error:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError
 from ..hub_client import ask_for, first_lines, is_offline, reading
 from ..output import say
+from ..retries import STALLED_S, SpoiledError, as_hashed, cause_of, in_words, persistently
 from ..settings import Settings
 from ..values import DATA_SUFFIXES, is_address, is_hub_id
 from .files import PASSAGE, read_source, sources_of, unread_in
@@ -37,8 +40,8 @@ def load_from_hub(settings: Settings, setting: str) -> tuple[Iterator[Row], str 
 
     ask_for("dataset", settings.dataset)
     with dataset_errors(settings.dataset):
-        builder = load_dataset_builder(settings.dataset, settings.dataset_config)
-        builder.download_and_prepare()
+        builder = persistently(partial(load_dataset_builder, settings.dataset, settings.dataset_config))
+        persistently(partial(prepare, builder))
     splits = list(builder.info.splits or ())
     split = getattr(settings, setting)
     refuse_missing(settings.dataset, split_names(settings.dataset, split), splits, setting)
@@ -51,6 +54,16 @@ def load_from_hub(settings: Settings, setting: str) -> tuple[Iterator[Row], str 
     parts = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
     rows = (row for part in parts for row in plain(rows_in(part), texts.data.schema, texts.features))
     return rows, builder.hash  # `datasets` keys its cache by the commit
+
+
+def prepare(builder: Any) -> None:
+    """Download the files of a dataset and make its tables, of no file that arrived spoiled. Raises SpoiledError."""
+    try:
+        with as_hashed():
+            builder.download_and_prepare()
+    except SpoiledError:
+        shutil.rmtree(builder.cache_dir, ignore_errors=True)  # tables that were made of it
+        raise
 
 
 def rows_in(part: dict[str, list]) -> list[Row]:
@@ -66,7 +79,7 @@ def look_up(settings: Settings) -> list[str] | None:
     if is_offline():
         return None
     with dataset_errors(settings.dataset):
-        builder = load_dataset_builder(settings.dataset, settings.dataset_config)
+        builder = persistently(partial(load_dataset_builder, settings.dataset, settings.dataset_config))
     splits = [str(split) for split in builder.config.data_files or builder.info.splits or ()]
     for setting in ("split", "eval_split"):
         if split := getattr(settings, setting):
@@ -196,20 +209,30 @@ def by_split(sources: list[Source]) -> dict[str, list[Source]]:
 
 def fetch_address(address: str) -> Path:
     """The file at an http(s) address, in the cache of `datasets`; a page of GitHub or the Hub about a file stands for the file. Raises DataError."""
-    import aiohttp
     import fsspec
+    from aiohttp import ClientError, ClientTimeout
     from datasets import DownloadConfig, DownloadManager
 
     address = re.sub(r"^(https://github\.com/[^/]+/[^/]+)/blob/", r"\1/raw/", address)
     address = re.sub(r"^(https://huggingface\.co/.+?)/blob/", r"\1/resolve/", address)
     shown, _, query = address.partition("?")  # what follows may be a key
+    limits = {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=STALLED_S, sock_read=STALLED_S)}}
+
+    def download() -> str:
+        marked = "ETag" in fsspec.filesystem("http", **limits).info(
+            address
+        )  # else the cache could not tell a changed file
+        config = DownloadConfig(
+            disable_tqdm=True, force_download=not marked, storage_options={"http": limits, "https": limits}
+        )
+        return DownloadManager(download_config=config).download(address)
+
     try:
-        marked = "ETag" in fsspec.filesystem("http").info(address)  # else the cache could not tell a changed file
-        config = DownloadConfig(disable_tqdm=True, force_download=not marked)
-        return Path(DownloadManager(download_config=config).download(address))
-    except (OSError, ValueError, aiohttp.ClientError) as error:
-        reason = first_lines(error).replace(query, "...") if query else first_lines(error)
+        return Path(persistently(download))
+    except (OSError, ValueError, ClientError) as error:
+        cause = cause_of(error)
+        reason = in_words(cause) if cause else first_lines(error) or type(error).__name__
         raise DataError(
-            f"The address {shown} could not be fetched ({reason or type(error).__name__}).",
-            "Check it in a browser, or download the file and give its path.",
+            f"The address {shown} could not be fetched ({reason.replace(query, '...') if query else reason}).",
+            "Check it in a browser and run again; or download the file and give its path.",
         ) from None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..demo import demo_adapter
 from ..errors import ModelError
 from ..hub_client import model_errors
+from ..retries import downloaded
 from ..settings import Settings
 from ..values import is_hub_id
 from ..weights import PLAIN, unusual_entries
@@ -66,7 +68,7 @@ def fetched(name: str) -> Path:
 
     try:
         with model_errors(name):
-            folder = Path(snapshot_download(name, allow_patterns=FILES))
+            folder = Path(downloaded(partial(snapshot_download, name, allow_patterns=FILES)))
     except ModelError as problem:
         if not Path(name).parent.is_dir():
             raise

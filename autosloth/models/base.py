@@ -10,6 +10,7 @@ import os
 import re
 import runpy
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from ..demo import demo_base
@@ -17,6 +18,7 @@ from ..errors import ModelError
 from ..hardware import GB, gpu_name
 from ..hub_client import ask_for, hub_api, is_offline, model_errors
 from ..output import say
+from ..retries import downloaded, persistently
 from ..settings import Settings
 from ..values import is_hub_id
 from ..weights import GROWTH, INDEX, headers_only, packing, shard_names, streamed_base
@@ -50,8 +52,9 @@ def model_files(source: str, revision: str | None = None) -> Path:
         return folder
     from huggingface_hub import snapshot_download
 
+    fetch = partial(snapshot_download, source, revision=folder.name, allow_patterns=shard_names(folder))
     with model_errors(source):  # of one commit: its hash is the folder's name
-        return Path(snapshot_download(source, revision=folder.name, allow_patterns=shard_names(folder)))
+        return Path(downloaded(fetch))
 
 
 def small_files(source: str, revision: str | None = None) -> Path:
@@ -61,7 +64,7 @@ def small_files(source: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     with model_errors(source):
-        return Path(snapshot_download(source, revision=revision, allow_patterns=SMALL_FILES))
+        return Path(downloaded(partial(snapshot_download, source, revision=revision, allow_patterns=SMALL_FILES)))
 
 
 @contextlib.contextmanager
@@ -182,10 +185,8 @@ def shard_sizes(source: str, revision: str | None = None) -> dict[str, int]:
     elif is_hub_id(source):
         ask_for("model", source)
         with model_errors(source):
-            sizes = {
-                file.rfilename: file.size or 0
-                for file in hub_api().model_info(source, revision=revision, files_metadata=True).siblings
-            }
+            info = persistently(partial(hub_api().model_info, source, revision=revision, files_metadata=True))
+            sizes = {file.rfilename: file.size or 0 for file in info.siblings}
     else:
         raise ModelError(
             f"The model folder {source} does not exist.",

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,6 +18,7 @@ from ..errors import ModelError
 from ..hardware import first_gpu
 from ..hub_client import model_errors
 from ..output import hush_libraries, say
+from ..retries import downloaded
 from ..run import cache_dir
 from ..settings import Settings
 from ..weights import (
@@ -186,7 +188,8 @@ def load_model(settings: Settings) -> Any:
         class_of_config(small_files(source, settings.revision), settings.model),
         whole_blocks(),
     ):
-        model, _ = unsloth.FastLanguageModel.from_pretrained(
+        load = partial(
+            unsloth.FastLanguageModel.from_pretrained,
             source,
             revision=settings.revision,
             max_seq_length=settings.max_length,
@@ -196,6 +199,7 @@ def load_model(settings: Settings) -> Any:
             **when_packed(settings),
             **with_vllm(settings),
         )
+        model, _ = load() if Path(source).is_dir() else downloaded(load)
     refuse_untold(small_files(source, settings.revision), settings.model)  # of the Hub's, which are here only now
     if model.base_model is model and hasattr(model, "model"):  # Llama 4's text model names another part
         model.base_model_prefix = "model"  # which TRL's loss asks for

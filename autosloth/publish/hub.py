@@ -13,7 +13,6 @@ from ..hub_copy import drop
 from ..output import counted, say, size_in_words
 from ..proof import refuse_unproven
 from ..run import HALF_WRITTEN, Run, stage
-from ..settings import Settings
 from .folder import fill
 from .repositories import MODEL, Repository, repo_id, repositories
 from .upload import compare_with_hub, files_of, hub_errors, upload
@@ -35,7 +34,7 @@ def publish_adapter(run: Run) -> None:
         with TemporaryDirectory(dir=run.folder, prefix=".publish-", suffix=HALF_WRITTEN) as folder:
             fill(run, Path(folder), MODEL.kind, early=True)
             try:
-                told = send(Path(folder), MODEL, run.settings)
+                told = send(Path(folder), MODEL, run)
             except HubError as error:
                 say(f"publish: the adapter is not uploaded yet, which is tried again at the end. {error}")
     run.record("publish_adapter", **told)
@@ -51,7 +50,7 @@ def publish(run: Run) -> None:
     refuse_unverified(run)
     wanted = repositories(run.settings)
     refuse_unproven(run, run.path(wanted[-1].folder))  # where the GGUF files are
-    sent = [send(run.path(repository.folder), repository, run.settings) for repository in wanted]
+    sent = [send(run.path(repository.folder), repository, run) for repository in wanted]
     sums = {name: sum(each[name] for each in sent) for name in ("files", "bytes")}
     seconds = round(sum(each["seconds"] for each in sent), 2)
     urls, commits = {each["repo"]: each["url"] for each in sent}, {each["repo"]: each["commit"] for each in sent}
@@ -59,12 +58,13 @@ def publish(run: Run) -> None:
     drop(run.settings)
 
 
-def send(folder: Path, repository: Repository, settings: Settings) -> dict[str, Any]:
+def send(folder: Path, repository: Repository, run: Run) -> dict[str, Any]:
     """Upload a folder and read it back; repo, url, commit, files, bytes and seconds. Raises HubError."""
-    repo, started = repo_id(settings, repository.suffix), time.perf_counter()
-    with hub_errors(repo):
-        url = upload(folder, repo, settings)
-        commit = compare_with_hub(hub_api(), folder, repo)
+    repo, started = repo_id(run.settings, repository.suffix), time.perf_counter()
+    again = f"autosloth publish {run.folder}"
+    with hub_errors(repo, again):
+        url = upload(folder, repo, run.settings)
+        commit = compare_with_hub(hub_api(), folder, repo, again)
     sizes = [path.stat().st_size for path in files_of(folder)]
     told = f"{counted(len(sizes), 'file')}, {size_in_words(sum(sizes))}, read back and found equal"
     say(f"publish: {url}, {told}")

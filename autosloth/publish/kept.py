@@ -46,16 +46,33 @@ def keep_theirs(ours: str, theirs: str) -> str:
     >>> print(keep_theirs(mine, "Read this first.\n\n" + mine).split("\n")[3])
     Read this first.
     """
-    (our_matter, our_text), (matter, text) = split(ours), split(theirs)
+    (our_matter, our_text), (matter, text) = ours_alone(ours), split(theirs)
     first = FIRST.search(text)
     if not first or END not in text[first.end() :]:
         if OURS in listed(matter.get("tags")) and not any(mark in text for mark in (BEGIN, END)):
-            return ours
+            return card(our_matter, our_text)
         below = "\n\n".join(part.strip() for part in FIRST.sub("\n", text).split(END) if part.strip())
         return card(merged(our_matter, matter, {}), our_text + (f"\n{below}\n" if below else ""))
     written = dict(pair.split("=") for pair in first[1].split()) if matter else {}  # else they took all of it away
     before, after = text[: first.start()], text[text.rindex(END) + len(END) :]
     return card(merged(our_matter, matter, written), before + our_text.rstrip("\n") + (after or "\n"))
+
+
+def is_ours(text: str) -> bool:
+    """Whether a card is one of AutoSloth's, by its marks or, of an older one, by its tag."""
+    matter, body = split(text)
+    return bool(FIRST.search(body)) or OURS in listed(matter.get("tags"))
+
+
+def ours_alone(text: str) -> tuple[dict[str, Any], str]:
+    """Front matter and text of a card of ours without what an earlier `keep_theirs` put there: so it may be done again."""
+    matter, body = split(text)
+    first = FIRST.search(body)
+    if not first or END not in body:
+        return matter, body
+    written = [pair.split("=")[0] for pair in first[1].split()]
+    alone = body[first.start() : body.rindex(END) + len(END)] + "\n"
+    return {key: value for key, value in matter.items() if key in written}, alone
 
 
 def merged(ours: dict[str, Any], theirs: dict[str, Any], written: dict[str, str]) -> dict[str, Any]:

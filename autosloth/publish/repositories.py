@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ..errors import HubError
 from ..hub_client import hub_api
 from ..hub_copy import copy_name
+from ..retries import persistently
 from ..run import GGUF_FOLDER
 from ..settings import Settings
 from .upload import NO_TOKEN, hub_errors
@@ -83,7 +84,7 @@ def account() -> dict[str, Any]:
     if not get_token():
         raise HubError("There is no Hugging Face token to publish with.", NO_TOKEN)
     with hub_errors("the account"):
-        me = hub_api().whoami()
+        me = persistently(hub_api().whoami)
     if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError(f"The Hugging Face token of {me['name']} may only read.", NO_TOKEN)
     return me

@@ -5,19 +5,36 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import HubError
-from ..hub_client import first_lines, hub_api
-from ..run import file_hash
+from ..hub_client import commit_folder, first_lines, hub_api
+from ..retries import PASSING, cause_of, in_words, is_passing, persistently, status_of
+from ..run import file_hash, write_text
 from ..settings import Settings
+from .kept import is_ours, keep_theirs
+from .secrets import refuse_secrets
 
+AGAIN = "autosloth publish"
+CARD = "README.md"
+# What would be taken for a part of the model where an earlier training left it. A repository holds one training: who wants the one before finds it in its history.
+OF_A_MODEL = ["*.safetensors", "*.safetensors.index.json", "*.gguf", "Modelfile", "config.json", "adapter_config.json"]
+# That pass when all is sent anew: the repository was deleted meanwhile, or somebody else commits at the same time.
+AGAIN_WHOLE = (404, 409, 412)
 NO_TOKEN = "Make one with write access at huggingface.co/settings/tokens and give it as HF_TOKEN (environment or Colab secret)."
 
 
 def upload(folder: Path, repo: str, settings: Settings) -> str:
-    """Create the repository if needed and upload everything, README.md last; returns its address."""
+    """Create the repository if needed and upload everything, README.md last; returns its address. Raises HubError for a file with a secret in it."""
+    refuse_secrets(folder)
+    return persistently(partial(send, folder, repo, settings), also=AGAIN_WHOLE)
+
+
+def send(folder: Path, repo: str, settings: Settings) -> str:
+    """The same once: what a person wrote into the card there stays, what an earlier training of ours left goes. What the repository holds already is not sent, and where it holds all of a commit none is made: so it may be repeated,
+    after a commit too whose answer was lost."""
     api = hub_api()
     url = str(api.create_repo(repo, private=settings.private, exist_ok=True))
     if settings.private and not api.model_info(repo).private:
@@ -25,18 +42,29 @@ def upload(folder: Path, repo: str, settings: Settings) -> str:
             f"{repo} exists already and is public, but `private` is set.",
             "Make it private in its settings on the Hub, or set `repo` to another name.",
         )
-    api.upload_folder(
-        repo_id=repo, folder_path=folder, ignore_patterns=["README.md"], commit_message="Model, tokenizer and GGUF"
-    )
-    api.upload_file(
-        repo_id=repo, path_or_fileobj=folder / "README.md", path_in_repo="README.md", commit_message="Model card"
-    )
+    card, theirs = folder / CARD, card_there(repo)
+    stale = OF_A_MODEL if theirs and is_ours(theirs) else None
+    commit_folder(repo, folder, "Model, tokenizer and GGUF", leave_out=CARD, deleted=stale)
+    if theirs:
+        write_text(card, keep_theirs(card.read_text(encoding="utf-8"), theirs))
+    api.upload_file(repo_id=repo, path_or_fileobj=card, path_in_repo=CARD, commit_message="Model card")
     return url
 
 
-def compare_with_hub(api: Any, folder: Path, repo: str) -> str:
-    """Hash what the Hub holds against publish/; returns the commit. Raises HubError that names the files that differ."""
-    info = api.model_info(repo, files_metadata=True)
+def card_there(repo: str) -> str | None:
+    """The card that a repository has by now; None where it has none."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        path = hub_api().hf_hub_download(repo, CARD)
+    except EntryNotFoundError:
+        return None
+    return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
+def compare_with_hub(api: Any, folder: Path, repo: str, again: str = AGAIN) -> str:
+    """Hash what the Hub holds against publish/; returns the commit. Raises HubError that names the files that differ; again: the command that sends them."""
+    info = persistently(partial(api.model_info, repo, files_metadata=True))
     there = {file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) for file in info.siblings}
     wrong = []
     for path in files_of(folder):
@@ -46,7 +74,7 @@ def compare_with_hub(api: Any, folder: Path, repo: str) -> str:
     if wrong:
         raise HubError(
             f"{repo} does not hold what was uploaded: {', '.join(wrong)}.",
-            "Run `autosloth publish` again; only these files are sent.",
+            f"Run `{again}` again; only these files are sent.",
         )
     return info.sha
 
@@ -63,8 +91,8 @@ def files_of(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turn the client's errors into a HubError that says what to do; no message holds the token."""
+def hub_errors(what: str, again: str = AGAIN) -> Iterator[None]:
+    """Turn the client's errors into a HubError that says what to do, `again` say; no message holds the token."""
     import httpx
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -72,24 +100,22 @@ def hub_errors(what: str) -> Iterator[None]:
         yield
     except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, RuntimeError, ValueError) as error:
         # A RuntimeError only names the file that broke (huggingface_hub 1.33, _upload_lfs_files); its cause says why.
-        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        raise HubError(*explain(cause, what)) from None
+        raise HubError(*explain(error, what, again)) from None
 
 
-def explain(error: BaseException, what: str) -> tuple[str, str]:
+def explain(error: Exception, what: str, again: str) -> tuple[str, str]:
     """What is wrong and what to do, from an error of the client."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    again = "run `autosloth publish` again; what arrived is not sent twice."
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code if error.response is not None else None
+    go_on = f"run `{again}` again; what arrived is not sent twice."
+    cause = cause_of(error)
+    status, said = status_of(cause), getattr(cause, "server_message", None)
+    if status and status not in PASSING:
         reason = {401: "the token is not valid", 403: "the token may not write there", 404: "it does not exist"}
-        said = f" ({error.server_message})" if error.server_message else ""
-        todo = NO_TOKEN if status in (401, 403) else again.capitalize()
-        return f"The Hub refused {what}: {reason.get(status, f'status {status}')}{said}.", todo
-    if isinstance(error, OfflineModeIsEnabled):
-        return f"The Hub cannot be reached for {what}: HF_HUB_OFFLINE is set.", f"Take it away and {again}"
-    if isinstance(error, httpx.TransportError):
-        return f"The Hub cannot be reached for {what} ({type(error).__name__}).", f"Check the network and {again}"
-    return f"The Hub's client refused {what} ({first_lines(error)}).", f"Correct that and {again}"
+        todo = NO_TOKEN[:-1] + f"; then {go_on}" if status in (401, 403) else go_on.capitalize()
+        return f"The Hub refused {what}: {reason.get(status, f'status {status}')}{f' ({said})' if said else ''}.", todo
+    if isinstance(cause, OfflineModeIsEnabled):
+        return f"The Hub cannot be reached for {what}: HF_HUB_OFFLINE is set.", f"Take it away and {go_on}"
+    if is_passing(cause):
+        return f"The Hub cannot be reached for {what}: {in_words(cause)}.", f"Check the network and {go_on}"
+    return f"The Hub's client refused {what} ({first_lines(error)}).", f"Correct that and {go_on}"

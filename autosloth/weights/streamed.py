@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,7 @@ from ..errors import ExportError
 from ..hardware import GB
 from ..hub_client import is_offline, reading
 from ..output import say
+from ..retries import downloaded, persistently
 from ..run import existing_parent, read_json, write_json
 from .files import shard_names
 
@@ -64,15 +66,14 @@ def shards_there(small: Path, repo: str) -> list[Any]:
     """What the Hub and its cache know of a model's shards, in order. Raises ModelError."""
     from huggingface_hub import snapshot_download
 
+    look_up = partial(snapshot_download, repo, revision=small.name, allow_patterns=shard_names(small), dry_run=True)
     with reading("model", repo):
-        found = snapshot_download(repo, revision=small.name, allow_patterns=shard_names(small), dry_run=True)
+        found = persistently(look_up)
     return sorted(found, key=lambda shard: shard.filename)
 
 
 def lay_stand_ins(folder: Path, small: Path, repo: str, shards: list[Any]) -> None:
     """Fill a folder with links to a model's small files and to the shards in the Hub's cache, and stand-ins for the others. Raises ModelError."""
-    from huggingface_hub import HfFileSystem
-
     for path in small.iterdir():
         if path.is_file() and path.suffix != ".safetensors":
             (folder / path.name).symlink_to(path.resolve())
@@ -80,8 +81,17 @@ def lay_stand_ins(folder: Path, small: Path, repo: str, shards: list[Any]) -> No
         if shard.is_cached:
             (folder / shard.filename).symlink_to(Path(shard.local_path).absolute())
             continue
-        with reading("model", repo), HfFileSystem().open(f"{repo}@{small.name}/{shard.filename}") as there:
-            stand_in(folder / shard.filename, there, shard.file_size)
+        with reading("model", repo):
+            there = f"{repo}@{small.name}/{shard.filename}"
+            persistently(partial(fetch_header, there, folder / shard.filename, shard.file_size))
+
+
+def fetch_header(there: str, path: Path, size: int) -> None:
+    """Write what stands in for a shard on the Hub."""
+    from huggingface_hub import HfFileSystem
+
+    with HfFileSystem().open(there) as shard:
+        stand_in(path, shard, size)
 
 
 def is_short(shards: list[Any], target: Path, writes: float) -> bool:
@@ -145,7 +155,7 @@ class Shards:
                 "Free some space, or set HF_HOME to a folder on another disk, and run again.",
             )
         with reading("model", self.repo):
-            fetched = hf_hub_download(self.repo, name, revision=self.commit)
+            fetched = downloaded(partial(hf_hub_download, self.repo, name, revision=self.commit))
         link = self.folder / f".{name}"
         link.symlink_to(Path(fetched).absolute())
         os.replace(link, self.folder / name)

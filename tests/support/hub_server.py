@@ -718,7 +718,13 @@ class Fault:
 
     @property
     def reply(self) -> Reply | None:
-        return Reply(self.status, headers=self.headers) if self.status else None
+        """An error of the Hub is JSON, one of the gateway before it a page."""
+        if not self.status:
+            return None
+        page = self.status > 500 or self.status == 429
+        made = Reply(self.status, b"<html>Sorry</html>", {"Content-Type": "text/html"}) if page else reply_json({"error": "Sorry"}, self.status)  # fmt: skip
+        made.headers |= self.headers
+        return made
 
     def strikes(self, method: str, path: str) -> bool:
         if self.times == 0 or method != self.method or not re.search(self.pattern, path):
