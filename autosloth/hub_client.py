@@ -39,14 +39,14 @@ def ask_for(kind: Kind, name: str) -> None:
 def reading(kind: Kind, name: str) -> Iterator[None]:
     """Turn the client's errors, and the network's wherever a library wrapped them, into a ModelError or DataError that says what to do; no message holds the token."""
     import httpx
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError  # fmt: skip
+    from huggingface_hub import errors
 
-    clients = (HfHubHTTPError, httpx.TransportError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+    clients = (errors.HfHubHTTPError, httpx.TransportError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
     try:
         yield
     except Exception as error:
         cause = cause_of(error)
-        refused = isinstance(cause, RepositoryNotFoundError) or status_of(cause) in (401, 403)
+        refused = isinstance(cause, errors.RepositoryNotFoundError) or status_of(cause) in (401, 403)
         if not (isinstance(error, clients) or refused or is_passing(cause)):
             raise
         raise ERRORS[kind](*explain(error, kind, name)) from None

@@ -15,20 +15,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 import random
 import struct
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, NamedTuple, Self
-from unittest import mock
 
+from support.commands import quick_process
 from support.hub_server import HubServer
 
 TOKEN = "hf_write" + "Zq7x" * 8
@@ -82,7 +79,10 @@ PARTS_OF_A_DOWNLOAD: dict[str, tuple] = {"look-up": ("GET", "/api/[a-z]+/ID"), "
 PARTS_OF_AN_ADDRESS: dict[str, tuple] = {"look-up": ("HEAD", "ID/resolve/"), "file": ("GET", "ID/resolve/")}
 STATUSES = (500, 502, 503, 504)
 SLOW_DOWN = {"status": 429, "headers": {"Retry-After": "40"}}
-LIMITED = {"status": 429, "headers": {"RateLimit": '"api";r=0;t=70', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}}  # fmt: skip
+LIMITED = {
+    "status": 429,
+    "headers": {"RateLimit": '"api";r=0;t=70', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'},
+}
 
 
 def passing(parts: dict[str, tuple], **more: Any) -> list[Fault]:
@@ -108,7 +108,7 @@ def lasting(part: str, method: str, path: str, refused: str = "the token may not
             meanwhile(method, path, "revoke"),
             ("the token is not valid",),
             Misbehaving.allow,
-        ),  # fmt: skip
+        ),
         Fault(f"403 for the {part}", failing(method, path, 403, times=-1), (refused,)),
         Fault(f"503 for the {part} without end", failing(method, path, 503, times=-1), ("status 503",)),
         Fault(f"the connection is always reset at the {part}", failing(method, path, how="reset", times=-1), ("cut",)),
@@ -122,14 +122,11 @@ class Misbehaving(HubServer):
         super().__enter__()
         self.home, self.numbers, self.stack = Path(mkdtemp()), itertools.count(), ExitStack()
         self.allow("")
-        pool = self.stack.enter_context(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")))
         given = self.env(self.home / "huggingface", TOKEN) | {
             "HF_HUB_DOWNLOAD_TIMEOUT": "1",
             "HF_HUB_ETAG_TIMEOUT": "1",
         }
-        with mock.patch.dict(os.environ, given, clear=True):
-            pool.submit(be_quick).result()
-        self.pool = pool
+        self.pool = self.stack.enter_context(quick_process(given))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -149,11 +146,11 @@ class Misbehaving(HubServer):
     def survive(self, operation: str, fault: Fault) -> None:
         """Try an operation against a fault. Raises AssertionError where it is not survived."""
         repo = f"team/{operation}-{next(self.numbers)}".replace(" ", "-")
-        prepare, job, judge = OPERATIONS[operation]
+        prepare, _, judge = OPERATIONS[operation]
         prepare(self, repo)
         self.requests.clear()
         fault.plan(self, repo)
-        told, waited = self.pool.submit(job, self.url, self.home, repo).result()
+        told, waited = self.pool.submit(told_of, operation, self.url, self.home, repo).result()
         assert len(self.requests) <= PATIENCE, f"{len(self.requests)} requests"
         if fault.words:
             assert isinstance(told, tuple), "it was no problem"
@@ -161,7 +158,7 @@ class Misbehaving(HubServer):
             assert all(TOKEN not in sentence for sentence in told)
             self.forget_faults()
             fault.mend(self, repo)
-            told, waited = self.pool.submit(job, self.url, self.home, repo).result()
+            told, waited = self.pool.submit(told_of, operation, self.url, self.home, repo).result()
         else:
             assert not any(planned.times for planned in self._faults), "the fault did not happen"
         assert not isinstance(told, tuple), told
@@ -186,13 +183,13 @@ def be_quick() -> None:
     file_download._ETAG_RETRY_TIMEOUT = 1
 
 
-def told_of(work: Callable[..., Any], *arguments: Any) -> tuple[Any, list[float]]:
-    """What some work gives, or the two sentences of its named problem; and what was waited."""
+def told_of(operation: str, *about: Any) -> tuple[Any, list[float]]:
+    """What an operation gives, or the two sentences of its named problem; and what was waited."""
     from autosloth.errors import AutoSlothError
 
     WAITED.clear()
     try:
-        result = work(*arguments)
+        result = OPERATIONS[operation][1](*about)
     except AutoSlothError as error:
         result = error.what, error.todo
     return result, list(WAITED)
@@ -202,7 +199,7 @@ def hashes(paths: list[Path]) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
 
 
-def publish_folder(home: Path, repo: str) -> str:
+def publish_folder(url: str, home: Path, repo: str) -> str:
     from autosloth.hub_client import hub_api
     from autosloth.publish.upload import compare_with_hub, hub_errors, upload
     from autosloth.settings import SFTSettings
@@ -216,7 +213,7 @@ def publish_folder(home: Path, repo: str) -> str:
         return compare_with_hub(hub_api(), folder, repo)
 
 
-def fetch_base(repo: str) -> dict[str, str]:
+def fetch_base(url: str, home: Path, repo: str) -> dict[str, str]:
     from autosloth.models.base import identity, model_files, weights_gb
     from autosloth.settings import SFTSettings
 
@@ -225,7 +222,7 @@ def fetch_base(repo: str) -> dict[str, str]:
     return hashes(list(model_files(repo).iterdir()))
 
 
-def fetch_shards(home: Path, repo: str) -> dict[str, str]:
+def fetch_shards(url: str, home: Path, repo: str) -> dict[str, str]:
     from autosloth.models.base import small_files
     from autosloth.weights.streamed import Shards, streamed_base
 
@@ -239,7 +236,7 @@ def fetch_shards(home: Path, repo: str) -> dict[str, str]:
     return {name: found[name] for name in MODEL}
 
 
-def load_to_train(repo: str) -> str:
+def load_to_train(url: str, home: Path, repo: str) -> str:
     """The model by Unsloth, with an adapter on it, and a hash of its weights."""
     from autosloth.models.engine import load_model
     from autosloth.settings import SFTSettings
@@ -249,37 +246,17 @@ def load_to_train(repo: str) -> str:
     return hashlib.sha256(b"".join(tensor.float().numpy().tobytes() for _, tensor in weights)).hexdigest()
 
 
-def read_rows(dataset: str) -> list[dict]:
+def read_rows(url: str, home: Path, dataset: str) -> list[dict]:
     from autosloth.data.load import load_raw
     from autosloth.settings import SFTSettings
 
     return list(load_raw(SFTSettings(model="demo", dataset=dataset))[0])
 
 
-def do_upload(url: str, home: Path, repo: str) -> tuple[Any, list[float]]:
-    return told_of(publish_folder, home, repo)
-
-
-def do_base(url: str, home: Path, repo: str) -> tuple[Any, list[float]]:
-    return told_of(fetch_base, repo)
-
-
-def do_shards(url: str, home: Path, repo: str) -> tuple[Any, list[float]]:
-    return told_of(fetch_shards, home, repo)
-
-
-def do_loading(url: str, home: Path, repo: str) -> tuple[Any, list[float]]:
-    return told_of(load_to_train, repo)
-
-
-def do_dataset(url: str, home: Path, repo: str) -> tuple[Any, list[float]]:
-    return told_of(read_rows, repo)
-
-
-def do_address(url: str, home: Path, repo: str) -> tuple[Any, list[float]]:
+def read_address(url: str, home: Path, repo: str) -> list[dict]:
     """By another name of the machine: what is at the Hub's own is no address for `datasets`."""
     host = url.replace("127.0.0.1", "localhost")
-    return told_of(read_rows, f"{host}/datasets/{repo}/resolve/main/train.jsonl")
+    return read_rows(url, home, f"{host}/datasets/{repo}/resolve/main/train.jsonl")
 
 
 # -------------------- before and after
@@ -331,12 +308,12 @@ def whole_rows(hub: Misbehaving, repo: str, found: list[dict]) -> None:
 
 
 OPERATIONS = {
-    "upload": (nothing, do_upload, whole_upload),
-    "base": (add_model, do_base, whole_model),
-    "shards": (add_model, do_shards, whole_model),
-    "loading": (add_base, do_loading, same_weights),
-    "dataset": (add_dataset, do_dataset, whole_rows),
-    "address": (add_file, do_address, whole_rows),
+    "upload": (nothing, publish_folder, whole_upload),
+    "base": (add_model, fetch_base, whole_model),
+    "shards": (add_model, fetch_shards, whole_model),
+    "loading": (add_base, load_to_train, same_weights),
+    "dataset": (add_dataset, read_rows, whole_rows),
+    "address": (add_file, read_address, whole_rows),
 }
 
 
@@ -363,23 +340,23 @@ def of_an_upload() -> list[Fault]:
             lambda hub, repo: hub.meanwhile(
                 "POST", "/api/repos/create", partial(hub.add_repo, "model", repo, {".gitattributes": b""})
             ),
-        ),  # fmt: skip
+        ),
         Fault("the answer to the creation is lost", failing("POST", "/api/repos/create", None, how="after")),
         Fault("repository deleted before a file", meanwhile(*PUT, "forget", skip=1)),
         Fault(
             "repository deleted before it is read back",
             meanwhile("GET", "/api/models/ID$", "forget"),
             ("does not exist",),
-        ),  # fmt: skip
+        ),
         Fault("the Hub's limit is reached at the commit", failing(*COMMIT, **LIMITED), waits=70),
         Fault(
             "a file is stored wrong",
             lambda hub, repo: hub.tamper("model", repo, "model-Q8_0.gguf", b"GGUF"),
             ("does not hold what was uploaded: model-Q8_0.gguf",),
-        ),  # fmt: skip
+        ),
         Fault(
             "the card is stored wrong", lambda hub, repo: hub.tamper("model", repo, "README.md", b"#"), ("README.md",)
-        ),  # fmt: skip
+        ),
     ]
 
 
