@@ -41,7 +41,7 @@ def reading(kind: Kind, name: str) -> Iterator[None]:
     import httpx
     from huggingface_hub import errors
 
-    clients = (errors.HfHubHTTPError, httpx.TransportError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+    clients = (httpx.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
     try:
         yield
     except Exception as error:
@@ -91,7 +91,10 @@ def explain(error: Exception, kind: Kind, name: str) -> tuple[str, str]:
         todo = "Give a valid token as HF_TOKEN, or take it away: what is public needs none."
         return f"{what} was refused: the token is not valid.", todo
     if status_of(cause) == 403:
-        return f"{what} was refused: the token may not read it.", "Give one that may as HF_TOKEN."
+        return (
+            f"{what} was refused: it may not be read with this token, or without one.",
+            "Give one that may as HF_TOKEN.",
+        )
     return (
         f"{what} could not be fetched ({in_words(cause) if is_passing(cause) else first_lines(error)}).",
         "Check the network and run again; or, if it should be a folder on this disk, its path: there is none of that name.",

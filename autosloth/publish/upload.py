@@ -79,11 +79,11 @@ def files_of(folder: Path) -> list[Path]:
 def hub_errors(what: str, again: str = AGAIN) -> Iterator[None]:
     """Turn the client's errors into a HubError that says what to do, `again` say; no message holds the token."""
     import httpx
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         yield
-    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, RuntimeError, ValueError) as error:
+    except (httpx.HTTPError, OfflineModeIsEnabled, RuntimeError, ValueError) as error:
         # A RuntimeError only names the file that broke (huggingface_hub 1.33, _upload_lfs_files); its cause says why.
         raise HubError(*explain(error, what, again)) from None
 

@@ -40,7 +40,9 @@ PUBLISHED = {
 MODEL = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "model.safetensors": WEIGHTS}
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(2000)]
 DATASET = {"train.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode()}
-PATIENCE = 60  # requests of one kind, at most, for a fault that never ends
+# At most, until a fault that never ends is a named problem.
+REQUESTS = 60
+MINUTES = 5
 
 
 class Fault(NamedTuple):
@@ -85,6 +87,9 @@ LIMITED = {
 }
 
 
+A_DAY = {"status": 429, "headers": {"Retry-After": "86400"}}
+
+
 def passing(parts: dict[str, tuple], **more: Any) -> list[Fault]:
     """Of each part of an operation: every error of a server, connections that break in every way, requests that are too many."""
     found = []
@@ -100,7 +105,7 @@ def passing(parts: dict[str, tuple], **more: Any) -> list[Fault]:
     return found
 
 
-def lasting(part: str, method: str, path: str, refused: str = "the token may not") -> list[Fault]:
+def lasting(part: str, method: str, path: str, refused: str = "may not be read") -> list[Fault]:
     """Of one part: a token revoked before it, a refusal, and errors without end; refused: words of the refusal."""
     return [
         Fault(
@@ -110,6 +115,11 @@ def lasting(part: str, method: str, path: str, refused: str = "the token may not
             Misbehaving.allow,
         ),
         Fault(f"403 for the {part}", failing(method, path, 403, times=-1), (refused,)),
+        Fault(
+            f"429 for the {part} that asks for a day",
+            failing(method, path, times=-1, **A_DAY),
+            ("asks to wait 86400 s",),
+        ),
         Fault(f"503 for the {part} without end", failing(method, path, 503, times=-1), ("status 503",)),
         Fault(f"the connection is always reset at the {part}", failing(method, path, how="reset", times=-1), ("cut",)),
     ]
@@ -151,7 +161,8 @@ class Misbehaving(HubServer):
         self.requests.clear()
         fault.plan(self, repo)
         told, waited = self.pool.submit(told_of, operation, self.url, self.home, repo).result()
-        assert len(self.requests) <= PATIENCE, f"{len(self.requests)} requests"
+        assert len(self.requests) <= REQUESTS, f"{len(self.requests)} requests"
+        assert sum(waited) <= MINUTES * 60, f"waited for {sum(waited)} s"
         if fault.words:
             assert isinstance(told, tuple), "it was no problem"
             assert all(word in told[0] for word in fault.words), told[0]
@@ -376,7 +387,12 @@ def deleted(add: Callable[[Misbehaving, str], None]) -> list[Fault]:
 
 
 FAULTS: dict[str, list[Fault]] = {
-    "upload": [*passing(PARTS_OF_AN_UPLOAD), *lasting("file", *PUT), *lasting("commit", *COMMIT), *of_an_upload()],
+    "upload": [
+        *passing(PARTS_OF_AN_UPLOAD),
+        *lasting("file", *PUT, "may not write"),
+        *lasting("commit", *COMMIT, "may not write"),
+        *of_an_upload(),
+    ],
     "base": [*passing(PARTS_OF_A_DOWNLOAD), *lasting("file", *FILE), *spoiled(), *deleted(add_model)],
     "shards": [  # of a shard the header is read first, by a request of its own
         *passing({"look-up": PARTS_OF_A_DOWNLOAD["look-up"], "header": FILE}),
