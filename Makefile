@@ -51,4 +51,5 @@ bench: setup
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/compile.py
+	$(BIN)/python benchmarks/faults.py
 	$(BIN)/python benchmarks/gpu.py

@@ -291,7 +291,7 @@ def disk_needed(settings: Settings) -> tuple[float, float, float]:
 
 
 def check_publishing(settings: Settings) -> None:
-    """Whether there is a token that may write, when the run is to be published. Raises HubError."""
-    if not settings.publish_to_hub:
+    """Whether there is a token that may write, when the run is to be published or kept on the Hub. Raises HubError."""
+    if not (settings.publish_to_hub or settings.hub_checkpoints):
         return
     refuse_foreign_token(settings)

@@ -11,6 +11,7 @@ import sys
 from typing import Any, NamedTuple
 
 GB = 1e9  # bytes
+MJ_PER_WH = 3.6e6  # millijoules, which NVML counts
 VERSIONS = ["autosloth", "unsloth", "unsloth_zoo", "trl", "peft", "transformers", "datasets", "torch", "bitsandbytes"]
 VERSIONS += ["llama_cpp_python"]
 
@@ -52,6 +53,24 @@ def peak_vram_gb() -> float | None:
     import torch
 
     return round(torch.cuda.max_memory_reserved() / GB, 2) if torch.cuda.is_available() else None
+
+
+def gpu_energy_wh() -> float | None:
+    """What the GPU in use has drawn since its driver was loaded, in watt-hours, by NVML's own counter; None where it has none (older than Volta, a part of a GPU) or no library reads it."""
+    import torch
+
+    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None) if torch.cuda.is_available() else None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    if uuid is None:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")) / MJ_PER_WH
+    except pynvml.NVMLError:
+        return None
 
 
 def hardware() -> dict[str, Any]:

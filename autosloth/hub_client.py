@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from .errors import DataError, ModelError
@@ -33,6 +34,26 @@ def ask_for(kind: Kind, name: str) -> None:
     if not is_offline():
         with reading(kind, name):
             persistently(lambda: hub_api().auth_check(name, repo_type=kind))
+
+
+def commit_folder(
+    repo: str, folder: Path, message: str, leave_out: str = "", deleted: str | list[str] | None = None
+) -> None:
+    """Bring a folder's files to a repository in one commit, or none where it holds them all.
+
+    `upload_folder` would make several, which a kill may part (huggingface_hub 1.33 with Xet). deleted: patterns of files that go in the same commit
+    where the folder does not have them.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files.pop(leave_out, None)
+    there = hub_api().list_repo_files(repo) if deleted else []
+    stale = [name for name in filter_repo_objects(there, allow_patterns=deleted) if name not in files]
+    operations = [CommitOperationDelete(name) for name in stale if name not in (".gitattributes", leave_out)]
+    operations += [CommitOperationAdd(name, path) for name, path in files.items()]
+    hub_api().create_commit(repo, operations, commit_message=message)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from .export import compile_llama_cpp, write_gguf, write_merged
 from .notebook import show_answers, summary
 from .output import say
 from .proof import verify_gguf
-from .publish import publish, write_card
+from .publish import publish, publish_adapter, write_card
 from .run import Run
 from .settings import Settings
 from .training import self_play, show_rounds, train_adapter, train_preferences
@@ -27,7 +27,7 @@ EXPORT: list[Stage] = [write_merged, write_gguf]
 
 def stages(road: str) -> list[Stage]:
     """A road, stage by stage."""
-    return [prepare_data, show_preview, *TRAINING[road], *EXPORT, verify_gguf, write_card, publish]
+    return [prepare_data, show_preview, *TRAINING[road], publish_adapter, *EXPORT, verify_gguf, write_card, publish]
 
 
 def follow(settings: Settings) -> None:

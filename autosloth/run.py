@@ -23,11 +23,31 @@ from filelock import FileLock, Timeout
 from .distributed import first, of_first, part
 from .errors import AutoSlothError, Interrupted, SettingsError, StorageError
 from .hardware import GB
+from .hub_copy import bring_back, keep
 from .output import duration, say
 from .settings import ROADS, Settings
 
-STAGES = ("data", "train", "merge", "gguf", "verify", "card", "publish")  # of every road, in their order
-TRAINED = ("adapter", "checkpoints", "rounds", "merged", "gguf", "publish")  # what there is only after a training began
+STAGES = (
+    "data",
+    "train",
+    "publish_adapter",
+    "merge",
+    "gguf",
+    "verify",
+    "card",
+    "publish",
+)  # of every road, in their order
+COPIED = ("data", "train")  # stages whose end the copy on the Hub is to have
+GGUF_FOLDER = "publish-GGUF"  # what goes into the repository of the GGUF files
+TRAINED = (
+    "adapter",
+    "checkpoints",
+    "rounds",
+    "merged",
+    "gguf",
+    "publish",
+    GGUF_FOLDER,
+)  # there only after a training began
 LONGEST_NAME = 95  # characters of a run's name
 FOLLOWS = (
     *TRAINED,
@@ -40,6 +60,7 @@ REMADE = (
     "merged",
     "gguf",
     "publish",
+    GGUF_FOLDER,
     "verify",
 )  # of these what can be made again from the adapter
 UNCLEARED = ".uncleared"  # in a run before: what can be made again is still there
@@ -105,6 +126,8 @@ class Run:
         run = cls(settings.folder, settings)
         if not first():
             return run
+        with storage_errors(run.folder):
+            bring_back(settings)
         changes(settings)
         with storage_errors(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -594,6 +617,8 @@ def end_stage(
     mark |= {"seconds": round(seconds, 2), "settings": chosen_settings(run, reads), "files": file_sizes(run, outputs)}
     write_json(run.path(".done", f"{name}.json"), mark | {"finished": now()})
     say(f"{name}: done in {seconds:.1f} s" + (f", besides {waited}" if waited else ""))
+    if name in COPIED:
+        keep(run.settings, wait=True)
 
 
 def now() -> str:

@@ -95,6 +95,7 @@ FAMILY = ("sft", "dpo", "spin")
 LONGEST_FILE_NAME = 255
 CHAT_TEMPLATE_NAMES = ("auto", "alpaca", "mistral", "zephyr")
 COMMON_NAMES = {"question": "prompt", "answer": "completion", "output": "completion", "response": "completion"}
+ON_THE_HUB = "hub"  # as `storage`
 AT_FIRST = 2  # rows in a forward pass where nothing tells that there is room for more
 A100_GB = 35.0  # of GPU memory from which the profile for an A100 (40 or 80 GB) fits
 
@@ -298,7 +299,9 @@ class Settings(BaseModel):
         "Name of the run folder; made from model and dataset when empty.",
         pattern=FILE_NAME,
     )
-    storage: str = setting("runs", "Publish", "Folder that holds the run folders.", min_length=1)
+    storage: str = setting(
+        "runs", "Publish", "Folder that holds the run folders; `hub` is `runs` with `hub_checkpoints`.", min_length=1
+    )
     repo: str = setting(
         "",
         "Publish",
@@ -306,10 +309,19 @@ class Settings(BaseModel):
         pattern=REPOSITORY,
         front=True,
     )
-    private: bool = setting(False, "Publish", "Make the repository private.", front=True)
+    private: bool = setting(False, "Publish", "Make the repositories private.", front=True)
+    one_repo: bool = setting(
+        False, "Publish", "Put the GGUF files beside the model; otherwise they get a repository of their own, `<repo>-GGUF`.", title="One repository"
+    )  # fmt: skip
     publish_to_hub: bool = setting(
         False, "Publish", "Upload the publish folder; needs a token with write access.", front=True
     )
+    hub_checkpoints: bool = setting(
+        False, "Publish", "Keep checkpoints and all that a lost run needs to go on in a private Hub repository while it trains; `storage: hub` means this.", title="Checkpoints on the Hub"
+    )  # fmt: skip
+    keep_hub_checkpoints: bool = setting(
+        False, "Publish", "Leave that repository there when the run is published; otherwise it is deleted.", title="Keep them there"
+    )  # fmt: skip
     publish_unverified: bool = setting(False, "Publish", "Upload even when the GGUF failed its verification.")
 
     @model_validator(mode="before")
@@ -317,6 +329,8 @@ class Settings(BaseModel):
     def _fill_in(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
+        if values.get("storage") == ON_THE_HUB:
+            values = {**values, "storage": cls.model_fields["storage"].default, "hub_checkpoints": True}
         return {**cls.defaults_beside(values), **values}
 
     @classmethod

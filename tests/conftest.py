@@ -1,11 +1,30 @@
 """What several tests share: the embedded base, made once, and one finished run."""
 
+import inspect
+import re
 import shutil
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 from support.commands import command_line, made_once, whole_road
+
+NAMED = re.compile(
+    r"assert_named_problem|pytest\.raises\((errors\.)?(AutoSloth|Settings|Storage|Data|Model|Export|Verify|Hub|Install|Demo)Error|Problems\b"
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of a bad input: those that expect a named error, by their own words."""
+    for item in items:
+        if isinstance(item, pytest.Function) and expects_a_named_error(item.function):
+            item.add_marker("bad_input")
+
+
+@cache
+def expects_a_named_error(function):
+    """Whether a test's source expects one of AutoSloth's errors."""
+    return bool(NAMED.search(inspect.getsource(function)))
 
 
 @pytest.fixture(scope="session")

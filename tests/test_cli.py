@@ -344,7 +344,7 @@ def test_what_other_settings_change_of_a_finished_run_is_told_beforehand(copied)
     assert other.returncode == 1 and f"{copied} holds a training of another road: sft, not dpo." in other.stderr
     assert "for example `short-2`" in other.stderr
     changed = command_line("check", "sft", *sets(**DEMO, storage=copied.parent, learning_rate=1e-3))
-    again = "learning_rate 0.002 -> 0.001: train, merge, gguf, verify, card, publish again; what is there goes to"
+    again = "learning_rate 0.002 -> 0.001: train, publish_adapter, merge, gguf, verify, card, publish again; what is there goes to"
     assert changed.returncode == 0 and f"run: {again} {copied}/before" in changed.stdout
     same = command_line("check", "sft", *sets(**DEMO, storage=copied.parent))
     assert same.returncode == 0 and "again" not in same.stdout

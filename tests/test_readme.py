@@ -82,7 +82,16 @@ def test_the_architecture_names_every_file_of_the_package():
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md", "docs/spin.md", "docs/gpu.md"]
+    "name",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "docs/architecture.md",
+        "docs/spin.md",
+        "docs/gpu.md",
+        "docs/publishing.md",
+    ],
 )
 def test_what_the_pages_name_is_there(name):
     """Files of the repository and names in them, as `bad_rows` in `autosloth/data/clean.py`, and the targets of links."""

@@ -42,6 +42,7 @@ CONVERTED = (
 )  # what the converter makes; the others are mixtures that llama.cpp chooses
 NOT_IN_AN_ADAPTER_FILE = ("use_dora", "alpha_pattern", "lora_bias", "rank_pattern")  # the last only with rsLoRA
 
+CARD = "README.md"  # where the converter looks for whose model it is
 
 UNKNOWN_TOKENIZER = (
     "llama.cpp makes no GGUF of this model: it does not know how its tokenizer splits a text.",
@@ -122,6 +123,8 @@ def convert_adapter(request: dict[str, Any], path: Path) -> None:
         folder = Path(temporary, request["name"])
         folder.mkdir()
         (folder / "adapter_model.safetensors").symlink_to((source / "adapter_model.safetensors").resolve())
+        if Path(request["source"], CARD).is_file():
+            shutil.copyfile(Path(request["source"], CARD), folder / CARD)
         alpha = config["lora_alpha"] * (math.sqrt(config["r"]) if stable else 1)
         (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}), encoding="utf-8")
         options = ["--base", request["source"], "--outtype", "f16", "--outfile", str(path)]

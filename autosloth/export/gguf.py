@@ -13,12 +13,12 @@ from typing import Any
 
 from ..child_process import Ended, run_apart
 from ..errors import ExportError
-from ..models import CHAT_TEMPLATES, export_base, export_headers, model_source, small_files
+from ..models import CHAT_TEMPLATES, GGUF_TAGS, card_data, export_base, export_headers, model_source, small_files
 from ..output import say, size_in_words
 from ..run import HALF_WRITTEN, Run, cache_dir, fingerprint, stage, write_text
 from ..settings import Settings
 from ..weights import INDEX, TOLD, read_header, shard_names
-from .convert import UNKNOWN_TOKENIZER
+from .convert import CARD, UNKNOWN_TOKENIZER
 from .converter import with_older_names
 from .llama import LLAMA_CPP_PYTHON, fetch_converter, llama_cpp
 from .merge import base_of, tokenizer_of
@@ -66,11 +66,21 @@ def gguf_files(run: Run, kinds: list[str], folder: Path) -> list[dict[str, Any]]
     ):
         source = Path(temporary, run.settings.run_name)  # the converter writes the folder's name into the file
         lay_source(source, base, run.path("adapter"))
+        write_text(source / CARD, card_for_converter(run))
         llama_cpp()  # whose quantiser does the packing
         made = convert(run, source, files)
         if kinds != ["adapter"]:
             write_text(folder / "Modelfile", modelfile(run, base, made[0]["path"]))
     return made
+
+
+def card_for_converter(run: Run) -> str:
+    """The front matter of a card, from which the converter takes a file's `general.*`: licence, base, datasets, tags, languages (gguf-py's metadata.py)."""
+    from huggingface_hub import ModelCardData
+
+    data = card_data(run)
+    data |= {"model_name": run.settings.run_name, "tags": data["tags"] + GGUF_TAGS}
+    return f"---\n{ModelCardData(**data).to_yaml()}\n---\n"
 
 
 def size_in_bases(kinds: list[str]) -> float:

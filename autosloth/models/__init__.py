@@ -36,6 +36,7 @@ from .engine import (
 )
 from .generate import answer, checked
 from .memory import check_memory
+from .origin import GGUF_TAGS, HUB, card_data, origin_of
 from .targets import layer_counts, layers_line
 from .template import (
     CHAT_TEMPLATES,
@@ -52,6 +53,8 @@ from .vllm import refuse_without_vllm
 
 __all__ = [
     "CHAT_TEMPLATES",
+    "GGUF_TAGS",
+    "HUB",
     "TEMPLATE",
     "TOKENIZER_FILES",
     "Decoding",
@@ -59,6 +62,7 @@ __all__ = [
     "adapter_folder",
     "answer",
     "answering",
+    "card_data",
     "check_memory",
     "check_template",
     "checked",
@@ -82,6 +86,7 @@ __all__ = [
     "model_files",
     "model_source",
     "opening",
+    "origin_of",
     "own_template",
     "planned_layers",
     "refuse_without_gpu",

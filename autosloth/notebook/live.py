@@ -8,9 +8,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
-from ..hardware import GB, peak_ram_gb, peak_vram_gb
+from ..distributed import processes
+from ..hardware import GB, gpu_energy_wh, peak_ram_gb, peak_vram_gb
 from ..output import counted, duration, or_nothing, render_html, say, show, size_in_words
 from ..run import STAGES, Run
 from .runtime import front_end_attached
@@ -56,7 +58,7 @@ class Interruption:
 
 
 def progress_callback(interruption: Interruption) -> Any:
-    """A trainer callback that shows the training, keeps the seconds spent and the peaks of memory in the trainer's log, over resumes too, and ends it when asked to."""
+    """A trainer callback that shows the training, keeps the seconds and energy spent and the peaks of memory in the trainer's log, over resumes too, and ends it when asked to."""
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
@@ -64,6 +66,7 @@ def progress_callback(interruption: Interruption) -> Any:
             spent = next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
             self.started, self.first_step = time.perf_counter() - spent, state.global_step
             self.resumed_at, self.drawn_at, self.panel = time.perf_counter(), 0.0, None
+            self.energy = energy_since(state.log_history)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if interruption.asked:
@@ -74,7 +77,7 @@ def progress_callback(interruption: Interruption) -> Any:
                 return
             elapsed = time.perf_counter() - self.started
             memory = {"peak_ram_gb": peak_ram_gb(), "peak_vram_gb": peak_vram_gb()}
-            state.log_history[-1] |= {"seconds": round(elapsed, 2), **memory}
+            state.log_history[-1] |= {"seconds": round(elapsed, 2), "energy_wh": self.energy(), **memory}
             done, total = state.global_step, state.max_steps
             pace = (time.perf_counter() - self.resumed_at) / (done - self.first_step)
             told = ", ".join(filter(None, [f"loss {float(logs['loss']):.4f}", preference_line(logs)]))
@@ -91,6 +94,18 @@ def progress_callback(interruption: Interruption) -> Any:
                 )
 
     return Progress()
+
+
+def energy_since(log: list[dict[str, Any]]) -> Callable[[], float | None]:
+    """A function that tells the watt-hours of a training that goes on from this log; None where a part of them was not counted, or several GPUs train."""
+    before = next((entry.get("energy_wh") for entry in reversed(log) if "seconds" in entry), 0.0)
+    start = gpu_energy_wh() if processes() == 1 else None
+
+    def spent() -> float | None:
+        now = None if before is None or start is None else gpu_energy_wh()
+        return None if now is None else round(before + now - start, 3)
+
+    return spent
 
 
 def preference_line(logs: dict[str, Any]) -> str:

@@ -6,23 +6,32 @@ from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
-from ..models import layers_line
-from ..output import counted, or_nothing, size_in_words
+from ..models import GGUF_TAGS, HUB, card_data, layers_line, origin_of
+from ..output import counted, duration, or_nothing, size_in_words
 from ..proof import proof_rows
 from ..run import Run, read_json
 from ..values import is_hub_id
-from .hub import repo_id
+from .curve import has_curve
+from .kept import marked
+from .repositories import Kind, repo_id
+from .scores import held_out_results
 
-TAGS = ["autosloth", "unsloth", "trl", "lora"]
+YOUR_NAME = "your-name"  # stands for an owner that is not known
+VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)  # that `--max-lora-rank` takes, from its default on
 
 
-def render_card(run: Run) -> str:
-    """The model card as Markdown with its front matter."""
+def render_card(run: Run, kind: Kind = "both") -> str:
+    """The card as Markdown with its front matter, between the marks of `keep_theirs`.
+
+    kind: `model` for the repository of the model, before and after the GGUF files are proven; `gguf` for theirs; `both` where all is in one.
+    """
+    return marked(front_matter(run, kind), card_text(run, kind))
+
+
+def card_text(run: Run, kind: Kind) -> str:
+    """The card without its front matter."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    settings, facts = run.settings, run.facts
-    gguf, failed = facts["export"]["gguf"], facts.get("verify", {}).get("passed") is False
-    whole_models, alone = parted([] if failed else gguf)  # nobody is told how to use a file that failed its proof
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -30,28 +39,79 @@ def render_card(run: Run) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"counted": counted, "or_nothing": or_nothing, "size": size_in_words}
-    return environment.get_template("card.md.j2").render(
-        front_matter=front_matter(run),
-        settings=settings,
-        facts=facts,
-        model=public_name(settings.model, "AutoSloth's tiny demo base"),
-        dataset=" and ".join(public_name(part["path"], "AutoSloth's demo questions") for part in settings.parts),
-        start=settings.adapter and public_name(settings.adapter, "the demo's adapter of both manners"),
-        loads_by_name=settings.merged or is_hub_id(settings.model),
-        question=short_question(facts["eval"]),
-        repo=repo_id(settings) if settings.publish_to_hub else planned_repo(run),
-        layers=layers_line(facts["train"].get("layers", {})),
-        gguf=gguf,
-        held_against=held_against(gguf),
-        whole_models=whole_models,
-        alone=alone,
-        proofs=[{**proof, "rows": proof_rows(proof)} for proof in facts.get("verify", {}).get("files", [])],
-        passed_means=settings.passed_means(),
-        samples=paired_samples(facts["eval"]),
-        home=home_address(),
-        start_of_rounds=read_json(run.path("rounds", "start.json")).get("eval"),
-    )
+    environment.filters |= {"counted": counted, "or_nothing": or_nothing, "size": size_in_words, "duration": duration}
+    template = environment.get_template("gguf_card.md.j2" if kind == "gguf" else "card.md.j2")
+    return template.render(kind=kind, **about_run(run), **about_base(run), **about_files(run, kind))
+
+
+def about_run(run: Run) -> dict[str, Any]:
+    """What a card tells of the training and its data."""
+    settings, facts = run.settings, run.facts
+    return {
+        "settings": settings,
+        "facts": facts,
+        "dataset": " and ".join(map(linked_dataset, (part["path"] for part in settings.parts))),
+        "start": settings.adapter and public_name(settings.adapter, "the demo's adapter of both manners"),
+        "layers": layers_line(facts["train"].get("layers", {})),
+        "batch": batch_line(run),
+        "curve": has_curve(run),
+        "samples": paired_samples(facts["eval"]),
+        "question": short_question(facts["eval"]),
+        "home": home_address(),
+        "start_of_rounds": read_json(run.path("rounds", "start.json")).get("eval"),
+    }
+
+
+def about_base(run: Run) -> dict[str, Any]:
+    """What a card tells of the base, by its 16-bit original: name, licence, whether it can be loaded by name, and the copy that was loaded instead."""
+    settings, origin = run.settings, origin_of(run)
+    loaded = settings.model if is_hub_id(settings.model) else None
+    name = origin["original"] or public_name(settings.model, "AutoSloth's tiny demo base")
+    return {
+        "origin": origin,
+        "base": name,
+        "base_linked": linked(name) if origin["original"] else name,
+        "loaded": loaded,
+        "copy": loaded if loaded and loaded != origin["original"] else None,
+        "license": license_line(origin),
+    }
+
+
+def about_files(run: Run, kind: Kind) -> dict[str, Any]:
+    """What a card tells of the files beside it: which weights, where the adapter is, which GGUF files there are and how they were proven."""
+    settings, facts = run.settings, run.facts
+    gguf, proof = facts.get("export", {}).get("gguf", []), facts.get("verify", {})
+    whole_models, alone = parted(
+        [] if proof.get("passed") is False else gguf
+    )  # nobody is told how to use one that failed
+    repo = repository(run)
+    merged = settings.merged and (kind != "model" or facts.get("merge", {}).get("path") is not None)
+    rank = next((rank for rank in VLLM_RANKS if rank >= facts["train"]["lora_r"]), None)
+    return {
+        "repo": repo,
+        "owner": owner_of(repo),
+        "gguf_repo": repo if kind == "both" else gguf_repository(repo),
+        "merged": merged,  # the weights at the top of the repository
+        "adapter_folder": "adapter" if settings.merged and kind == "model" else None,
+        "vllm_rank": None if facts["train"].get("use_dora") or settings.modules_to_save else rank,
+        "gguf": gguf if kind != "model" else [],
+        "elsewhere": verdict(run) if kind == "model" else None,
+        "held_against": held_against(gguf),
+        "whole_models": whole_models,
+        "alone": alone,
+        "proofs": [{**file, "rows": proof_rows(file)} for file in proof.get("files", [])],
+        "verdict": verdict(run),
+    }  # fmt: skip
+
+
+def verdict(run: Run) -> str | None:
+    """What the proof of the GGUF files says, in a line; None where there is no proof yet, or no file."""
+    proof = run.facts.get("verify", {})
+    if not run.settings.quantizations or "passed" not in proof:
+        return None
+    if proof["passed"]:
+        return f"Passed: {run.settings.passed_means()}."
+    return f"**No verdict: {proof['no_verdict']}.**" if proof.get("no_verdict") else f"**Not passed: {'; '.join(proof['failures'])}.**"  # fmt: skip
 
 
 def parted(files: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -72,35 +132,86 @@ def held_against(files: list[dict[str, Any]]) -> str:
     )
 
 
-def front_matter(run: Run) -> str:
-    """The YAML block that the Hub reads (huggingface.co/docs/hub/model-cards); local names are left out of it."""
+def front_matter(run: Run, kind: Kind = "both") -> dict[str, Any]:
+    """What the Hub reads of a card (huggingface.co/docs/hub/model-cards), checked by its own client; local names are left out of it."""
     from huggingface_hub import ModelCardData
 
-    settings = run.settings
-    data = ModelCardData(
-        base_model=settings.model if is_hub_id(settings.model) else None,
-        datasets=[part["path"] for part in settings.parts if is_hub_id(part["path"])] or None,
-        library_name="transformers" if settings.merged else "peft",
-        pipeline_tag="text-generation",
-        tags=[*TAGS, settings.road, *(["gguf"] if settings.quantizations else [])],
+    settings, data, repo = run.settings, card_data(run), repository(run)
+    relation = "finetune" if settings.merged else "adapter"
+    if kind == "gguf":
+        data["base_model"], relation = (repo, "quantized") if owner_of(repo) else (data["base_model"], None)
+    in_here = kind == "gguf" or (kind == "both" and settings.quantizations)
+    library = "gguf" if kind == "gguf" else "transformers" if settings.merged else "peft"
+    return ModelCardData(
+        **data | {"tags": data["tags"] + (GGUF_TAGS if in_here else [])},
+        base_model_relation=relation if data["base_model"] else None,
+        library_name=library,
         model_name=settings.run_name,
-        **({"base_model_relation": "finetune" if settings.merged else "adapter"} if is_hub_id(settings.model) else {}),
-    )
-    return data.to_yaml()
+        eval_results=held_out_results(run) if kind != "gguf" else None,
+    ).to_dict()
+
+
+def repository(run: Run) -> str:
+    """`owner/name` of the model's repository; without a token the owner may not be known."""
+    return repo_id(run.settings) if run.settings.publish_to_hub else planned_repo(run)
 
 
 def planned_repo(run: Run) -> str:
     """The repository as far as it is known without a token: where it was published, or would be."""
     published = run.facts.get("publish", {}).get("repos")
     name = published[0] if published else run.settings.repo or run.settings.run_name
-    return name if "/" in name else f"your-name/{name}"
+    return name if "/" in name else f"{YOUR_NAME}/{name}"
+
+
+def gguf_repository(repo: str) -> str:
+    """The repository of the GGUF files of a model's."""
+    return f"{repo}-GGUF"
+
+
+def owner_of(repo: str) -> str | None:
+    """Whose repository it is, where that is known."""
+    owner = repo.partition("/")[0]
+    return None if owner == YOUR_NAME else owner
+
+
+def license_line(origin: dict[str, Any]) -> str:
+    """The licence in words: as the base's card names it, with its text and its terms."""
+    name, link = origin["license_name"] or origin["license"], origin["license_link"]
+    if not origin["license"]:
+        text = f"; its repository holds [this text]({link})" if link else ""
+        return f"unknown, as {'its card could not be read' if origin['original'] in origin['away'] else 'no card of the base names one'}{text}"
+    source = f", as the card of {linked(origin['license_from'])} says" if origin["license_from"] else ", as the base's card says"  # fmt: skip
+    terms = f"; its terms have to be agreed to on [its page]({origin['gated']})" if origin["gated"] else ""
+    return f"{f'[{name}]({link})' if link else name}{source}{terms}"
+
+
+def linked(name: str, kind: str = "") -> str:
+    """A name on the Hub as a link."""
+    return f"[{name}]({HUB}/{kind}{name})"
+
+
+def linked_dataset(path: str) -> str:
+    """A dataset as the card names it, with a link where it is on the Hub."""
+    return linked(path, "datasets/") if is_hub_id(path) else public_name(path, "AutoSloth's demo questions")
+
+
+def batch_line(run: Run) -> str:
+    """How many rows a step learns from, and how they come together."""
+    settings, train = run.settings, run.facts["train"]
+    rows = train.get("batch_size", settings.rows_at_once)
+    times = train.get("gradient_accumulation", settings.rows_per_step // settings.rows_at_once)
+    processes = train.get("processes", 1)
+    noun = "pair" if settings.road != "sft" else "row"
+    chosen = ", chosen by `batch_size: auto`" if settings.batch_size == "auto" else ""
+    parts = f"{rows} x {times}" + (f" x {processes} processes" if processes > 1 else "")
+    return f"up to {counted(rows * times * processes, noun)} a step ({parts}){chosen}"
 
 
 def short_question(evaluation: dict[str, Any]) -> str:
-    """A held-out question that fits into a line of code, to try the model with."""
+    """A held-out question that fits into a line of code or of a shell, to try the model with."""
     questions = [sample["question"] for sample in evaluation["after"].get("samples", [])]
     fitting = [question for question in questions if len(question) <= 60 and question.isascii()]
-    return next((question for question in fitting if not set(question) & set('"\\\n')), "Hello!")
+    return next((question for question in fitting if not set(question) & set("\"'\\\n")), "Hello!")
 
 
 def public_name(name: str, demo: str) -> str:

@@ -1,4 +1,4 @@
-"""The publish folder: exactly what goes to the Hub, its card written last."""
+"""The publish folders: exactly what goes to the Hub, one folder for each repository, its card written last."""
 
 from __future__ import annotations
 
@@ -12,34 +12,61 @@ from ..proof import refuse_unproven
 from ..run import Run, clear_before, refuse_altered, stage, write_text
 from ..values import is_hub_id
 from .card import render_card
+from .curve import CURVE, draw_curve
+from .repositories import GGUF, MODEL, Kind, repositories
+from .settings_file import SETTINGS, settings_file
 
 
 @stage(
     "card",
-    reads=("repo", "publish_to_hub", "private"),
+    reads=("repo", "publish_to_hub", "private", "one_repo"),
     after=("train", "merge", "gguf", "verify"),
     facts=("card",),
-    outputs=("publish",),
+    outputs=(MODEL.folder, GGUF.folder),
     replaces=True,
 )
 def write_card(run: Run) -> None:
-    """Fill publish/ with exactly what goes to the Hub: the merged model or the adapter, the GGUF, and README.md last."""
+    """Fill publish/ with exactly what goes to the Hub: the merged model or the adapter, and its card last; the same for the GGUF files in publish-GGUF/."""
     for earlier in ("train", "merge", "gguf"):
         refuse_altered(run, earlier, ("adapter", "merged", "gguf"))
     refuse_unproven(run, run.path("gguf"))
-    model = run.path("merged") if run.settings.merged else run.path("adapter")
-    plots = run.path("rounds").glob("*.png")  # of self-play
-    with run.replaced("publish") as folder:
-        for path in [*model.iterdir(), *run.path("gguf").iterdir(), *plots]:
-            if path.is_file() and path.name != "README.md":
-                link(path, folder / path.name)
-        if not run.settings.merged:
-            hide_local_base(folder / "adapter_config.json")
-        write_text(folder / "README.md", render_card(run))
-        files = sorted(path.name for path in folder.iterdir())
-    run.record("card", path="publish/README.md", files=files)
-    say(f"card: {run.path('publish', 'README.md')}")
+    wanted = repositories(run.settings)
+    for repository in wanted:
+        with run.replaced(repository.folder) as folder:
+            fill(run, folder, repository.kind)
+    if GGUF not in wanted:
+        run.fresh(GGUF.folder).rmdir()
+    cards = [f"{repository.folder}/README.md" for repository in wanted]
+    files = {each.folder: sorted(path.name for path in run.path(each.folder).iterdir()) for each in wanted}
+    run.record("card", path=cards[0], files=files)
+    for card in cards:
+        say(f"card: {run.path(card)}")
     clear_before(run)
+
+
+def fill(run: Run, folder: Path, kind: Kind, early: bool = False) -> None:
+    """Put into an empty folder what goes into a repository of this kind, the card last; early: what there is right after the training."""
+    merged = run.settings.merged
+    if kind != "gguf":
+        if merged and not early:
+            link_files(run.path("merged"), folder)
+        adapter = folder / "adapter" if merged else folder
+        link_files(run.path("adapter"), adapter)
+        hide_local_base(adapter / "adapter_config.json")
+        link_files(run.path("rounds"), folder, "*.png")  # of self-play
+        draw_curve(run, folder / CURVE)
+        write_text(folder / SETTINGS, settings_file(run.settings))
+    if kind != "model":
+        link_files(run.path("gguf"), folder)
+    write_text(folder / "README.md", render_card(run, kind))
+
+
+def link_files(source: Path, target: Path, pattern: str = "*") -> None:
+    """A second name in `target` for each file of `source` where the disk can, else a copy; a card is left out."""
+    target.mkdir(exist_ok=True)
+    for path in source.glob(pattern):
+        if path.is_file() and path.name != "README.md":
+            link(path, target / path.name)
 
 
 def link(source: Path, target: Path) -> None:

@@ -1,44 +1,75 @@
-"""The Hugging Face Hub: which repository, whether the token may write to it, and the stage that uploads."""
+"""The stages that upload: the adapter right after the training, everything after the proof."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import HubError
 from ..hub_client import hub_api
+from ..hub_copy import drop
 from ..output import counted, say, size_in_words
 from ..proof import refuse_unproven
-from ..retries import persistently
-from ..run import Run, stage
-from ..settings import Settings
-from .upload import NO_TOKEN, compare_with_hub, files_of, hub_errors, upload
+from ..run import HALF_WRITTEN, Run, stage
+from .folder import fill
+from .repositories import MODEL, Repository, repo_id, repositories
+from .upload import compare_with_hub, files_of, hub_errors, upload
 
 
-@stage("publish", reads=("publish_to_hub", "repo", "private", "publish_unverified"), after=("card",))
+@stage(
+    "publish_adapter",
+    reads=("publish_to_hub", "repo", "private", "one_repo", "merged"),
+    after=("train",),
+    facts=("publish_adapter",),
+)
+def publish_adapter(run: Run) -> None:
+    """Upload the adapter, what the training cost, as soon as it is there: export and proof take long, and the runtime may be lost.
+
+    Where the Hub refuses it, that is said and the road goes on: `publish` uploads it with the rest.
+    """
+    told: dict[str, Any] = {}
+    if run.settings.publish_to_hub and run.mark("merge") is None:  # else the whole is about to be uploaded
+        with TemporaryDirectory(dir=run.folder, prefix=".publish-", suffix=HALF_WRITTEN) as folder:
+            fill(run, Path(folder), MODEL.kind, early=True)
+            try:
+                told = send(Path(folder), MODEL, run)
+            except HubError as error:
+                say(f"publish: the adapter is not uploaded yet, which is tried again at the end. {error}")
+    run.record("publish_adapter", **told)
+
+
+@stage("publish", reads=("publish_to_hub", "repo", "private", "one_repo", "publish_unverified"), after=("card",))
 def publish(run: Run) -> None:
-    """Upload publish/ when the settings ask for it, the card last, then read the repository back. Raises HubError."""
+    """Upload each publish folder when the settings ask for it, its card last, then read the repository back. Raises HubError."""
     if not run.settings.publish_to_hub:
         run.record("publish", repos=run.facts.get("publish", {}).get("repos", []))  # an upload by hand stays known
-        return say(f"publish: nothing is uploaded (`publish_to_hub` is off); {run.path('publish')} is ready to be")
+        say(f"publish: nothing is uploaded (`publish_to_hub` is off); {run.path('publish')} is ready to be")
+        return drop(run.settings)
     refuse_unverified(run)
-    folder, started = run.path("publish"), time.perf_counter()
-    repo = repo_id(run.settings)
-    refuse_unproven(run, folder)
-    with hub_errors(repo, f"autosloth publish {run.folder}"):
-        api, url = hub_api(), upload(folder, repo, run.settings)
-        commit = compare_with_hub(api, folder, repo, f"autosloth publish {run.folder}")
-    size = sum(path.stat().st_size for path in files_of(folder))
-    run.record(
-        "publish",
-        repos=[repo],
-        url=url,
-        commit=commit,
-        files=len(files_of(folder)),
-        bytes=size,
-        seconds=round(time.perf_counter() - started, 2),
-    )
-    say(f"publish: {url}, {counted(len(files_of(folder)), 'file')}, {size_in_words(size)}, read back and found equal")
+    wanted = repositories(run.settings)
+    refuse_unproven(run, run.path(wanted[-1].folder))  # where the GGUF files are
+    sent = [send(run.path(repository.folder), repository, run) for repository in wanted]
+    sums = {name: sum(each[name] for each in sent) for name in ("files", "bytes")}
+    seconds = round(sum(each["seconds"] for each in sent), 2)
+    urls, commits = {each["repo"]: each["url"] for each in sent}, {each["repo"]: each["commit"] for each in sent}
+    run.record("publish", repos=[each["repo"] for each in sent], urls=urls, commits=commits, **sums, seconds=seconds)
+    drop(run.settings)
+
+
+def send(folder: Path, repository: Repository, run: Run) -> dict[str, Any]:
+    """Upload a folder and read it back; repo, url, commit, files, bytes and seconds. Raises HubError."""
+    repo, started = repo_id(run.settings, repository.suffix), time.perf_counter()
+    again = f"autosloth publish {run.folder}"
+    with hub_errors(repo, again):
+        url = upload(folder, repo, run.settings)
+        commit = compare_with_hub(hub_api(), folder, repo, again)
+    sizes = [path.stat().st_size for path in files_of(folder)]
+    told = f"{counted(len(sizes), 'file')}, {size_in_words(sum(sizes))}, read back and found equal"
+    say(f"publish: {url}, {told}")
+    seconds = round(time.perf_counter() - started, 2)
+    return {"repo": repo, "url": url, "commit": commit, "files": len(sizes), "bytes": sum(sizes), "seconds": seconds}
 
 
 def refuse_unverified(run: Run) -> None:
@@ -57,52 +88,3 @@ def refuse_unverified(run: Run) -> None:
         "The GGUF has not passed its verification, so it is not published.",
         f"Run `autosloth verify {run.folder}`; or {all_the_same}",
     )
-
-
-def repo_id(settings: Settings) -> str:
-    """`owner/name`; the owner is the token's account unless `repo` names one. Raises HubError without a token, or for a name that the Hub does not take."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    name = settings.repo or settings.run_name
-    repo = name if "/" in name else f"{account()['name']}/{name}"
-    try:
-        validate_repo_id(repo)
-    except HFValidationError:
-        raise HubError(
-            f"{repo} cannot be the name of a repository on the Hub.",
-            "Set `repo` to a name without `--` and `..` that ends in a letter or digit and not in `.git`.",
-        ) from None
-    return repo
-
-
-def refuse_foreign_token(settings: Settings) -> None:
-    """Raises HubError when the token may not write to the repository."""
-    me, repo = account(), repo_id(settings)
-    owners = {me["name"], *(organisation["name"] for organisation in me.get("orgs", []))}
-    if repo.split("/")[0] not in owners:
-        raise HubError(
-            f"The token of {me['name']} cannot publish to {repo}.",
-            f"Set `repo` to a name under {' or '.join(sorted(owners))}.",
-        )
-    access = me.get("auth", {}).get("accessToken", {})
-    allowed = [
-        entry["entity"].get("name")
-        for entry in access.get("fineGrained", {}).get("scoped", [])
-        if "repo.write" in entry["permissions"]
-    ]
-    if access.get("role") == "fineGrained" and not {repo, repo.split("/")[0]} & set(allowed):
-        raise HubError(f"The fine-grained token of {me['name']} has no permission to write to {repo}.", NO_TOKEN)
-
-
-def account() -> dict[str, Any]:
-    """Whose token this is and what it may do. Raises HubError without a token, or with one that cannot write."""
-    from huggingface_hub import get_token
-
-    if not get_token():
-        raise HubError("There is no Hugging Face token to publish with.", NO_TOKEN)
-    with hub_errors("the account"):
-        me = persistently(hub_api().whoami)
-    if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise HubError(f"The Hugging Face token of {me['name']} may only read.", NO_TOKEN)
-    return me

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HubError
-from ..hub_client import first_lines, hub_api
+from ..hub_client import commit_folder, first_lines, hub_api
 from ..retries import PASSING, cause_of, in_words, is_passing, persistently, status_of
-from ..run import file_hash
+from ..run import file_hash, write_text
 from ..settings import Settings
+from .kept import is_ours, keep_theirs
 from .secrets import refuse_secrets
 
 AGAIN = "autosloth publish"
+CARD = "README.md"
+# What would be taken for a part of the model where an earlier training left it. A repository holds one training: who wants the one before finds it in its history.
+OF_A_MODEL = ["*.safetensors", "*.safetensors.index.json", "*.gguf", "Modelfile", "config.json", "adapter_config.json"]
 # That pass when all is sent anew: the repository was deleted meanwhile, or somebody else commits at the same time.
 AGAIN_WHOLE = (404, 409, 412)
 NO_TOKEN = "Make one with write access at huggingface.co/settings/tokens and give it as HF_TOKEN (environment or Colab secret)."
@@ -29,8 +33,11 @@ def upload(folder: Path, repo: str, settings: Settings) -> str:
 
 
 def send(folder: Path, repo: str, settings: Settings) -> str:
-    """The same once. What the repository holds already is not sent, and where it holds all of a commit none is made: so it may be repeated,
-    after a commit too whose answer was lost."""
+    """The same once: what a person wrote into the card there stays, what an earlier training of ours left goes.
+
+    What the repository holds already is not sent, and where it holds all of a commit none is made: so it may be repeated, also after a commit whose
+    answer was lost.
+    """
     api = hub_api()
     url = str(api.create_repo(repo, private=settings.private, exist_ok=True))
     if settings.private and not api.model_info(repo).private:
@@ -38,13 +45,24 @@ def send(folder: Path, repo: str, settings: Settings) -> str:
             f"{repo} exists already and is public, but `private` is set.",
             "Make it private in its settings on the Hub, or set `repo` to another name.",
         )
-    api.upload_folder(
-        repo_id=repo, folder_path=folder, ignore_patterns=["README.md"], commit_message="Model, tokenizer and GGUF"
-    )
-    api.upload_file(
-        repo_id=repo, path_or_fileobj=folder / "README.md", path_in_repo="README.md", commit_message="Model card"
-    )
+    card, theirs = folder / CARD, card_there(repo)
+    stale = OF_A_MODEL if theirs and is_ours(theirs) else None
+    commit_folder(repo, folder, "Model, tokenizer and GGUF", leave_out=CARD, deleted=stale)
+    if theirs:
+        write_text(card, keep_theirs(card.read_text(encoding="utf-8"), theirs))
+    api.upload_file(repo_id=repo, path_or_fileobj=card, path_in_repo=CARD, commit_message="Model card")
     return url
+
+
+def card_there(repo: str) -> str | None:
+    """The card that a repository has by now; None where it has none. One of an earlier day, which the cache may hold, will not do."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        path = hub_api().hf_hub_download(repo, CARD, force_download=True)
+    except EntryNotFoundError:
+        return None
+    return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def compare_with_hub(api: Any, folder: Path, repo: str, again: str = AGAIN) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 
 from ..data import IGNORED
 from ..errors import ModelError
-from ..models import Decoding, answer, answering, encode_prompt, end_tokens
+from ..models import Decoding, answer, answering, encode_prompt, end_tokens, render_chat
 from ..proof import teacher_forced, write_reference
 from ..run import Run
 from ..settings import Settings
 from .batches import evaluated
 
 SAMPLE_LENGTH = 400
+EXAMPLES = 50  # held-out rows among which the shortest is shown as the model reads it
 ANSWERS_AT_ONCE = 8  # that are generated together, where these are found to be the same as one by one
 SAMPLES = 3  # questions whose answers are shown before and after
 
@@ -113,6 +114,19 @@ def style_of(answers: list[list[int]], ends: list[int]) -> dict[str, float]:
         "eos_rate": round(sum(ids[-1] in ends for ids in answers) / len(answers), 4),
         "distinct_2": round(len(set(pairs)) / max(1, len(pairs)), 4),
     }
+
+
+def example(tokenizer: Any, held_out: Any) -> dict[str, str | None]:
+    """The shortest held-out row as the model reads it: prompt, and answer with its end, both with their special tokens; None where the rows are no chats, or long."""
+    texts = []
+    for row in held_out.select(range(min(EXAMPLES, len(held_out)))):
+        if row["messages"]:
+            prompt = render_chat(tokenizer, row["messages"][:-1], answer_next=True, tools=row["tools"])
+            whole = render_chat(tokenizer, row["messages"], tools=row["tools"])
+            texts.append((prompt, whole.removeprefix(prompt) if whole.startswith(prompt) else None))
+    prompt, answer = min(texts, key=lambda pair: sum(map(len, filter(None, pair))), default=(None, None))
+    fits = len(prompt or "") + len(answer or "") <= 2 * SAMPLE_LENGTH
+    return {"prompt": prompt if fits else None, "answer": answer if fits else None}
 
 
 def shortened(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,19 @@ LEFT_OUT = {"too_long": "without an end", "empty": "empty", "equal": "equal to t
 
 
 def answers_of(
-    folder: Path, model: Any, tokenizer: Any, prompts: list[list[int]], decoding: Decoding, player: str
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    decoding: Decoding,
+    player: str,
+    after_chunk: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """The model's sampled answer to each prompt, up to and with its end token where it came; those that are in the folder already are taken from there.
 
     A chunk is one file, written whole, seeded by its number: made again after a kill it holds the same. player: what tells this
     model's weights from others; chunks of another player, of other prompts or of another decoding are made anew. Of several
-    processes each makes every n-th chunk, and all wait for the others' before they read them.
+    processes each makes every n-th chunk, and all wait for the others' before they read them. after_chunk: called when one is written.
     """
     chunks = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
     how = [decoding.max_new_tokens, decoding.temperature, decoding.seed]
@@ -39,6 +46,7 @@ def answers_of(
         for n in missing:
             made = answer(model, tokenizer, chunks[n], trusted.seeded(n), progress.tell)
             write_json(paths[n], {"key": keys[n], "answers": made})
+            after_chunk()
     wait_for_all()
     return [ids for path in paths for ids in read_json(path)["answers"]]
 

@@ -64,6 +64,7 @@ def as_text(facts: dict[str, Any], start: dict[str, Any]) -> str:
 def whole_training(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """The facts of all rounds as those of one training."""
     seconds, tokens = (sum(facts[name] for facts in rounds) for name in ("seconds", "tokens"))
+    counted_energy = all("energy_wh" in facts for facts in rounds)
     return {
         "steps": sum(facts["steps"] for facts in rounds),
         "epochs": round(sum(facts["epochs"] for facts in rounds), 3),
@@ -73,6 +74,7 @@ def whole_training(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "losses": [loss for facts in rounds for loss in facts["losses"]],
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1),
+        **({"energy_wh": round(sum(facts["energy_wh"] for facts in rounds), 3)} if counted_energy else {}),
         **rounds[-1]["trained"],
         **{name: peak(None, [facts["trained"] for facts in rounds], name) for name in ("peak_ram_gb", "peak_vram_gb")},
     }

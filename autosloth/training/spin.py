@@ -16,6 +16,7 @@ from typing import Any
 from ..distributed import first, of_first, part
 from ..errors import DataError, ModelError
 from ..hardware import hardware, versions
+from ..hub_copy import keep
 from ..models import (
     TEMPLATE,
     Decoding,
@@ -23,6 +24,7 @@ from ..models import (
     end_tokens,
     load_model,
     load_tokenizer,
+    origin_of,
     refuse_without_gpu,
 )
 from ..notebook import Interruption, progress_callback
@@ -59,6 +61,8 @@ from .trial import is_due, try_out
 def self_play(run: Run) -> None:
     """Play the rounds from where they stand (or from the start) and write adapter/ of the best one."""
     refuse_without_gpu(run.settings)
+    if first():
+        origin_of(run)  # while the Hub is known to be there
     game = Game(run)
     run.record("hardware", **hardware())
     run.record("versions", **versions())
@@ -161,9 +165,8 @@ class Game:
             self.settings.max_new_tokens, 1.0, self.settings.generation_batch, seed, self.settings.fast_inference
         )
         prompts = [row["prompt_ids"] for row in rows]
-        return answers_of(
-            self.folder(number) / what, self.model, self.tokenizer, prompts, decoding, self.player(number)
-        )
+        folder, player = self.folder(number) / what, self.player(number)
+        return answers_of(folder, self.model, self.tokenizer, prompts, decoding, player, lambda: keep(self.settings))
 
     def style(self, number: int) -> dict[str, float]:
         """How the model that round `number` begins with answers held-out prompts."""
@@ -203,6 +206,7 @@ class Game:
         of_first(lambda: write_json(self.folder(number) / "facts.json", facts))
         self.clear(number)
         self.rounds.append(facts)
+        keep(self.settings)
         say(row_of(facts, self.start))
 
     def train(self, number: int, pairs: Any, tested: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ..models import (
     layer_counts,
     load_model,
     load_tokenizer,
+    origin_of,
     refuse_without_gpu,
     save_tokenizer,
     starting_adapter,
@@ -29,7 +30,7 @@ from ..run import Run, file_hash, stage
 from ..settings import Settings, SFTSettings
 from .batches import batches, fits, refuse_to_shrink, take_batches
 from .checkpoints import last_checkpoint, resume, trainable
-from .measure import ANSWERS_AT_ONCE, diverged, is_four_bit, measure_answers, save_reference
+from .measure import ANSWERS_AT_ONCE, diverged, example, is_four_bit, measure_answers, save_reference
 from .trial import is_due, set_checkpointing, try_out
 
 READS = (
@@ -71,6 +72,8 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
     the writing: the trainer's batches, those of the measurement too, are shared out among them.
     """
     refuse_without_gpu(run.settings)
+    if first():
+        origin_of(run)  # while the Hub is known to be there
     settings, held_out, interruption = run.settings, run.rows("eval"), Interruption()
     tokenizer, model = load_tokenizer(settings, run.path(TEMPLATE)), load_model(settings)
     trainer = make_trainer(run, model, tokenizer, run.rows("train"), held_out, [progress_callback(interruption)])
@@ -104,6 +107,7 @@ def save_trained(run: Run, model: Any, tokenizer: Any, held_out: Any, answers: l
     if repaired := save_tokenizer(tokenizer, run.settings, folder):
         say(f"tokenizer: llama.cpp needs what the base's files leave out; added: {', '.join(repaired)}")
     save_reference(run, model, tokenizer, held_out, answers)
+    run.record("example", **example(tokenizer, held_out))
 
 
 def go_on(run: Run, trainer: Any) -> None:
@@ -330,6 +334,7 @@ def told_by(trainer: Any) -> dict[str, Any]:
         **rewards(log),
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1),
+        **({"energy_wh": log[-1]["energy_wh"]} if log[-1].get("energy_wh") is not None else {}),
     }
 
 

@@ -18,6 +18,7 @@ SIDES = {  # what each prints a figure of
     "merge.py": ["cp", "autosloth", "peft"],
     "export.py": ["autosloth", "cp", "official"],
     "compile.py": ["no compiler", "nice 0", "nice 19"],
+    "faults.py": ["kills", "Hub faults", "bad inputs", "tokens found"],
     "gpu.py": ["(a) plain", "(b) Unsloth's notebook", "(c) AutoSloth"],
 }
 ROWS = ["profile", "dpo", "generation-1b", "spin", "overhead", "memory-others", "backoff"]  # gpu.py's other sides

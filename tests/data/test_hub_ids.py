@@ -139,8 +139,8 @@ def test_a_run_by_ids_is_trained_verified_and_published(hub, whole):
     facts = whole.facts
     assert facts["train"]["steps"] == 3
     assert facts["verify"]["passed"]
-    assert facts["publish"]["repos"] == ["team/whole"]
-    assert "whole-Q8_0.gguf" in hub.files("model", "team/whole")
+    assert facts["publish"]["repos"] == ["team/whole", "team/whole-GGUF"]
+    assert "whole-Q8_0.gguf" in hub.files("model", "team/whole-GGUF")
 
 
 def test_only_the_part_of_the_split_that_is_asked_for_is_read(whole):

@@ -363,3 +363,36 @@ def test_a_disk_that_is_too_small_is_known_before_weights_are_written(finished, 
     said = subprocess.run([sys.executable, "-c", FULL, json.dumps(request)], capture_output=True, text=True)
     assert "0.00 GB are free" in said.stdout and "`quantizations: [adapter]`" in said.stdout, said.stderr
     assert path.stat().st_size < 200_000, "no more than its head"
+
+
+TOLD = {  # what `origin_of` finds of a base and a dataset on the Hub
+    **{"asked": ["demo", None, None, "demo"], "original": "unsloth/Llama-3.2-1B-Instruct", "license": "llama3.2"},
+    **{"license_name": "Llama 3.2", "license_link": "https://huggingface.co/unsloth/Llama-3.2-1B-Instruct", "license_from": None},
+    **{"gated": None, "language": ["en", "no"], "model_type": "llama", "datasets": [], "away": []},
+}  # fmt: skip
+GENERAL = {
+    **{"general.license": "llama3.2", "general.license.name": "Llama 3.2", "general.languages": ["en", "no"]},
+    "general.license.link": "https://huggingface.co/unsloth/Llama-3.2-1B-Instruct",
+    **{"general.base_model.count": 1, "general.base_model.0.organization": "Unsloth"},
+    "general.base_model.0.name": "Llama 3.2 1B Instruct",
+    "general.base_model.0.repo_url": "https://huggingface.co/unsloth/Llama-3.2-1B-Instruct",
+    **{"general.dataset.count": 1, "general.dataset.0.name": "Questions"},
+    "general.dataset.0.repo_url": "https://huggingface.co/team/questions",
+}
+
+
+def test_every_file_tells_its_licence_its_base_its_datasets_and_its_tags(copied):
+    run = Run.open(copied)
+    run.settings = run.settings.model_copy(
+        update={"dataset": "team/questions", "quantizations": ["q8_0", "q4_k_m", "adapter"]}
+    )
+    run.record("origin", **TOLD | {"asked": ["demo", None, None, "team/questions"]})
+    folder = run.fresh("gguf")
+    gguf.gguf_files(run, run.settings.quantizations, folder)
+    files = sorted(folder.glob("*.gguf"))
+    assert len(files) == 3
+    for path in files:
+        told = official.general(path)
+        assert {name: told.get(name) for name in GENERAL} == GENERAL
+        assert {"gguf", "llama-cpp", "unsloth", "sft", "llama", "text-generation"} <= set(told["general.tags"])
+        assert told["general.name"] == "short"

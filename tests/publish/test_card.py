@@ -8,130 +8,72 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from support.cards import CARDS, FACTS, GOLDEN, card_of, run_of
 
-from autosloth.publish.card import render_card
+from autosloth.publish.card import front_matter, render_card
 from autosloth.run import Run, write_json
-from autosloth.settings import SFTSettings
-
-EXPECTED = Path(__file__).parent / "card.md"
-
-FACTS = {
-    "data": {
-        "read": 1000,
-        "kept": 990,
-        "dropped": {"empty_answer": 10},
-        "changed": {"unanswered_end_cut": 2},
-        "revision": "58647b0413913f451837831e1807a6cfa8ada804",
-        "train_rows": 940,
-        "eval_rows": 50,
-        "truncated": 3,
-        "train_tokens": 90000,
-        "learnt_tokens": 40000,
-    },
-    "hardware": {"gpu": "Tesla T4", "vram_gb": 15.8, "cpu": "x86_64", "cores": 2, "ram_gb": 13.6},
-    "versions": {"python": "3.13.1", "autosloth": "0.1.0", "unsloth": "2026.10.9"},
-    "eval": {
-        "before": {
-            "loss": 1.5,
-            "perplexity": 4.482,
-            "exact_match": 0.0,
-            "answers_compared": 8,
-            "samples": [{"question": "Who?", "expected": "Mila", "answer": "```\n| what"}],
-        },
-        "after": {
-            "loss": 1.0,
-            "perplexity": 2.718,
-            "exact_match": 0.5,
-            "answers_cut": 2,
-            "answers_compared": 8,
-            "samples": [{"question": "Who?", "expected": "Mila", "answer": "Mila"}],
-        },
-    },
-    "train": {
-        **{
-            "steps": 60,
-            "epochs": 0.511,
-            "seconds": 900.5,
-            "first_loss": 1.61,
-            "last_loss": 0.98,
-            "tokens": 45000,
-            "tokens_per_second": 50.0,
-            "peak_vram_gb": 9.1,
-            "layers": {"self_attn.q_proj": {"trained": 32, "of": 32}, "lm_head": {"trained": 0, "of": 1}},
-        },
-        **{
-            "peak_ram_gb": 6.2,
-            "trainable_parameters": 41943040,
-            "precision": "float16",
-            "lora_r": 16,
-            "lora_alpha": 16,
-            "four_bit": True,
-            "optimizer": "adamw_8bit",
-        },
-    },
-    "export": {
-        "gguf": [
-            {
-                "path": "gguf/my-run-Q8_0.gguf",
-                "type": "Q8_0",
-                "bytes": 7_700_000_000,
-                "seconds": 172.0,
-                "peak_ram_gb": 3.5,
-            }
-        ]
-    },
-    "verify": {
-        "passed": True,
-        "failures": [],
-        "files": [
-            {
-                "file": "my-run-Q8_0.gguf",
-                "type": "Q8_0",
-                "weights": {
-                    "form": "rows",
-                    "tensors": 291,
-                    "mean_error": 0.0057,
-                    "adapter_share": 0.9996,
-                    "adapter_share_within": 0.1,
-                    "failures": [],
-                },
-                "texts": 116,
-                "token_mismatches": 0,
-                "tolerated": 2,
-                "tolerated_because": "llama.cpp does not compose characters (Unicode NFC) as this tokenizer does",
-                "template": True,
-                "positions": 256,
-                "mean_kl": 0.021,
-                "max_kl": 0.31,
-                "top1": 0.93,
-                "tie": 0.41,
-                "bos": 1,
-                "bos_trained": 1,
-                "eos": True,
-                "answers": [{"question": "Who\nis it?", "trained": "Mila", "file": "", "same": False}],
-                "limits": {"mean_kl": 0.1, "top1": 0.85},
-            }
-        ],
-    },
-}
 
 
 @pytest.fixture
 def run(tmp_path):
-    run = Run.create(SFTSettings(run_name="my-run", storage=str(tmp_path)))
-    write_json(run.path("facts.json"), FACTS)
-    return run
+    return run_of("sft-adapter", tmp_path)
 
 
-def test_the_card_is_the_expected_one(run):
-    """After a wanted change: write what this test prints to tests/data/card.md."""
-    assert render_card(run) == EXPECTED.read_text()
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_card_is_the_expected_one(name, tmp_path):
+    """After a wanted change: `(cd tests && python -m support.cards)`."""
+    assert card_of(name, tmp_path) == (CARDS / f"{name}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_hub_s_own_classes_read_every_card(name):
+    card = ModelCard((CARDS / f"{name}.md").read_text(encoding="utf-8"))
+    assert card.data.license and card.data.base_model and card.data.pipeline_tag == "text-generation"
+    results = card.data.eval_results or []
+    assert {result.metric_type for result in results} >= (set() if name == "gguf" else {"loss", "exact_match"})
+    assert len(card.data.tags) == len(set(card.data.tags)) and "None" not in card.text
+
+
+@pytest.mark.parametrize(
+    "kind, settings, base, relation",
+    [
+        ("both", {}, "unsloth/mistral-7b", "adapter"),
+        ("both", {"merged": True}, "unsloth/mistral-7b", "finetune"),
+        ("model", {"merged": True}, "unsloth/mistral-7b", "finetune"),
+        ("gguf", {}, "unsloth/mistral-7b", None),
+        ("gguf", {"repo": "mila/my-run"}, "mila/my-run", "quantized"),
+    ],
+)
+def test_the_base_is_the_16_bit_original_or_the_model_s_own_repository(run, kind, settings, base, relation):
+    run.settings = run.settings.model_copy(update=settings)
+    matter = front_matter(run, kind)
+    assert (matter["base_model"], matter.get("base_model_relation")) == (base, relation)
+    assert ("gguf" in matter["tags"]) == (kind != "model")
+
+
+def test_a_licence_that_no_card_names_is_unknown_and_what_the_hub_did_not_answer_is_said(run):
+    assert front_matter(run)["license"] == "apache-2.0" and "license_name" not in front_matter(run)
+    run.record("origin", license=None)
+    matter = front_matter(run)
+    assert (matter["license"], matter["license_name"]) == ("other", "unknown")
+    assert "**License:** unknown, as no card of the base names one" in render_card(run)
+    run.record("origin", away=["unsloth/mistral-7b"])
+    assert "**License:** unknown, as its card could not be read" in render_card(run)
+
+
+def test_energy_and_the_example_are_absent_where_there_are_none(run):
+    text = render_card(run)
+    assert "| energy | 14.2 Wh," in text and "## Prompt format" in text
+    train = {name: fact for name, fact in FACTS["train"].items() if name != "energy_wh"}
+    write_json(run.path("facts.json"), FACTS | {"train": train, "example": {"prompt": None, "answer": None}})
+    text = render_card(run)
+    assert "| energy |" not in text and "## Prompt format" not in text
 
 
 def test_the_card_tells_the_batch_that_fitted_and_how_many_processes_took_part(run):
     fitted = {"batch_size": 1, "gradient_accumulation": 8, "processes": 2, "rows_per_step": 16}
     write_json(run.path("facts.json"), FACTS | {"train": FACTS["train"] | fitted})
-    assert " of up to 16 rows (1 x 8 x 2 processes), " in render_card(run)
+    assert "| up to 16 rows a step (1 x 8 x 2 processes), " in render_card(run)
 
 
 def test_the_card_tells_the_date_at_which_the_template_is_held(run):
@@ -151,7 +93,7 @@ def test_the_card_tells_what_of_a_multimodal_base_was_not_trained_and_what_was_t
 
 def test_the_front_matter_is_what_the_hub_reads(run):
     card = ModelCard(render_card(run)).data.to_dict()
-    assert card["base_model"] == "unsloth/mistral-7b-bnb-4bit" and card["base_model_relation"] == "adapter"
+    assert card["base_model"] == "unsloth/mistral-7b" and card["base_model_relation"] == "adapter"
     assert card["datasets"] == ["yahma/alpaca-cleaned"] and card["library_name"] == "peft"
     assert {"unsloth", "trl", "sft", "gguf"} <= set(card["tags"])
 
@@ -179,7 +121,7 @@ def test_where_nothing_can_be_proven_there_is_no_verdict(run):
     write_json(run.path("facts.json"), facts)
     card = render_card(run)
     assert f"**No verdict: {reason}.**" in card and "Passed:" not in card
-    assert "Measured on 1 row held out" in card and "warm-up 1 step |" in card and " 1 epoch |" in card
+    assert "Measured on 1 row held out" in card and "warm-up 1 step |" in card and " (1 epoch) |" in card
 
 
 def test_a_failed_proof_is_said(run):

@@ -87,12 +87,12 @@ sys.addaudithook(end)
 """
 
 
-def killed_after(path, *arguments):
+def killed_after(path, *arguments, **environment):
     """The command line, which kills itself and what it started as soon as it touches a file while this one is there."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "sitecustomize.py").write_text(DEADLY.format(path=str(path)))
         paths = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
-        ended = command_line(*arguments, new_group=True, PYTHONPATH=paths)
+        ended = command_line(*arguments, new_group=True, PYTHONPATH=paths, **environment)
     assert ended.returncode == -signal.SIGKILL and path.is_file(), ended.stdout + ended.stderr
 
 

@@ -44,6 +44,12 @@ for path in sys.argv[2:]:
     print((tensors, sorted(known)))
 """
 
+GENERAL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from gguf import GGUFReader
+print({name: field.contents() for name, field in GGUFReader(sys.argv[2]).fields.items() if name.startswith("general.")})
+"""
 
 NAMED = '        res = json.loads((Path(__file__).parents[1] / "named.json").read_text()).get(chkhsh)\n'
 
@@ -93,6 +99,11 @@ def tensors(path):
 def metadata(path):
     """What a GGUF file says of itself."""
     return held(path)[0][1]
+
+
+def general(path):
+    """What a GGUF file says of whose it is and what it was made from: its fields `general.*`, by the converter's reader."""
+    return ast.literal_eval(run(GENERAL, llama.fetch_converter() / "gguf-py", path))
 
 
 def run(script, *arguments):

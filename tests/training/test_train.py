@@ -371,7 +371,7 @@ def test_a_file_that_was_deleted_is_made_again(copied, cli, lost):
 def test_a_second_run_skips_everything_and_a_changed_setting_redoes_what_depends_on_it(copied, cli):
     arguments = DEMO | {"storage": copied.parent}
     again = cli("sft", *sets(**arguments))
-    assert again.stdout.count("done already, skipped") == 7
+    assert again.stdout.count("done already, skipped") == 8
     changed = cli("sft", *sets(**arguments | {"merged": False}))
     assert "train: done already, skipped" in changed.stdout and "card: done in" in changed.stdout
     assert not (copied / "merged").exists() and (copied / "publish" / "adapter_model.safetensors").is_file()

@@ -1,0 +1,25 @@
+"""The training as a picture, of each road, and none where there is nothing to draw."""
+
+import pytest
+from matplotlib.image import imread
+from support.cards import run_of
+
+from autosloth.publish.card import render_card
+from autosloth.publish.curve import draw_curve
+
+
+@pytest.mark.parametrize("road", ["sft", "dpo", "spin"])
+def test_a_picture_wide_enough_for_the_hub_is_drawn(road, tmp_path):
+    run = run_of(f"{road}-adapter", tmp_path)
+    if road == "dpo":
+        run.record("train", rewards=[[step, -200.0, -190.0, 0.01 * step, 1.0] for step in range(1, 61)])
+    assert draw_curve(run, tmp_path / "loss.png")
+    height, width, _ = imread(tmp_path / "loss.png").shape
+    assert width >= 700 and height >= 300 and "](loss.png)" in render_card(run)
+
+
+def test_without_steps_there_is_no_picture_and_the_card_shows_none(tmp_path):
+    run = run_of("sft-adapter", tmp_path)
+    run.record("train", losses=[[1, 1.61]])
+    assert not draw_curve(run, tmp_path / "loss.png")
+    assert not (tmp_path / "loss.png").exists() and "loss.png" not in render_card(run)

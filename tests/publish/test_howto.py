@@ -1,0 +1,110 @@
+"""Each block of Python in a card runs as it stands there, against a Hub on loopback that holds what the card speaks of."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from support.hub_server import HubServer
+from support.patience import HUNG
+
+from autosloth.publish.card import render_card
+from autosloth.publish.settings_file import settings_file
+from autosloth.run import Run, read_json, write_json
+from autosloth.settings import SFTSettings
+
+BASE, REPO = "team/base", "team/short"
+
+
+@pytest.fixture
+def run(copied):
+    """The finished run as one of a base on the Hub, to be published by its team."""
+    run = Run.open(copied)
+    run.settings = run.settings.model_copy(update={"model": BASE, "repo": REPO})
+    run.record("origin", asked=[BASE, None, None, "demo"], original=BASE)
+    config = read_json(run.path("adapter", "adapter_config.json"))
+    write_json(run.path("adapter", "adapter_config.json"), config | {"base_model_name_or_path": BASE})
+    return run
+
+
+def run_blocks(run, kind, home, repos):
+    """Run all Python of a card; repos: folders by the repository that they are. Gives what each block says, by the library that it imports first."""
+    text, said = render_card(run, kind), {}
+    with HubServer() as hub:
+        for repo, folder in repos.items():
+            hub.add_repo("model", repo, folder)
+        for code in re.findall(r"```python\n(.*?)```", text, re.S):
+            command = [sys.executable, "-c", code]
+            ended = subprocess.run(
+                command, cwd=run.path("gguf"), env=hub.env(home), capture_output=True, text=True, timeout=HUNG
+            )
+            assert ended.returncode == 0, code + ended.stderr[-3000:]
+            said.setdefault(code.split()[1], []).append(ended.stdout.splitlines()[-1])
+        assert not hub.outside
+    return said
+
+
+def expected(run):
+    """The trained model's own answer to the question of the card."""
+    return run.facts["eval"]["after"]["samples"][0]["answer"]
+
+
+def test_those_of_a_merged_model_with_its_gguf(run, tmp_path):
+    said = run_blocks(run, "both", tmp_path, {REPO: run.path("publish")})
+    assert {library: len(answers) for library, answers in said.items()} == {
+        "transformers": 1,
+        "unsloth": 1,
+        "llama_cpp": 2,
+    }
+    assert said["transformers"] == said["unsloth"] == [expected(run)]
+    assert len(set(said["llama_cpp"])) == 1 and said["llama_cpp"][0]  # rounded, it may answer a near tie otherwise
+
+
+def test_those_of_an_adapter(run, base, tmp_path):
+    run.settings = run.settings.model_copy(update={"merged": False})
+    said = run_blocks(run, "model", tmp_path, {REPO: run.path("adapter"), BASE: base})
+    assert said == {"transformers": [expected(run)], "unsloth": [expected(run)]}
+
+
+def test_that_of_an_adapter_whose_merged_weights_follow(run, base, tmp_path):
+    run.record("merge", path=None)
+    shutil.copytree(run.path("adapter"), tmp_path / "repo" / "adapter")
+    said = run_blocks(run, "model", tmp_path / "home", {REPO: tmp_path / "repo", BASE: base})
+    assert said == {"peft": [expected(run)]}
+
+
+def test_those_of_the_gguf_files_alone(run, tmp_path):
+    said = run_blocks(run, "gguf", tmp_path, {f"{REPO}-GGUF": run.path("gguf")})
+    assert said.keys() == {"llama_cpp"} and len(said["llama_cpp"]) == 2 and len(set(said["llama_cpp"])) == 1
+
+
+def test_the_settings_in_the_repository_are_those_of_the_run(finished):
+    run, path = Run.open(finished), finished / "publish" / "settings.yaml"
+    again = SFTSettings.load(path)
+    here = {"storage", "repo", "private", "publish_to_hub", "publish_unverified"}
+    assert again.model_dump(exclude=here) == run.settings.model_dump(exclude=here)
+    assert yaml.safe_load(path.read_text())["road"] == "sft"
+    assert "autosloth sft settings.yaml" in (finished / "publish" / "README.md").read_text()
+
+
+def test_the_settings_in_the_repository_tell_nothing_of_this_machine_and_load(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    address = "https://mila:word@a.b/c.jsonl?token=key"
+    parts = [{"path": str(tmp_path / "rows.jsonl")}, {"path": address}, {"path": "team/questions"}]
+    settings = SFTSettings(
+        **{
+            "model": str(tmp_path),
+            "dataset": parts,
+            "storage": str(tmp_path),
+            "chat_template": f"{tmp_path}/own.jinja",
+        },
+        **{"repo": REPO, "publish_to_hub": True, "adapter": str(tmp_path), "private": True},
+    )
+    text = settings_file(settings)
+    assert not any(word in text for word in (str(tmp_path.parent), "word", "key", REPO, "publish"))
+    (tmp_path / "settings.yaml").write_text(text)
+    again = SFTSettings.load(tmp_path / "settings.yaml")
+    assert [part["path"] for part in again.parts] == ["rows.jsonl", "https://a.b/c.jsonl", "team/questions"]
+    assert (again.model, again.chat_template, again.adapter) == (tmp_path.name, "own.jinja", tmp_path.name)
