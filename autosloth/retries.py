@@ -22,6 +22,9 @@ WAITS_S = (1, 5, 25)  # before each further try of a whole step
 LONGEST_S = 300  # that a server may ask to wait; the Hub counts requests by five minutes
 STALLED_S = 60  # without a byte of an answer, or room for one of a request
 PASSING = (408, 425, 429, 500, 502, 503, 504)
+# That pass too when all of an upload is sent anew: the repository was deleted meanwhile, or somebody else commits at the same time.
+ANEW = (404, 409, 412)
+REFUSED = {401: "the token is not valid", 403: "the token has no permission", 404: "it does not exist"}  # by the Hub
 BLOB = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 Result = TypeVar("Result")
 
@@ -128,7 +131,10 @@ def asked_to_wait(cause: Any) -> int:
 def in_words(cause: BaseException) -> str:
     """What happened, for a message; nothing of a request, which holds a token."""
     import httpx
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
+    if isinstance(cause, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
     if status := status_of(cause):
         told = asked_to_wait(cause)
         wants = f", and asks to wait {told} s" if told else ""

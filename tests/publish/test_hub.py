@@ -30,8 +30,6 @@ from support.publishing import (
 
 from autosloth.run import Run, stage, write_json
 
-pytestmark = pytest.mark.hub_fault
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
@@ -212,6 +210,7 @@ def test_a_run_without_a_gguf_needs_no_proof(hub, tmp_path):
 # -------------------- what the Hub holds is not what was sent
 
 
+@pytest.mark.hub_fault
 @pytest.mark.parametrize("name", ["README.md", GGUF])
 def test_a_file_that_the_hub_holds_differently_is_named(hub, tmp_path, name):
     run = make_run(tmp_path / "runs")
@@ -221,6 +220,7 @@ def test_a_file_that_the_hub_holds_differently_is_named(hub, tmp_path, name):
     assert "publish" not in run.facts
 
 
+@pytest.mark.hub_fault
 @pytest.mark.parametrize("name", ["README.md", GGUF])
 def test_publishing_again_repairs_that_file(hub, tmp_path, name):
     run = make_run(tmp_path / "runs")
@@ -233,12 +233,14 @@ def test_publishing_again_repairs_that_file(hub, tmp_path, name):
 # -------------------- an upload that breaks
 
 
+@pytest.mark.hub_fault
 @pytest.mark.parametrize("status", [500, None], ids=["error", "cut"])
 def test_the_client_sends_a_broken_file_again(hub, tmp_path, status):
     hub.fail_next("PUT", "/lfs/objects/", status, skip=1)
     publish_whole(hub, make_run(tmp_path / "runs"), tmp_path / "home")
 
 
+@pytest.mark.hub_fault
 @pytest.mark.parametrize("status", [500, None], ids=["error", "cut"])
 @pytest.mark.parametrize("commit", [0, 1], ids=["model", "card"])
 def test_an_upload_that_breaks_once_completes_itself(hub, tmp_path, commit, status):
@@ -247,13 +249,15 @@ def test_an_upload_that_breaks_once_completes_itself(hub, tmp_path, commit, stat
     assert lfs_uploads(hub) == 2
 
 
+@pytest.mark.hub_fault
 @pytest.mark.parametrize("commit", [0, 1], ids=["model", "card"])
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, tmp_path, commit):
     hub.fail_next("POST", "/commit/main", None, skip=commit, how="after")
     publish_whole(hub, make_run(tmp_path / "runs"), tmp_path / "home")
-    assert [len(commit.paths) for commit in hub.commits("model", REPO)] == [1, 5, 1]
+    assert [len(commit.paths) for commit in hub.commits("model", REPO)] == [1, 6, 1]
 
 
+@pytest.mark.hub_fault
 @pytest.mark.parametrize("status", [500, None], ids=["error", "cut"])
 @pytest.mark.parametrize("commit", [0, 1], ids=["model", "card"])
 def test_an_upload_that_stays_broken_is_a_named_problem_and_a_later_one_completes_it(hub, tmp_path, commit, status):
@@ -269,6 +273,7 @@ def test_an_upload_that_stays_broken_is_a_named_problem_and_a_later_one_complete
     assert run.facts["publish"]["repos"] == [REPO]
 
 
+@pytest.mark.hub_fault
 def test_a_token_that_is_revoked_in_the_middle_is_a_named_problem_with_the_command_that_goes_on(hub, tmp_path):
     run = make_run(tmp_path / "runs")
     hub.meanwhile("POST", "/commit/main", lambda: hub.remove_token(TOKENS["write"]))
@@ -279,12 +284,14 @@ def test_a_token_that_is_revoked_in_the_middle_is_a_named_problem_with_the_comma
     )
 
 
+@pytest.mark.hub_fault
 def test_a_repo_that_is_deleted_meanwhile_is_made_again_as_private_as_it_was(hub, tmp_path):
     hub.meanwhile("POST", "/commit/main", lambda: hub.remove_repo("model", REPO), skip=1)
     publish_whole(hub, make_run(tmp_path / "runs", private=True), tmp_path / "home")
     assert is_private(hub, REPO)
 
 
+@pytest.mark.hub_fault
 def test_a_file_that_the_hub_does_not_take_is_a_named_problem_and_a_second_upload_completes_it(hub, tmp_path):
     run = make_run(tmp_path / "runs")
     hub.fail_next("PUT", f"/lfs/objects/{hashlib.sha256(GGUF_BYTES).hexdigest()}", 403)
@@ -299,6 +306,7 @@ def test_the_client_s_offline_mode_is_a_named_problem(hub, tmp_path):
     assert_named_problem(result, "cannot be reached")
 
 
+@pytest.mark.hub_fault
 def test_a_hub_that_is_away_is_a_named_problem(tmp_path):
     with make_hub() as hub:
         run = make_run(tmp_path / "runs", repo=REPO)

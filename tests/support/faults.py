@@ -1,6 +1,6 @@
-"""What may go wrong at the Hub, in one table that the tests and the benchmark use: faults by operation, and whether each is survived.
+"""What may go wrong at the Hub, in one table: faults by operation, and whether each is survived.
 
-    with Misbehaving() as hub:
+    with Misbehaving(home) as hub:
         for fault in FAULTS["upload"]:
             hub.survive("upload", fault)   # raises AssertionError with what was lost, doubled or not named
 
@@ -22,9 +22,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, NamedTuple, Self
 
+from autosloth.publish.kept import marked
 from support.commands import quick_process
 from support.hub_server import HubServer
 
@@ -32,16 +32,17 @@ TOKEN = "hf_write" + "Zq7x" * 8
 HEADER = b'{"w": {"dtype": "U8", "shape": [300000], "data_offsets": [0, 300000]}}'
 WEIGHTS = struct.pack("<Q", len(HEADER)) + HEADER + random.Random(5).randbytes(300_000)
 PUBLISHED = {
-    "README.md": b"# A model\n",
+    "README.md": marked({"tags": ["autosloth"]}, "# A model").encode(),
     "adapter_config.json": b"{}",
     "adapter_model.safetensors": WEIGHTS,
     "model-Q8_0.gguf": b"GGUF" + WEIGHTS[::-1],
 }
+RUN = {"settings.json": b"{}", "checkpoints/checkpoint-2/adapter_model.safetensors": WEIGHTS}
 MODEL = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "model.safetensors": WEIGHTS}
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(2000)]
 DATASET = {"train.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode()}
 # At most, until a fault that never ends is a named problem.
-REQUESTS = 60
+REQUESTS = 80
 MINUTES = 5
 
 
@@ -79,6 +80,7 @@ PARTS_OF_AN_UPLOAD: dict[str, tuple] = {
 FILE = ("GET", "ID/resolve/.*(safetensors|jsonl)$")
 PARTS_OF_A_DOWNLOAD: dict[str, tuple] = {"look-up": ("GET", "/api/[a-z]+/ID"), "file": FILE}
 PARTS_OF_AN_ADDRESS: dict[str, tuple] = {"look-up": ("HEAD", "ID/resolve/"), "file": ("GET", "ID/resolve/")}
+PARTS_OF_A_COPY = {name: PARTS_OF_AN_UPLOAD[name] for name in ("creation", "announcement", "file", "commit")}
 STATUSES = (500, 502, 503, 504)
 SLOW_DOWN = {"status": 429, "headers": {"Retry-After": "40"}}
 LIMITED = {
@@ -128,9 +130,12 @@ def lasting(part: str, method: str, path: str, refused: str = "may not be read")
 class Misbehaving(HubServer):
     """A Hub on loopback with a process of clients, in which operations are tried against faults."""
 
+    def __init__(self, home: Path) -> None:
+        super().__init__()
+        self.home, self.numbers, self.stack = home, itertools.count(), ExitStack()
+
     def __enter__(self) -> Self:
         super().__enter__()
-        self.home, self.numbers, self.stack = Path(mkdtemp()), itertools.count(), ExitStack()
         self.allow("")
         given = self.env(self.home / "huggingface", TOKEN) | {
             "HF_HUB_DOWNLOAD_TIMEOUT": "1",
@@ -155,7 +160,7 @@ class Misbehaving(HubServer):
 
     def survive(self, operation: str, fault: Fault) -> None:
         """Try an operation against a fault. Raises AssertionError where it is not survived."""
-        repo = f"team/{operation}-{next(self.numbers)}".replace(" ", "-")
+        repo = f"team/{next(self.numbers)}-{operation}".replace(" ", "-")
         prepare, _, judge = OPERATIONS[operation]
         prepare(self, repo)
         self.requests.clear()
@@ -224,6 +229,38 @@ def publish_folder(url: str, home: Path, repo: str) -> str:
         return compare_with_hub(hub_api(), folder, repo)
 
 
+def run_of(home: Path, repo: str) -> Any:
+    """The settings of a run whose copy is this repository."""
+    from autosloth.hub_copy import SUFFIX
+    from autosloth.settings import SFTSettings
+
+    name = repo.removeprefix("team/").removesuffix(SUFFIX)
+    return SFTSettings(
+        model="demo", dataset="demo", run_name=name, repo="team/x", storage=str(home), hub_checkpoints=True
+    )
+
+
+def keep_checkpoints(url: str, home: Path, repo: str) -> None:
+    from autosloth.hub_copy import commit, copy_errors, take
+    from autosloth.retries import ANEW, persistently
+
+    settings = run_of(home, repo)
+    for name, content in RUN.items():
+        path = settings.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    with copy_errors("written"):
+        persistently(partial(commit, take(settings.folder), settings), also=ANEW)
+
+
+def bring_checkpoints_back(url: str, home: Path, repo: str) -> dict[str, bytes]:
+    from autosloth.hub_copy import bring_back
+
+    settings = run_of(home, repo)
+    bring_back(settings)
+    return {name: (settings.folder / name).read_bytes() for name in RUN}
+
+
 def fetch_base(url: str, home: Path, repo: str) -> dict[str, str]:
     from autosloth.models.base import identity, model_files, weights_gb
     from autosloth.settings import SFTSettings
@@ -277,6 +314,10 @@ def nothing(hub: Misbehaving, repo: str) -> None:
     """A repository that does not exist yet."""
 
 
+def add_copy(hub: Misbehaving, repo: str) -> None:
+    hub.add_repo("model", repo, RUN, private=True)
+
+
 def add_model(hub: Misbehaving, repo: str) -> None:
     hub.add_repo("model", repo, MODEL, private=True)
 
@@ -304,6 +345,19 @@ def whole_upload(hub: Misbehaving, repo: str, commit: str) -> None:
     assert commit == hub.commits("model", repo)[-1].sha
 
 
+def whole_copy(hub: Misbehaving, repo: str, _: None) -> None:
+    held = hub.files("model", repo)
+    assert {name: held.get(name) for name in RUN} == RUN
+    assert [commit.message for commit in hub.commits("model", repo)] == [
+        "initial commit",
+        f"{len(RUN) + 1} files of a run",
+    ]
+
+
+def same_run(hub: Misbehaving, repo: str, found: dict[str, bytes]) -> None:
+    assert found == RUN
+
+
 def whole_model(hub: Misbehaving, repo: str, found: dict[str, str]) -> None:
     assert found == {name: hashlib.sha256(content).hexdigest() for name, content in MODEL.items()}
 
@@ -320,6 +374,8 @@ def whole_rows(hub: Misbehaving, repo: str, found: list[dict]) -> None:
 
 OPERATIONS = {
     "upload": (nothing, publish_folder, whole_upload),
+    "checkpoints": (nothing, keep_checkpoints, whole_copy),
+    "back from checkpoints": (add_copy, bring_checkpoints_back, same_run),
     "base": (add_model, fetch_base, whole_model),
     "shards": (add_model, fetch_shards, whole_model),
     "loading": (add_base, load_to_train, same_weights),
@@ -366,7 +422,11 @@ def of_an_upload() -> list[Fault]:
             ("does not hold what was uploaded: model-Q8_0.gguf",),
         ),
         Fault(
-            "the card is stored wrong", lambda hub, repo: hub.tamper("model", repo, "README.md", b"#"), ("README.md",)
+            "the card is stored wrong",
+            lambda hub, repo: hub.tamper(
+                "model", repo, "README.md", PUBLISHED["README.md"].replace(b"model", b"modem")
+            ),
+            ("README.md",),
         ),
     ]
 
@@ -389,10 +449,12 @@ def deleted(add: Callable[[Misbehaving, str], None]) -> list[Fault]:
 FAULTS: dict[str, list[Fault]] = {
     "upload": [
         *passing(PARTS_OF_AN_UPLOAD),
-        *lasting("file", *PUT, "may not write"),
-        *lasting("commit", *COMMIT, "may not write"),
+        *lasting("file", *PUT, "no permission"),
+        *lasting("commit", *COMMIT, "no permission"),
         *of_an_upload(),
     ],
+    "checkpoints": [*passing(PARTS_OF_A_COPY), *lasting("commit", *COMMIT, "no permission")],
+    "back from checkpoints": [*passing(PARTS_OF_A_DOWNLOAD), *lasting("file", *FILE, "no permission")],
     "base": [*passing(PARTS_OF_A_DOWNLOAD), *lasting("file", *FILE), *spoiled(), *deleted(add_model)],
     "shards": [  # of a shard the header is read first, by a request of its own
         *passing({"look-up": PARTS_OF_A_DOWNLOAD["look-up"], "header": FILE}),
@@ -406,24 +468,3 @@ FAULTS: dict[str, list[Fault]] = {
     "dataset": [*passing(PARTS_OF_A_DOWNLOAD), *lasting("file", *FILE), *spoiled(), *deleted(add_dataset)],
     "address": [*passing(PARTS_OF_AN_ADDRESS), *lasting("file", *PARTS_OF_AN_ADDRESS["file"], "status 403")[1:]],
 }
-
-
-def tally() -> dict[str, dict[str, Any]]:
-    """Of every operation how many faults were tried, how many survived, and which were not, with the reason."""
-    found = {}
-    with Misbehaving() as hub:
-        for operation, faults in FAULTS.items():
-            lost = {}
-            for fault in faults:
-                try:
-                    hub.survive(operation, fault)
-                except Exception as error:
-                    lost[fault.name] = str(error).partition("\n")[0] or type(error).__name__
-                    hub.forget_faults()
-                    hub.allow("")
-            found[operation] = {"tried": len(faults), "survived": len(faults) - len(lost), "lost": lost}
-    return found
-
-
-if __name__ == "__main__":
-    print(json.dumps(tally(), indent=1))
