@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import quick_process
+from support.hub_server import File
 from support.publishing import (
     EVALUATION,
     FACTS,
@@ -312,6 +313,19 @@ def test_a_hub_that_is_away_is_a_named_problem(tmp_path):
         run = make_run(tmp_path / "runs", repo=REPO)
     with quick_process(environment(hub, tmp_path / "home", "write")) as hub.pool:
         assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), "cannot be reached")
+
+
+@pytest.mark.hub_fault
+def test_what_a_person_wrote_meanwhile_is_kept_where_the_card_can_be_asked_for_only_later(hub, tmp_path):
+    """The client would take the card of an earlier upload, which its cache holds."""
+    run = make_run(tmp_path / "runs")
+    publish_whole(hub, run, tmp_path / "home")
+    publish_whole(hub, run, tmp_path / "home")  # which reads the card
+    theirs = b"Read this first.\n\n" + arrived(hub)["README.md"].partition(b"---\n")[2].partition(b"---\n")[2]
+    hub._repos["model", REPO].commit("By hand", {"README.md": File.at("README.md", theirs)})
+    hub.fail_next("HEAD", "/resolve/main/README.md", 503, times=2)
+    assert autosloth(hub, tmp_path / "home", "publish", run.folder).returncode == 0
+    assert arrived(hub)["README.md"].count(b"Read this first.") == 1
 
 
 # -------------------- secrets in what is published
