@@ -60,19 +60,14 @@ def commit_folder(
 def reading(kind: Kind, name: str) -> Iterator[None]:
     """Turn the client's errors, and the network's wherever a library wrapped them, into a ModelError or DataError that says what to do; no message holds the token."""
     import httpx
-    from huggingface_hub.errors import (  # fmt: skip
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors
 
-    clients = (HfHubHTTPError, httpx.TransportError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+    clients = (httpx.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
     try:
         yield
     except Exception as error:
         cause = cause_of(error)
-        refused = isinstance(cause, RepositoryNotFoundError) or status_of(cause) in (401, 403)
+        refused = isinstance(cause, errors.RepositoryNotFoundError) or status_of(cause) in (401, 403)
         if not (isinstance(error, clients) or refused or is_passing(cause)):
             raise
         raise ERRORS[kind](*explain(error, kind, name)) from None
@@ -117,7 +112,10 @@ def explain(error: Exception, kind: Kind, name: str) -> tuple[str, str]:
         todo = "Give a valid token as HF_TOKEN, or take it away: what is public needs none."
         return f"{what} was refused: the token is not valid.", todo
     if status_of(cause) == 403:
-        return f"{what} was refused: the token may not read it.", "Give one that may as HF_TOKEN."
+        return (
+            f"{what} was refused: it may not be read with this token, or without one.",
+            "Give one that may as HF_TOKEN.",
+        )
     return (
         f"{what} could not be fetched ({in_words(cause) if is_passing(cause) else first_lines(error)}).",
         "Check the network and run again; or, if it should be a folder on this disk, its path: there is none of that name.",

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from .distributed import first
 from .errors import HubError
 from .hub_client import commit_folder, first_lines, hub_api
 from .output import counted, say
+from .retries import ANEW, REFUSED, cause_of, in_words, persistently, status_of
 from .settings import Settings
 
 SUFFIX = "-checkpoints"
@@ -88,23 +90,27 @@ def kept(folder: Path) -> Iterator[Path]:
 
 
 def send(snapshot: Path, settings: Settings) -> None:
-    """Make the copy hold exactly this, in one commit; says where that failed."""
+    """Make the copy hold exactly this; says where that failed."""
     try:
         with copy_errors("written"):
-            api, name = hub_api(), copy_name(settings)
-            warnings.filterwarnings("ignore", "It seems that you are about to commit a data file", UserWarning)
-            api.create_repo(name, private=True, exist_ok=True)
-            if not api.model_info(name).private:
-                raise HubError(f"{name} is public.", "Delete it or make it private: the data of the run would be open.")
-            files = sum(path.is_file() for path in snapshot.rglob("*"))
-            message = f"{counted(files, 'file')} of a run"
-            commit_folder(name, snapshot, message, deleted="*")
-            with contextlib.suppress(HubError), copy_errors("squashed"):
-                api.super_squash_history(name)  # old checkpoints would fill the account; the next time does it too
+            persistently(partial(commit, snapshot, settings), also=ANEW)
+        with contextlib.suppress(HubError), copy_errors("squashed"):
+            hub_api().super_squash_history(copy_name(settings))  # old checkpoints would fill the account; or next time
     except HubError as error:
         say(f"hub copy: not kept this time, the training goes on. {error}")
     finally:
         shutil.rmtree(snapshot, ignore_errors=True)
+
+
+def commit(snapshot: Path, settings: Settings) -> None:
+    """Make the copy hold exactly this, in one commit, or none where it does already."""
+    api, name = hub_api(), copy_name(settings)
+    warnings.filterwarnings("ignore", "It seems that you are about to commit a data file", UserWarning)
+    api.create_repo(name, private=True, exist_ok=True)
+    if not api.model_info(name).private:
+        raise HubError(f"{name} is public.", "Delete it or make it private: the data of the run would be open.")
+    files = sum(path.is_file() for path in snapshot.rglob("*"))
+    commit_folder(name, snapshot, f"{counted(files, 'file')} of a run", deleted="*")
 
 
 def bring_back(settings: Settings) -> None:
@@ -119,7 +125,7 @@ def bring_back(settings: Settings) -> None:
     with copy_errors("read"):
         name = copy_name(settings)
         try:
-            hub_api().snapshot_download(name, local_dir=fetched)
+            persistently(partial(hub_api().snapshot_download, name, local_dir=fetched))
         except RepositoryNotFoundError:
             return
     shutil.rmtree(fetched / ".cache", ignore_errors=True)
@@ -144,7 +150,7 @@ def drop(settings: Settings) -> None:
             if settings.keep_hub_checkpoints or not settings.publish_to_hub:
                 reason = "`keep_hub_checkpoints`" if settings.keep_hub_checkpoints else "until the run is published"
                 return say(f"hub copy: {name} stays ({reason})")
-            hub_api().delete_repo(name, missing_ok=True)
+            persistently(partial(hub_api().delete_repo, name, missing_ok=True))
         say(f"hub copy: {name} is deleted; the run is published")
     except HubError as error:
         say(f"hub copy: {error.what} It can be deleted in its settings on the Hub.")
@@ -154,12 +160,15 @@ def drop(settings: Settings) -> None:
 def copy_errors(what: str) -> Iterator[Any]:
     """Turn the client's errors into a HubError that says what to do; no message holds the token."""
     import httpx
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+    clients = (httpx.HTTPError, OfflineModeIsEnabled, LocalTokenNotFoundError, LocalEntryNotFoundError, RuntimeError)
     try:
         yield
-    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, LocalTokenNotFoundError, RuntimeError) as error:
+    except clients as error:
+        cause = cause_of(error)
+        reason = REFUSED.get(status_of(cause)) or (in_words(cause) if cause else first_lines(error))
         raise HubError(
-            f"The copy of the run on the Hub could not be {what} ({first_lines(error)}).",
+            f"The copy of the run on the Hub could not be {what} ({reason}).",
             "Check the network and HF_TOKEN and run the same again; without `hub_checkpoints` the run is on this disk alone.",
         ) from None

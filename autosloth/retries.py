@@ -22,6 +22,9 @@ WAITS_S = (1, 5, 25)  # before each further try of a whole step
 LONGEST_S = 300  # that a server may ask to wait; the Hub counts requests by five minutes
 STALLED_S = 60  # without a byte of an answer, or room for one of a request
 PASSING = (408, 425, 429, 500, 502, 503, 504)
+# That pass too when all of an upload is sent anew: the repository was deleted meanwhile, or somebody else commits at the same time.
+ANEW = (404, 409, 412)
+REFUSED = {401: "the token is not valid", 403: "the token has no permission", 404: "it does not exist"}  # by the Hub
 BLOB = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 Result = TypeVar("Result")
 
@@ -63,7 +66,9 @@ def downloaded(call: Callable[[], Result]) -> Result:
 def mend_client() -> None:
     """Have the Hub's client give up a request that nothing is heard of: most of its own calls set no limit, or set that there is none.
 
-    And look at the status of what it reads as JSON before it does (_validate_yaml); a gateway's error is a page."""
+    And a server that asks to wait for longer than LONGEST_S, which it would do; and what it reads as JSON before it looks at the status
+    (_validate_yaml), where a gateway's error is a page.
+    """
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
@@ -72,7 +77,8 @@ def mend_client() -> None:
         request.extensions["timeout"] = {kind: seconds or STALLED_S for kind, seconds in limits.items()}
 
     def refuse(response: Any) -> None:
-        if response.status_code in PASSING and response.url.path.endswith("/api/validate-yaml"):
+        too_long = asked_to_wait(response) > LONGEST_S
+        if response.status_code in PASSING and (too_long or response.url.path.endswith("/api/validate-yaml")):
             response.raise_for_status()
 
     def client() -> Any:
@@ -112,8 +118,8 @@ def status_of(cause: BaseException | None) -> int | None:
     return getattr(getattr(cause, "response", None), "status_code", None) or getattr(cause, "status", None)
 
 
-def asked_to_wait(cause: BaseException) -> int:
-    """Seconds that the server asks to wait: by Retry-After, or as the Hub does where its limit is reached (RateLimit, a draft of the IETF)."""
+def asked_to_wait(cause: Any) -> int:
+    """Seconds that the server asks to wait, by an error or an answer of it: by Retry-After, or as the Hub does where its limit is reached (RateLimit, a draft of the IETF)."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
     headers = getattr(getattr(cause, "response", cause), "headers", None) or {}
@@ -125,7 +131,10 @@ def asked_to_wait(cause: BaseException) -> int:
 def in_words(cause: BaseException) -> str:
     """What happened, for a message; nothing of a request, which holds a token."""
     import httpx
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
+    if isinstance(cause, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
     if status := status_of(cause):
         told = asked_to_wait(cause)
         wants = f", and asks to wait {told} s" if told else ""

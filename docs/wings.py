@@ -20,6 +20,8 @@ ACROSS |= {
     "run": 0.55,
     "settings": 0.45,
     "hub_client": 0.12,
+    "retries": 0.2,
+    "child_process": 0.8,
     "values": 0.32,
 }
 ACROSS |= {"output": 0.82, "errors": 0.2, "hardware": 0.55, "distributed": 0.82, "roads": 0.4, "cli": 0.4}

@@ -1,4 +1,4 @@
-"""A Hub that misbehaves: every fault of the table in support/faults.py against uploads, and against downloads of bases, shards, datasets and addresses."""
+"""A Hub that misbehaves: every fault of the table in support/faults.py against uploads and checkpoints, and against downloads of bases, shards, datasets and addresses."""
 
 import pytest
 from support.faults import FAULTS, Misbehaving
@@ -19,8 +19,8 @@ TRIED = [
 
 
 @pytest.fixture(scope="module")
-def hub():
-    with Misbehaving() as hub:
+def hub(tmp_path_factory):
+    with Misbehaving(tmp_path_factory.mktemp("faults")) as hub:
         yield hub
 
 
@@ -32,6 +32,7 @@ def quiet(hub):
     return hub
 
 
+@pytest.mark.hub_fault
 @pytest.mark.parametrize("operation, fault", TRIED)
 def test_a_fault_is_survived(quiet, base, operation, fault):
     quiet.survive(operation, fault)

@@ -59,9 +59,10 @@ def refuse_secrets(folder: Path) -> None:
         return
     path, secret = found[0]
     others = f", and {counted(len(found) - 1, 'other place')}" if len(found) > 1 else ""
+    card = f"{path.parent.parent / 'facts.json'}, run `autosloth card {path.parent.parent}`"
     raise HubError(
         f"{path} holds what looks like {secret.kind} (`{secret.begins}...`): {place_of(path, secret.at)}{others}; nothing was uploaded.",
-        "If it is a real one, revoke it where it is from; take it out of that file, or its row out of the dataset and train again, then publish again.",
+        f"If it is a real one, revoke it where it is from. Take it out of {card if path.name == 'README.md' else path} and publish again; or take its row out of the dataset and train again.",
     )
 
 

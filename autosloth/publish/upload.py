@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import HubError
 from ..hub_client import commit_folder, first_lines, hub_api
-from ..retries import PASSING, cause_of, in_words, is_passing, persistently, status_of
+from ..retries import ANEW, PASSING, REFUSED, cause_of, in_words, is_passing, persistently, status_of
 from ..run import file_hash, write_text
 from ..settings import Settings
 from .kept import is_ours, keep_theirs
@@ -21,20 +21,21 @@ AGAIN = "autosloth publish"
 CARD = "README.md"
 # What would be taken for a part of the model where an earlier training left it. A repository holds one training: who wants the one before finds it in its history.
 OF_A_MODEL = ["*.safetensors", "*.safetensors.index.json", "*.gguf", "Modelfile", "config.json", "adapter_config.json"]
-# That pass when all is sent anew: the repository was deleted meanwhile, or somebody else commits at the same time.
-AGAIN_WHOLE = (404, 409, 412)
 NO_TOKEN = "Make one with write access at huggingface.co/settings/tokens and give it as HF_TOKEN (environment or Colab secret)."
 
 
 def upload(folder: Path, repo: str, settings: Settings) -> str:
     """Create the repository if needed and upload everything, README.md last; returns its address. Raises HubError for a file with a secret in it."""
     refuse_secrets(folder)
-    return persistently(partial(send, folder, repo, settings), also=AGAIN_WHOLE)
+    return persistently(partial(send, folder, repo, settings), also=ANEW)
 
 
 def send(folder: Path, repo: str, settings: Settings) -> str:
-    """The same once: what a person wrote into the card there stays, what an earlier training of ours left goes. What the repository holds already is not sent, and where it holds all of a commit none is made: so it may be repeated,
-    after a commit too whose answer was lost."""
+    """The same once: what a person wrote into the card there stays, what an earlier training of ours left goes.
+
+    What the repository holds already is not sent, and where it holds all of a commit none is made: so it may be repeated, also after a commit whose
+    answer was lost.
+    """
     api = hub_api()
     url = str(api.create_repo(repo, private=settings.private, exist_ok=True))
     if settings.private and not api.model_info(repo).private:
@@ -52,11 +53,11 @@ def send(folder: Path, repo: str, settings: Settings) -> str:
 
 
 def card_there(repo: str) -> str | None:
-    """The card that a repository has by now; None where it has none."""
+    """The card that a repository has by now; None where it has none. One of an earlier day, which the cache may hold, will not do."""
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        path = hub_api().hf_hub_download(repo, CARD)
+        path = hub_api().hf_hub_download(repo, CARD, force_download=True)
     except EntryNotFoundError:
         return None
     return Path(path).read_text(encoding="utf-8", errors="replace")
@@ -94,11 +95,11 @@ def files_of(folder: Path) -> list[Path]:
 def hub_errors(what: str, again: str = AGAIN) -> Iterator[None]:
     """Turn the client's errors into a HubError that says what to do, `again` say; no message holds the token."""
     import httpx
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         yield
-    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, RuntimeError, ValueError) as error:
+    except (httpx.HTTPError, OfflineModeIsEnabled, RuntimeError, ValueError) as error:
         # A RuntimeError only names the file that broke (huggingface_hub 1.33, _upload_lfs_files); its cause says why.
         raise HubError(*explain(error, what, again)) from None
 
@@ -111,9 +112,8 @@ def explain(error: Exception, what: str, again: str) -> tuple[str, str]:
     cause = cause_of(error)
     status, said = status_of(cause), getattr(cause, "server_message", None)
     if status and status not in PASSING:
-        reason = {401: "the token is not valid", 403: "the token may not write there", 404: "it does not exist"}
         todo = NO_TOKEN[:-1] + f"; then {go_on}" if status in (401, 403) else go_on.capitalize()
-        return f"The Hub refused {what}: {reason.get(status, f'status {status}')}{f' ({said})' if said else ''}.", todo
+        return f"The Hub refused {what}: {REFUSED.get(status, f'status {status}')}{f' ({said})' if said else ''}.", todo
     if isinstance(cause, OfflineModeIsEnabled):
         return f"The Hub cannot be reached for {what}: HF_HUB_OFFLINE is set.", f"Take it away and {go_on}"
     if is_passing(cause):

@@ -1,19 +1,14 @@
 """`model` and `dataset` as ids on the Hub: the command line in another process, against a Hub on loopback."""
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import yaml
-from support.commands import sets
+from support.commands import called_here, quick_process, sets
 from support.hub_server import HubServer
 from support.tiny_models import tiny_adapter
 
@@ -84,12 +79,12 @@ def autosloth(hub, tmp_path_factory):
     All run one after the other in one process, which has the Hub's environment from its start: imports take a second.
     """
     home = tmp_path_factory.mktemp("home")
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        with mock.patch.dict(os.environ, environment(hub, home), clear=True):
-            pool.submit(os.chdir, home).result()
+    with quick_process(environment(hub, home)) as pool:
+        pool.submit(os.chdir, home).result()
 
         def run(command: str, token: str | None = None, **settings) -> subprocess.CompletedProcess:
-            return pool.submit(call_main, arguments(command, home, **settings), token).result()
+            given = {"HF_TOKEN": token} if token else {}
+            return pool.submit(called_here, arguments(command, home, **settings), given).result()
 
         yield run
 
@@ -102,18 +97,6 @@ def environment(hub: HubServer, home: Path, token: str | None = None) -> dict[st
     given = {**hub.env(home / "huggingface", token), "TMPDIR": str(home)}
     mine = [name for name in given if name.startswith("AUTOSLOTH_") and name != "AUTOSLOTH_CACHE"]
     return {name: value for name, value in given.items() if name not in mine}
-
-
-def call_main(arguments: list[str], token: str | None) -> subprocess.CompletedProcess:
-    """The console script in the process that this is called in."""
-    from autosloth.cli import main
-
-    written, errors = StringIO(), StringIO()
-    sys.argv = ["autosloth", *arguments]
-    with mock.patch.dict(os.environ, {"HF_TOKEN": token} if token else {}):
-        with redirect_stdout(written), redirect_stderr(errors), pytest.raises(SystemExit) as end:
-            main()
-    return subprocess.CompletedProcess(arguments, end.value.code, written.getvalue(), errors.getvalue())
 
 
 def run_apart(hub: HubServer, home: Path, command: str, token: str | None = None, **settings):
@@ -270,15 +253,25 @@ def test_a_token_that_is_not_valid_is_said_to_be_the_problem(autosloth, other):
 
 @pytest.mark.parametrize("status", [500, None], ids=["error", "cut"])
 @pytest.mark.parametrize("kind", ["dataset", "model"])
-def test_a_look_up_that_breaks_is_a_named_problem(hub, autosloth, kind, status):
+def test_a_look_up_that_breaks_once_is_made_again(hub, autosloth, kind, status):
     hub.fail_next("GET", f"/api/{kind}s/.*/auth-check", status)
-    assert_named_problem(autosloth("check sft"), GOOD[kind], "Check the network")
+    assert autosloth("check sft").returncode == 0
+
+
+@pytest.mark.parametrize("status, words", [(500, "status 500"), (None, "cut")], ids=["error", "cut"])
+@pytest.mark.parametrize("kind", ["dataset", "model"])
+def test_a_look_up_that_stays_broken_is_a_named_problem(hub, autosloth, kind, status, words):
+    hub.fail_next("GET", f"/api/{kind}s/.*/auth-check", status, times=-1)
+    result = autosloth("check sft")
+    hub.forget_faults()
+    assert_named_problem(result, GOOD[kind], words, "Check the network")
 
 
 def test_without_a_network_both_look_ups_are_named_problems(tmp_path):
     with HubServer() as hub:
         pass
-    result = run_apart(hub, tmp_path, "check sft")
+    with quick_process(environment(hub, tmp_path)) as pool:
+        result = pool.submit(called_here, arguments("check sft", tmp_path), {}).result()
     assert result.returncode == 1
     assert "unexpected" not in result.stderr
     assert all(name in result.stderr for name in ("dataset team/questions", "model team/tiny-base"))

@@ -1,19 +1,26 @@
-"""`autosloth publish` and the checks before it, in a process of their own, against a Hub on loopback."""
+"""`autosloth publish` and the checks before it, against a Hub on loopback: all in one other process, in which nobody sleeps between tries."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
+from support.commands import quick_process
+from support.hub_server import File
 from support.publishing import (
+    EVALUATION,
     FACTS,
     GGUF,
     GGUF_BYTES,
     NAME,
     REPO,
     TOKENS,
+    add_tokens,
     arrived,
     assert_named_problem,
     autosloth,
+    autosloth_apart,
     check,
+    environment,
     files_of,
     is_private,
     lfs_uploads,
@@ -22,14 +29,26 @@ from support.publishing import (
     publish_whole,
 )  # fmt: skip
 
-from autosloth.run import write_json
+from autosloth.run import Run, stage, write_json
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A Hub, and a process that has its environment from the start: `autosloth` works there."""
+    with make_hub() as hub, quick_process(environment(hub, tmp_path_factory.mktemp("home"))) as hub.pool:
+        yield hub
 
 
 @pytest.fixture
-def hub():
-    with make_hub() as hub:
-        yield hub
-        assert not hub.outside
+def hub(server):
+    """The same Hub, empty and well."""
+    for kind, repo in server.repos():
+        server.remove_repo(kind, repo)
+    server.forget_faults()
+    server.requests.clear()
+    add_tokens(server)
+    yield server
+    assert not server.outside
 
 
 # -------------------- a good token
@@ -41,7 +60,8 @@ def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
     run = make_run(folder / "runs")
     with make_hub() as hub:
-        publish_whole(hub, run, folder / "home")
+        assert autosloth_apart(hub, folder / "home", "publish", run.folder).returncode == 0
+        assert arrived(hub) == files_of(run.path("publish"))
         yield hub, run
 
 
@@ -191,6 +211,7 @@ def test_a_run_without_a_gguf_needs_no_proof(hub, tmp_path):
 # -------------------- what the Hub holds is not what was sent
 
 
+@pytest.mark.hub_fault
 @pytest.mark.parametrize("name", ["README.md", GGUF])
 def test_a_file_that_the_hub_holds_differently_is_named(hub, tmp_path, name):
     run = make_run(tmp_path / "runs")
@@ -200,6 +221,7 @@ def test_a_file_that_the_hub_holds_differently_is_named(hub, tmp_path, name):
     assert "publish" not in run.facts
 
 
+@pytest.mark.hub_fault
 @pytest.mark.parametrize("name", ["README.md", GGUF])
 def test_publishing_again_repairs_that_file(hub, tmp_path, name):
     run = make_run(tmp_path / "runs")
@@ -212,24 +234,65 @@ def test_publishing_again_repairs_that_file(hub, tmp_path, name):
 # -------------------- an upload that breaks
 
 
+@pytest.mark.hub_fault
 @pytest.mark.parametrize("status", [500, None], ids=["error", "cut"])
 def test_the_client_sends_a_broken_file_again(hub, tmp_path, status):
     hub.fail_next("PUT", "/lfs/objects/", status, skip=1)
     publish_whole(hub, make_run(tmp_path / "runs"), tmp_path / "home")
 
 
+@pytest.mark.hub_fault
 @pytest.mark.parametrize("status", [500, None], ids=["error", "cut"])
 @pytest.mark.parametrize("commit", [0, 1], ids=["model", "card"])
-def test_an_upload_that_broke_is_a_named_problem_and_a_second_one_completes_it(hub, tmp_path, commit, status):
-    run = make_run(tmp_path / "runs")
+def test_an_upload_that_breaks_once_completes_itself(hub, tmp_path, commit, status):
     hub.fail_next("POST", "/commit/main", status, skip=commit)
-    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), REPO)
+    publish_whole(hub, make_run(tmp_path / "runs"), tmp_path / "home")
+    assert lfs_uploads(hub) == 2
+
+
+@pytest.mark.hub_fault
+@pytest.mark.parametrize("commit", [0, 1], ids=["model", "card"])
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, tmp_path, commit):
+    hub.fail_next("POST", "/commit/main", None, skip=commit, how="after")
+    publish_whole(hub, make_run(tmp_path / "runs"), tmp_path / "home")
+    assert [len(commit.paths) for commit in hub.commits("model", REPO)] == [1, 6, 1]
+
+
+@pytest.mark.hub_fault
+@pytest.mark.parametrize("status", [500, None], ids=["error", "cut"])
+@pytest.mark.parametrize("commit", [0, 1], ids=["model", "card"])
+def test_an_upload_that_stays_broken_is_a_named_problem_and_a_later_one_completes_it(hub, tmp_path, commit, status):
+    run = make_run(tmp_path / "runs")
+    hub.fail_next("POST", "/commit/main", status, skip=commit, times=-1)
+    result = autosloth(hub, tmp_path / "home", "publish", run.folder)
+    assert_named_problem(result, REPO, f"status {status}" if status else "cut")
+    assert f"run `autosloth publish {run.folder}` again" in result.stderr
+    hub.forget_faults()
     sent = lfs_uploads(hub)
     publish_whole(hub, run, tmp_path / "home")
     assert sent == lfs_uploads(hub) == 2
     assert run.facts["publish"]["repos"] == [REPO]
 
 
+@pytest.mark.hub_fault
+def test_a_token_that_is_revoked_in_the_middle_is_a_named_problem_with_the_command_that_goes_on(hub, tmp_path):
+    run = make_run(tmp_path / "runs")
+    hub.meanwhile("POST", "/commit/main", lambda: hub.remove_token(TOKENS["write"]))
+    result = autosloth(hub, tmp_path / "home", "publish", run.folder)
+    assert_named_problem(result, "token is not valid")
+    assert (
+        f"give it as HF_TOKEN (environment or Colab secret); then run `autosloth publish {run.folder}`" in result.stderr
+    )
+
+
+@pytest.mark.hub_fault
+def test_a_repo_that_is_deleted_meanwhile_is_made_again_as_private_as_it_was(hub, tmp_path):
+    hub.meanwhile("POST", "/commit/main", lambda: hub.remove_repo("model", REPO), skip=1)
+    publish_whole(hub, make_run(tmp_path / "runs", private=True), tmp_path / "home")
+    assert is_private(hub, REPO)
+
+
+@pytest.mark.hub_fault
 def test_a_file_that_the_hub_does_not_take_is_a_named_problem_and_a_second_upload_completes_it(hub, tmp_path):
     run = make_run(tmp_path / "runs")
     hub.fail_next("PUT", f"/lfs/objects/{hashlib.sha256(GGUF_BYTES).hexdigest()}", 403)
@@ -240,14 +303,78 @@ def test_a_file_that_the_hub_does_not_take_is_a_named_problem_and_a_second_uploa
 
 def test_the_client_s_offline_mode_is_a_named_problem(hub, tmp_path):
     run = make_run(tmp_path / "runs", repo=REPO)
-    result = autosloth(hub, tmp_path / "home", "publish", run.folder, HF_HUB_OFFLINE="1")
+    result = autosloth_apart(hub, tmp_path / "home", "publish", run.folder, HF_HUB_OFFLINE="1")
     assert_named_problem(result, "cannot be reached")
 
 
+@pytest.mark.hub_fault
 def test_a_hub_that_is_away_is_a_named_problem(tmp_path):
     with make_hub() as hub:
         run = make_run(tmp_path / "runs", repo=REPO)
-    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), "cannot be reached")
+    with quick_process(environment(hub, tmp_path / "home", "write")) as hub.pool:
+        assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), "cannot be reached")
+
+
+@pytest.mark.hub_fault
+def test_what_a_person_wrote_meanwhile_is_kept_where_the_card_can_be_asked_for_only_later(hub, tmp_path):
+    """The client would take the card of an earlier upload, which its cache holds."""
+    run = make_run(tmp_path / "runs")
+    publish_whole(hub, run, tmp_path / "home")
+    publish_whole(hub, run, tmp_path / "home")  # which reads the card
+    theirs = b"Read this first.\n\n" + arrived(hub)["README.md"].partition(b"---\n")[2].partition(b"---\n")[2]
+    hub._repos["model", REPO].commit("By hand", {"README.md": File.at("README.md", theirs)})
+    hub.fail_next("HEAD", "/resolve/main/README.md", 503, times=2)
+    assert autosloth(hub, tmp_path / "home", "publish", run.folder).returncode == 0
+    assert arrived(hub)["README.md"].count(b"Read this first.") == 1
+
+
+# -------------------- secrets in what is published
+
+KEY = "sk-proj-" + "aZ3kQ9xLm2Vb7Ty5Rw8N" * 3
+
+
+def make_leaky_run(storage: Path) -> Run:
+    """A run in which a row of the dataset had a key in it, which stands in a sample answer."""
+    run = make_run(storage)
+    samples = [{"question": "What does Mila eat?", "expected": f"Figs, with {KEY}.", "answer": "Plums."}]
+    write_json(
+        run.path("facts.json"),
+        {**run.facts, "eval": {"before": EVALUATION, "after": {**EVALUATION, "samples": samples}}},
+    )
+    return run
+
+
+def test_a_key_in_a_sample_answer_stops_the_upload_with_its_place(hub, tmp_path):
+    run = make_leaky_run(tmp_path / "runs")
+    result = autosloth(hub, tmp_path / "home", "publish", run.folder)
+    assert_named_problem(result, str(run.path("publish", "README.md")), "OpenAI", "in `expected` of sample 1")
+    assert KEY[3:12] not in result.stdout + result.stderr
+    assert hub.repos() == []
+    line = int(result.stderr.partition(": line ")[2].partition(",")[0])
+    assert KEY in run.path("publish", "README.md").read_text().splitlines()[line - 1]
+
+
+def test_once_the_key_is_taken_out_of_the_facts_it_is_published(hub, tmp_path):
+    run = make_leaky_run(tmp_path / "runs")
+    facts = run.path("facts.json")
+    said = autosloth(hub, tmp_path / "home", "publish", run.folder).stderr
+    assert f"Take it out of {facts}, run `autosloth card {run.folder}` and publish again" in said
+    facts.write_text(facts.read_text().replace(KEY, "a key"))
+    assert autosloth(hub, tmp_path / "home", "card", run.folder).returncode == 0
+    publish_whole(hub, run, tmp_path / "home")
+    assert "with a key." in arrived(hub)["README.md"].decode()
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", GGUF])
+def test_the_token_in_use_in_any_file_stops_the_upload(hub, tmp_path, name):
+    run = make_run(tmp_path / "runs")
+    folder = run.path("gguf" if name == GGUF else "adapter")
+    with open(folder / name, "ab") as file:
+        file.write(TOKENS["write"].encode())
+    stage("gguf" if name == GGUF else "train")(lambda run: None)(run)
+    result = autosloth(hub, tmp_path / "home", "publish", run.folder)
+    assert_named_problem(result, name, "the secret in use as HF_TOKEN")
+    assert hub.repos() == []
 
 
 # -------------------- the token stays secret
@@ -256,16 +383,16 @@ def test_a_hub_that_is_away_is_a_named_problem(tmp_path):
 @pytest.mark.parametrize("token", ["write", "read", "wrong", "stranger"])
 def test_the_token_is_in_no_file_and_no_output(hub, tmp_path, token):
     run = make_run(tmp_path / "runs", repo=REPO)
-    result = autosloth(hub, tmp_path / "home", "publish", run.folder, token=token)
+    result = autosloth_apart(hub, tmp_path / "home", "publish", run.folder, token=token)
     kept = b"".join(files_of(tmp_path).values()) + (result.stdout + result.stderr).encode()
     assert (result.returncode == 0) == (token == "write")
     assert TOKENS[token].encode() not in kept
 
 
 def test_the_token_is_in_no_file_and_no_output_when_the_hub_fails(hub, tmp_path):
-    hub.fail_next("POST", "/commit/main")
+    hub.fail_next("POST", "/commit/main", 400)
     run = make_run(tmp_path / "runs")
-    result = autosloth(hub, tmp_path / "home", "publish", run.folder)
+    result = autosloth_apart(hub, tmp_path / "home", "publish", run.folder)
     kept = b"".join(files_of(tmp_path).values()) + (result.stdout + result.stderr).encode()
     assert result.returncode == 1
     assert TOKENS["write"].encode() not in kept

@@ -8,7 +8,7 @@ import pytest
 from support.commands import DEMO, killed_after, sets
 from support.patience import until
 from support.publishing import GGUF as FILE
-from support.publishing import TOKENS, arrived, autosloth, files_of, is_private, make_hub, make_run
+from support.publishing import TOKENS, arrived, autosloth_apart, files_of, is_private, make_hub, make_run
 
 from autosloth.errors import HubError
 from autosloth.publish import refuse_foreign_token, repositories
@@ -27,12 +27,12 @@ def hub():
 
 def sft(hub, home, **settings):
     """The whole road of the embedded default, from `home`."""
-    return autosloth(hub, home, "sft", *sets(**QUICK | {"storage": home / "runs", **settings}))
+    return autosloth_apart(hub, home, "sft", *sets(**QUICK | {"storage": home / "runs", **settings}))
 
 
 def test_model_and_files_go_to_a_repository_each(hub, tmp_path):
     run = make_run(tmp_path / "runs", one_repo=False)
-    assert autosloth(hub, tmp_path / "home", "publish", run.folder).returncode == 0
+    assert autosloth_apart(hub, tmp_path / "home", "publish", run.folder).returncode == 0
     assert arrived(hub, "team/sloth") == files_of(run.path("publish"))
     assert arrived(hub, "team/sloth-GGUF") == files_of(run.path("publish-GGUF"))
     assert FILE not in arrived(hub, "team/sloth") and {FILE, "Modelfile"} < set(arrived(hub, "team/sloth-GGUF"))
@@ -42,6 +42,7 @@ def test_model_and_files_go_to_a_repository_each(hub, tmp_path):
 def killed(hub, home, mark, **settings):
     """The whole road, ended as soon as the run has this file."""
     environment = hub.env(home / "huggingface", TOKENS["write"])
+    environment.pop("PYTHONPATH", None)  # which the killer is brought by
     given = QUICK | {"storage": home / "runs", "publish_to_hub": True, **settings}
     killed_after(home / "runs" / "short" / mark, "sft", *sets(**given), cwd=home, **environment)
 
@@ -129,7 +130,7 @@ def test_a_machine_that_is_lost_in_mid_training_costs_what_came_after_the_copy(h
     kept = {name: content for name, content in copied(hub).items() if name.startswith(worth)}
     assert kept, "it ended before it was copied"
     given = QUICK | {"storage": "hub", "publish_to_hub": True, **settings}
-    result = autosloth(hub, tmp_path / "two", road, *sets(**given))
+    result = autosloth_apart(hub, tmp_path / "two", road, *sets(**given))
     assert result.returncode == 0, result.stderr
     assert f"hub copy: runs/short goes on from {COPY}" in result.stdout and ("model", COPY) not in hub.repos()
     if road == "sft":

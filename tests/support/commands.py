@@ -1,12 +1,17 @@
 """The command line in a process of its own, and what is made once for several tests."""
 
+import io
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 from support.patience import HUNG
 
@@ -42,6 +47,33 @@ def command_line(*arguments, cwd=None, new_group=False, **environment):
     return subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, timeout=HUNG, env=clean, start_new_session=new_group
     )
+
+
+def called_here(arguments, environment):
+    """The console script in the process that this is called in, with these variables: what a process that has its imports done takes a moment for."""
+    from autosloth.cli import main
+
+    written, errors, given = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["autosloth", *map(str, arguments)]
+    with mock.patch.dict(os.environ, environment), redirect_stdout(written), redirect_stderr(errors):
+        try:
+            main()
+        except SystemExit as end:
+            return subprocess.CompletedProcess(arguments, end.code or 0, written.getvalue(), errors.getvalue())
+        finally:
+            sys.argv = given
+    return subprocess.CompletedProcess(arguments, 0, written.getvalue(), errors.getvalue())
+
+
+@contextmanager
+def quick_process(environment):
+    """A pool of one process that has this environment from its start, before any import, and in which nobody sleeps between tries."""
+    from support.faults import be_quick
+
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with mock.patch.dict(os.environ, environment, clear=True):
+            pool.submit(be_quick).result()
+        yield pool
 
 
 DEADLY = """

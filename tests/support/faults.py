@@ -1,6 +1,6 @@
-"""What may go wrong at the Hub, in one table that the tests and the benchmark use: faults by operation, and whether each is survived.
+"""What may go wrong at the Hub, in one table: faults by operation, and whether each is survived.
 
-    with Misbehaving() as hub:
+    with Misbehaving(home) as hub:
         for fault in FAULTS["upload"]:
             hub.survive("upload", fault)   # raises AssertionError with what was lost, doubled or not named
 
@@ -15,35 +15,35 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 import random
 import struct
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, NamedTuple, Self
-from unittest import mock
 
+from autosloth.publish.kept import marked
+from support.commands import quick_process
 from support.hub_server import HubServer
 
 TOKEN = "hf_write" + "Zq7x" * 8
 HEADER = b'{"w": {"dtype": "U8", "shape": [300000], "data_offsets": [0, 300000]}}'
 WEIGHTS = struct.pack("<Q", len(HEADER)) + HEADER + random.Random(5).randbytes(300_000)
 PUBLISHED = {
-    "README.md": b"# A model\n",
+    "README.md": marked({"tags": ["autosloth"]}, "# A model").encode(),
     "adapter_config.json": b"{}",
     "adapter_model.safetensors": WEIGHTS,
     "model-Q8_0.gguf": b"GGUF" + WEIGHTS[::-1],
 }
+RUN = {"settings.json": b"{}", "checkpoints/checkpoint-2/adapter_model.safetensors": WEIGHTS}
 MODEL = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "model.safetensors": WEIGHTS}
 ROWS = [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(2000)]
 DATASET = {"train.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode()}
-PATIENCE = 60  # requests of one kind, at most, for a fault that never ends
+# At most, until a fault that never ends is a named problem.
+REQUESTS = 80
+MINUTES = 5
 
 
 class Fault(NamedTuple):
@@ -80,9 +80,16 @@ PARTS_OF_AN_UPLOAD: dict[str, tuple] = {
 FILE = ("GET", "ID/resolve/.*(safetensors|jsonl)$")
 PARTS_OF_A_DOWNLOAD: dict[str, tuple] = {"look-up": ("GET", "/api/[a-z]+/ID"), "file": FILE}
 PARTS_OF_AN_ADDRESS: dict[str, tuple] = {"look-up": ("HEAD", "ID/resolve/"), "file": ("GET", "ID/resolve/")}
+PARTS_OF_A_COPY = {name: PARTS_OF_AN_UPLOAD[name] for name in ("creation", "announcement", "file", "commit")}
 STATUSES = (500, 502, 503, 504)
 SLOW_DOWN = {"status": 429, "headers": {"Retry-After": "40"}}
-LIMITED = {"status": 429, "headers": {"RateLimit": '"api";r=0;t=70', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}}  # fmt: skip
+LIMITED = {
+    "status": 429,
+    "headers": {"RateLimit": '"api";r=0;t=70', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'},
+}
+
+
+A_DAY = {"status": 429, "headers": {"Retry-After": "86400"}}
 
 
 def passing(parts: dict[str, tuple], **more: Any) -> list[Fault]:
@@ -100,7 +107,7 @@ def passing(parts: dict[str, tuple], **more: Any) -> list[Fault]:
     return found
 
 
-def lasting(part: str, method: str, path: str, refused: str = "the token may not") -> list[Fault]:
+def lasting(part: str, method: str, path: str, refused: str = "may not be read") -> list[Fault]:
     """Of one part: a token revoked before it, a refusal, and errors without end; refused: words of the refusal."""
     return [
         Fault(
@@ -110,6 +117,11 @@ def lasting(part: str, method: str, path: str, refused: str = "the token may not
             Misbehaving.allow,
         ),
         Fault(f"403 for the {part}", failing(method, path, 403, times=-1), (refused,)),
+        Fault(
+            f"429 for the {part} that asks for a day",
+            failing(method, path, times=-1, **A_DAY),
+            ("asks to wait 86400 s",),
+        ),
         Fault(f"503 for the {part} without end", failing(method, path, 503, times=-1), ("status 503",)),
         Fault(f"the connection is always reset at the {part}", failing(method, path, how="reset", times=-1), ("cut",)),
     ]
@@ -118,18 +130,18 @@ def lasting(part: str, method: str, path: str, refused: str = "the token may not
 class Misbehaving(HubServer):
     """A Hub on loopback with a process of clients, in which operations are tried against faults."""
 
+    def __init__(self, home: Path) -> None:
+        super().__init__()
+        self.home, self.numbers, self.stack = home, itertools.count(), ExitStack()
+
     def __enter__(self) -> Self:
         super().__enter__()
-        self.home, self.numbers, self.stack = Path(mkdtemp()), itertools.count(), ExitStack()
         self.allow("")
-        pool = self.stack.enter_context(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")))
         given = self.env(self.home / "huggingface", TOKEN) | {
             "HF_HUB_DOWNLOAD_TIMEOUT": "1",
             "HF_HUB_ETAG_TIMEOUT": "1",
         }
-        with mock.patch.dict(os.environ, given, clear=True):
-            pool.submit(be_quick).result()
-        self.pool = pool
+        self.pool = self.stack.enter_context(quick_process(given))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -148,20 +160,21 @@ class Misbehaving(HubServer):
 
     def survive(self, operation: str, fault: Fault) -> None:
         """Try an operation against a fault. Raises AssertionError where it is not survived."""
-        repo = f"team/{operation}-{next(self.numbers)}".replace(" ", "-")
-        prepare, job, judge = OPERATIONS[operation]
+        repo = f"team/{next(self.numbers)}-{operation}".replace(" ", "-")
+        prepare, _, judge = OPERATIONS[operation]
         prepare(self, repo)
         self.requests.clear()
         fault.plan(self, repo)
-        told, waited = self.pool.submit(job, self.url, self.home, repo).result()
-        assert len(self.requests) <= PATIENCE, f"{len(self.requests)} requests"
+        told, waited = self.pool.submit(told_of, operation, self.url, self.home, repo).result()
+        assert len(self.requests) <= REQUESTS, f"{len(self.requests)} requests"
+        assert sum(waited) <= MINUTES * 60, f"waited for {sum(waited)} s"
         if fault.words:
             assert isinstance(told, tuple), "it was no problem"
             assert all(word in told[0] for word in fault.words), told[0]
             assert all(TOKEN not in sentence for sentence in told)
             self.forget_faults()
             fault.mend(self, repo)
-            told, waited = self.pool.submit(job, self.url, self.home, repo).result()
+            told, waited = self.pool.submit(told_of, operation, self.url, self.home, repo).result()
         else:
             assert not any(planned.times for planned in self._faults), "the fault did not happen"
         assert not isinstance(told, tuple), told
@@ -186,13 +199,13 @@ def be_quick() -> None:
     file_download._ETAG_RETRY_TIMEOUT = 1
 
 
-def told_of(work: Callable[..., Any], *arguments: Any) -> tuple[Any, list[float]]:
-    """What some work gives, or the two sentences of its named problem; and what was waited."""
+def told_of(operation: str, *about: Any) -> tuple[Any, list[float]]:
+    """What an operation gives, or the two sentences of its named problem; and what was waited."""
     from autosloth.errors import AutoSlothError
 
     WAITED.clear()
     try:
-        result = work(*arguments)
+        result = OPERATIONS[operation][1](*about)
     except AutoSlothError as error:
         result = error.what, error.todo
     return result, list(WAITED)
@@ -202,7 +215,7 @@ def hashes(paths: list[Path]) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
 
 
-def publish_folder(home: Path, repo: str) -> str:
+def publish_folder(url: str, home: Path, repo: str) -> str:
     from autosloth.hub_client import hub_api
     from autosloth.publish.upload import compare_with_hub, hub_errors, upload
     from autosloth.settings import SFTSettings
@@ -216,7 +229,39 @@ def publish_folder(home: Path, repo: str) -> str:
         return compare_with_hub(hub_api(), folder, repo)
 
 
-def fetch_base(repo: str) -> dict[str, str]:
+def run_of(home: Path, repo: str) -> Any:
+    """The settings of a run whose copy is this repository."""
+    from autosloth.hub_copy import SUFFIX
+    from autosloth.settings import SFTSettings
+
+    name = repo.removeprefix("team/").removesuffix(SUFFIX)
+    return SFTSettings(
+        model="demo", dataset="demo", run_name=name, repo="team/x", storage=str(home), hub_checkpoints=True
+    )
+
+
+def keep_checkpoints(url: str, home: Path, repo: str) -> None:
+    from autosloth.hub_copy import commit, copy_errors, take
+    from autosloth.retries import ANEW, persistently
+
+    settings = run_of(home, repo)
+    for name, content in RUN.items():
+        path = settings.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    with copy_errors("written"):
+        persistently(partial(commit, take(settings.folder), settings), also=ANEW)
+
+
+def bring_checkpoints_back(url: str, home: Path, repo: str) -> dict[str, bytes]:
+    from autosloth.hub_copy import bring_back
+
+    settings = run_of(home, repo)
+    bring_back(settings)
+    return {name: (settings.folder / name).read_bytes() for name in RUN}
+
+
+def fetch_base(url: str, home: Path, repo: str) -> dict[str, str]:
     from autosloth.models.base import identity, model_files, weights_gb
     from autosloth.settings import SFTSettings
 
@@ -225,7 +270,7 @@ def fetch_base(repo: str) -> dict[str, str]:
     return hashes(list(model_files(repo).iterdir()))
 
 
-def fetch_shards(home: Path, repo: str) -> dict[str, str]:
+def fetch_shards(url: str, home: Path, repo: str) -> dict[str, str]:
     from autosloth.models.base import small_files
     from autosloth.weights.streamed import Shards, streamed_base
 
@@ -239,7 +284,7 @@ def fetch_shards(home: Path, repo: str) -> dict[str, str]:
     return {name: found[name] for name in MODEL}
 
 
-def load_to_train(repo: str) -> str:
+def load_to_train(url: str, home: Path, repo: str) -> str:
     """The model by Unsloth, with an adapter on it, and a hash of its weights."""
     from autosloth.models.engine import load_model
     from autosloth.settings import SFTSettings
@@ -249,37 +294,17 @@ def load_to_train(repo: str) -> str:
     return hashlib.sha256(b"".join(tensor.float().numpy().tobytes() for _, tensor in weights)).hexdigest()
 
 
-def read_rows(dataset: str) -> list[dict]:
+def read_rows(url: str, home: Path, dataset: str) -> list[dict]:
     from autosloth.data.load import load_raw
     from autosloth.settings import SFTSettings
 
     return list(load_raw(SFTSettings(model="demo", dataset=dataset))[0])
 
 
-def do_upload(url: str, home: Path, repo: str) -> tuple[Any, list[float]]:
-    return told_of(publish_folder, home, repo)
-
-
-def do_base(url: str, home: Path, repo: str) -> tuple[Any, list[float]]:
-    return told_of(fetch_base, repo)
-
-
-def do_shards(url: str, home: Path, repo: str) -> tuple[Any, list[float]]:
-    return told_of(fetch_shards, home, repo)
-
-
-def do_loading(url: str, home: Path, repo: str) -> tuple[Any, list[float]]:
-    return told_of(load_to_train, repo)
-
-
-def do_dataset(url: str, home: Path, repo: str) -> tuple[Any, list[float]]:
-    return told_of(read_rows, repo)
-
-
-def do_address(url: str, home: Path, repo: str) -> tuple[Any, list[float]]:
+def read_address(url: str, home: Path, repo: str) -> list[dict]:
     """By another name of the machine: what is at the Hub's own is no address for `datasets`."""
     host = url.replace("127.0.0.1", "localhost")
-    return told_of(read_rows, f"{host}/datasets/{repo}/resolve/main/train.jsonl")
+    return read_rows(url, home, f"{host}/datasets/{repo}/resolve/main/train.jsonl")
 
 
 # -------------------- before and after
@@ -287,6 +312,10 @@ def do_address(url: str, home: Path, repo: str) -> tuple[Any, list[float]]:
 
 def nothing(hub: Misbehaving, repo: str) -> None:
     """A repository that does not exist yet."""
+
+
+def add_copy(hub: Misbehaving, repo: str) -> None:
+    hub.add_repo("model", repo, RUN, private=True)
 
 
 def add_model(hub: Misbehaving, repo: str) -> None:
@@ -316,6 +345,19 @@ def whole_upload(hub: Misbehaving, repo: str, commit: str) -> None:
     assert commit == hub.commits("model", repo)[-1].sha
 
 
+def whole_copy(hub: Misbehaving, repo: str, _: None) -> None:
+    held = hub.files("model", repo)
+    assert {name: held.get(name) for name in RUN} == RUN
+    assert [commit.message for commit in hub.commits("model", repo)] == [
+        "initial commit",
+        f"{len(RUN) + 1} files of a run",
+    ]
+
+
+def same_run(hub: Misbehaving, repo: str, found: dict[str, bytes]) -> None:
+    assert found == RUN
+
+
 def whole_model(hub: Misbehaving, repo: str, found: dict[str, str]) -> None:
     assert found == {name: hashlib.sha256(content).hexdigest() for name, content in MODEL.items()}
 
@@ -331,12 +373,14 @@ def whole_rows(hub: Misbehaving, repo: str, found: list[dict]) -> None:
 
 
 OPERATIONS = {
-    "upload": (nothing, do_upload, whole_upload),
-    "base": (add_model, do_base, whole_model),
-    "shards": (add_model, do_shards, whole_model),
-    "loading": (add_base, do_loading, same_weights),
-    "dataset": (add_dataset, do_dataset, whole_rows),
-    "address": (add_file, do_address, whole_rows),
+    "upload": (nothing, publish_folder, whole_upload),
+    "checkpoints": (nothing, keep_checkpoints, whole_copy),
+    "back from checkpoints": (add_copy, bring_checkpoints_back, same_run),
+    "base": (add_model, fetch_base, whole_model),
+    "shards": (add_model, fetch_shards, whole_model),
+    "loading": (add_base, load_to_train, same_weights),
+    "dataset": (add_dataset, read_rows, whole_rows),
+    "address": (add_file, read_address, whole_rows),
 }
 
 
@@ -378,7 +422,11 @@ def of_an_upload() -> list[Fault]:
             ("does not hold what was uploaded: model-Q8_0.gguf",),
         ),
         Fault(
-            "the card is stored wrong", lambda hub, repo: hub.tamper("model", repo, "README.md", b"#"), ("README.md",)
+            "the card is stored wrong",
+            lambda hub, repo: hub.tamper(
+                "model", repo, "README.md", PUBLISHED["README.md"].replace(b"model", b"modem")
+            ),
+            ("README.md",),
         ),
     ]
 
@@ -399,7 +447,14 @@ def deleted(add: Callable[[Misbehaving, str], None]) -> list[Fault]:
 
 
 FAULTS: dict[str, list[Fault]] = {
-    "upload": [*passing(PARTS_OF_AN_UPLOAD), *lasting("file", *PUT), *lasting("commit", *COMMIT), *of_an_upload()],
+    "upload": [
+        *passing(PARTS_OF_AN_UPLOAD),
+        *lasting("file", *PUT, "no permission"),
+        *lasting("commit", *COMMIT, "no permission"),
+        *of_an_upload(),
+    ],
+    "checkpoints": [*passing(PARTS_OF_A_COPY), *lasting("commit", *COMMIT, "no permission")],
+    "back from checkpoints": [*passing(PARTS_OF_A_DOWNLOAD), *lasting("file", *FILE, "no permission")],
     "base": [*passing(PARTS_OF_A_DOWNLOAD), *lasting("file", *FILE), *spoiled(), *deleted(add_model)],
     "shards": [  # of a shard the header is read first, by a request of its own
         *passing({"look-up": PARTS_OF_A_DOWNLOAD["look-up"], "header": FILE}),
@@ -413,24 +468,3 @@ FAULTS: dict[str, list[Fault]] = {
     "dataset": [*passing(PARTS_OF_A_DOWNLOAD), *lasting("file", *FILE), *spoiled(), *deleted(add_dataset)],
     "address": [*passing(PARTS_OF_AN_ADDRESS), *lasting("file", *PARTS_OF_AN_ADDRESS["file"], "status 403")[1:]],
 }
-
-
-def tally() -> dict[str, dict[str, Any]]:
-    """Of every operation how many faults were tried, how many survived, and which were not, with the reason."""
-    found = {}
-    with Misbehaving() as hub:
-        for operation, faults in FAULTS.items():
-            lost = {}
-            for fault in faults:
-                try:
-                    hub.survive(operation, fault)
-                except Exception as error:
-                    lost[fault.name] = str(error).partition("\n")[0] or type(error).__name__
-                    hub.forget_faults()
-                    hub.allow("")
-            found[operation] = {"tried": len(faults), "survived": len(faults) - len(lost), "lost": lost}
-    return found
-
-
-if __name__ == "__main__":
-    print(json.dumps(tally(), indent=1))

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from autosloth.run import Run, stage, write_json
 from autosloth.settings import SFTSettings
 
-from .commands import sets
+from .commands import called_here, sets
 from .hub_server import HubServer
 from .locks import released
 
@@ -55,12 +55,16 @@ FACTS = {
 
 def make_hub() -> HubServer:
     hub = HubServer()
+    add_tokens(hub)
+    return hub
+
+
+def add_tokens(hub: HubServer) -> None:
     hub.add_token(TOKENS["write"], user="team")
     hub.add_token(TOKENS["read"], user="team", role="read")
     hub.add_token(TOKENS["stranger"], user="eve")
     hub.add_token(TOKENS["scoped"], user="ana", orgs=["team"], role="fineGrained", permissions=["repo.write"])
     hub.add_token(TOKENS["blind"], user="ben", orgs=["team"], role="fineGrained", permissions=["repo.content.read"])
-    return hub
 
 
 def make_run(storage: Path, verified: bool = True, **settings) -> Run:
@@ -82,18 +86,24 @@ def make_run(storage: Path, verified: bool = True, **settings) -> Run:
     return released(run)
 
 
-def autosloth(hub: HubServer, home: Path, *arguments, token: str | None = "write", **environment):
-    """One command as a user gives it; what it writes beside the run folder goes to `home`."""
-    home.mkdir(parents=True, exist_ok=True)
-    given = {**hub.env(home / "huggingface", TOKENS.get(token)), "TMPDIR": str(home), **environment}
+def environment(hub: HubServer, home: Path, token: str | None = None) -> dict[str, str]:
+    given = {**hub.env(home / "huggingface", TOKENS.get(token)), "TMPDIR": str(home)}
     mine = [name for name in os.environ if name.startswith("AUTOSLOTH_") and name != "AUTOSLOTH_CACHE"]
-    return subprocess.run(
-        [sys.executable, "-m", "autosloth", *map(str, arguments)],
-        env={name: value for name, value in given.items() if name not in mine},
-        cwd=home,
-        capture_output=True,
-        text=True,
-    )
+    return {name: value for name, value in given.items() if name not in mine}
+
+
+def autosloth(hub: HubServer, home: Path, *arguments, token: str | None = "write") -> subprocess.CompletedProcess:
+    """One command as a user gives it, in the process that a Hub has as its `pool` (`quick_process`), where nobody sleeps between tries."""
+    secret = {"HF_TOKEN": TOKENS[token]} if token else {}
+    return hub.pool.submit(called_here, list(map(str, arguments)), secret).result()
+
+
+def autosloth_apart(hub: HubServer, home: Path, *arguments, token: str | None = "write", **more):
+    """The same in a process of its own; what it writes beside the run folder goes to `home`."""
+    home.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "autosloth", *map(str, arguments)]
+    given = {**environment(hub, home, token), **more}
+    return subprocess.run(command, env=given, cwd=home, capture_output=True, text=True)
 
 
 def check(hub: HubServer, home: Path, token: str | None, **settings) -> subprocess.CompletedProcess:

@@ -123,7 +123,7 @@ def test_a_connection_that_breaks_is_a_named_problem(shards, tmp_path):
         hub.fail_next("GET", r"00002-of-\d+\.safetensors", status=403, skip=1, times=99)  # behind its header
         result = on_small_disk(home, [sys.executable, "-c", CONVERT, str(tmp_path / "runs")], **hub.env(home))
     assert result.returncode == 0, result.stderr
-    assert "The model team/sharded could not be fetched" in result.stdout, result.stdout
+    assert "The model team/sharded was refused" in result.stdout, result.stdout
 
 
 def test_tensors_wait_for_the_last_of_their_shards_and_shards_for_the_last_of_their_tensors():
