@@ -81,7 +81,9 @@ def test_a_base_larger_than_the_disk_is_exported_and_proven_shard_by_shard(base,
     assert "hf_reader" not in result.stdout + result.stderr
     (file,) = (finished / "gguf").glob("*.gguf")
     assert tensors(copied / "gguf" / file.name) == tensors(file), "the same bits as of a base that lies on the disk"
-    assert general(copied / "gguf" / file.name)["general.base_model.0.repo_url"] == "https://huggingface.co/team/sharded"
+    assert (
+        general(copied / "gguf" / file.name)["general.base_model.0.repo_url"] == "https://huggingface.co/team/sharded"
+    )
     proof = read_json(copied / "facts.json")["verify"]
     assert proof["passed"] and [file["weights"]["form"] for file in proof["files"]] == ["whole", "whole"]
     assert {path.name for path in (copied / "merged").glob("*.safetensors")} == set(names)
