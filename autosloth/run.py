@@ -43,8 +43,9 @@ REMADE = (
     "verify",
 )  # of these what can be made again from the adapter
 UNCLEARED = ".uncleared"  # in a run before: what can be made again is still there
-HUSK = {"settings.json", "facts.json", ".done"}  # all that a run before has where nothing was moved there
+HUSK = {"settings.json", "facts.json", ".done", UNCLEARED}  # all that a run before has where nothing was moved there
 BEFORE = "before"  # of a run folder: where what was trained there goes when it is trained anew
+MOVING = ".moving.json"  # in a run: what is being moved to before/, until all of it is there
 HALF_WRITTEN = ".partial"  # the end of a temporary file's or folder's name, which a kill leaves behind
 MARKED = ("fingerprint", "result", "settings", "files")  # what the mark of a finished stage tells
 BEGUN = ("fingerprint", "settings", "after", "number")  # what is kept of a stage that was begun
@@ -110,7 +111,8 @@ class Run:
             run.folder.mkdir(parents=True, exist_ok=True)
             lock(run.folder)
             for left in [*run.folder.rglob(f".*{HALF_WRITTEN}")]:
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+                remove(left)
+            move_aside(run)
             if not read_json(run.path("settings.json")):
                 run.write_settings()
         return run
@@ -201,10 +203,7 @@ class Run:
 
     def fresh(self, name: str) -> Path:
         """An empty folder of this name in the run."""
-        if self.path(name).is_symlink():
-            self.path(name).unlink()
-        elif self.path(name).exists():
-            shutil.rmtree(self.path(name))
+        remove(out_of_the_way(self.path(name)))
         self.path(name).mkdir(parents=True)
         return self.path(name)
 
@@ -217,8 +216,40 @@ class Run:
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
-        self.fresh(name).rmdir()
+        old = out_of_the_way(self.path(name))
         new.rename(self.path(name))
+        remove(old)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        return shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def out_of_the_way(path: Path) -> Path:
+    """Rename what is there, if anything is, to a name that the next start clears, so that a kill leaves no half of it; the new path."""
+    old = path.with_name(f".{path.name}-old{HALF_WRITTEN}")
+    remove(old)
+    if path.exists() or path.is_symlink():
+        os.replace(path, old)
+    return old
+
+
+def move(path: Path, to: Path) -> None:
+    """Move a folder, to another disk too. Killed and done again it ends the same: a copy gets its name when it is whole."""
+    if not to.exists():
+        try:
+            os.rename(path, to)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            copy = to.with_name(f".{to.name}{HALF_WRITTEN}")
+            remove(copy)
+            shutil.copytree(path, copy)
+            os.replace(copy, to)
+    remove(path)
 
 
 def lock(folder: Path) -> None:
@@ -345,23 +376,34 @@ def free_name(folder: Path) -> str:
 def set_aside(run: Run, after: Iterable[str]) -> None:
     """Move all that followed from these stages into a run folder of its own, before/<time>, which `clear_before` makes small."""
     aside = run.path(BEFORE, datetime.now(timezone.utc).strftime("%Y-%m-%d-%H%M%S-%f"))
-    aside.mkdir(parents=True)
+    half = aside.with_name(f".{aside.name}{HALF_WRITTEN}")
     settings = read_json(run.path("settings.json"))
     for each in run.begun().values():
         settings |= each["settings"]
-    write_json(aside / "settings.json", settings)
-    write_json(aside / "facts.json", run.facts)
-    shutil.copytree(run.path(".done"), aside / ".done")
-    (aside / UNCLEARED).touch()
+    write_json(half / "settings.json", settings)
+    write_json(half / "facts.json", run.facts)
+    shutil.copytree(run.path(".done"), half / ".done")
+    (half / UNCLEARED).touch()
+    os.replace(half, aside)
+    write_json(run.path(MOVING), {"to": aside.name, "after": list(after)})
+    move_aside(run)
+
+
+def move_aside(run: Run) -> None:
+    """Do what `set_aside` has noted, or the rest of it after a kill."""
+    if not (noted := read_json(run.path(MOVING), ("to", "after"))):
+        return
+    aside, after = run.path(BEFORE, noted["to"]), noted["after"]
     for path in (run.path(name) for name in FOLLOWS):
         if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
             path.rmdir()
         elif path.exists():
-            shutil.move(path, aside / path.name)  # which copies where before/ lies on another disk
+            move(path, aside / path.name)
     run.forget(*run.facts.keys() - set(after))
     for path in run.path(".done").rglob("*.json"):
         if path.stem not in after:
             path.unlink()
+    run.path(MOVING).unlink()
     say(f"run: what was here is in {aside}")
 
 
@@ -373,14 +415,12 @@ def clear_before(run: Run) -> None:
     for folder in (note.parent for note in run.path(BEFORE).glob(f"*/{UNCLEARED}")):
         if (folder / "publish" / "README.md").is_file():
             (folder / "publish" / "README.md").rename(folder / "README.md")
-        for path in (folder / name for name in REMADE if (folder / "adapter").is_dir()):
-            if path.is_symlink():
-                path.unlink()
-            elif path.exists():
-                shutil.rmtree(path)
-        (folder / UNCLEARED).unlink()
+        for name in REMADE if (folder / "adapter").is_dir() else ():
+            remove(out_of_the_way(folder / name))
         if {path.name for path in folder.iterdir()} == HUSK:
-            shutil.rmtree(folder)
+            remove(out_of_the_way(folder))
+        else:
+            (folder / UNCLEARED).unlink()
 
 
 def stage(
@@ -432,9 +472,9 @@ def stage(
                     todo = "Run the same again: finished stages are skipped, and a training goes on from its last checkpoint."
                     raise Interrupted(f"Stopped in the stage `{name}`.", todo) from None
                 mark = {"fingerprint": wanted, "result": fingerprint(result(run) if result else time.time_ns())}
-                end_stage(run, name, mark, reads, outputs, time.perf_counter() - started)
                 if result is None or (earlier and earlier["result"] != mark["result"]):
                     void_followers(run, name)
+                end_stage(run, name, mark, reads, outputs, time.perf_counter() - started)
 
         @functools.wraps(function)
         def run_stage(run: Run) -> None:

@@ -1,0 +1,117 @@
+"""A run that is killed before any change of a file ends, started again, as one that was never disturbed."""
+
+import itertools
+import random
+import shutil
+
+import pytest
+from support.kills import held_by, killed_at
+from support.toy_road import NEVER_ENDS, follow, gguf, settings_of
+
+from autosloth.errors import Interrupted
+from autosloth.run import Run
+
+NEVER = 10**9
+
+
+def first(folder):
+    follow(settings_of(folder))
+
+
+def anew(folder):
+    follow(settings_of(folder, learning_rate=1e-4))
+
+
+def other_rows(folder):
+    (folder / "d.json").write_text("others")
+    follow(settings_of(folder))
+
+
+def other_file(folder):
+    follow(settings_of(folder, quantizations=["f16"]))
+
+
+def file_again(folder):
+    gguf.again(Run.create(settings_of(folder)))
+    follow(settings_of(folder))
+
+
+def broken_off(folder):
+    try:
+        follow(settings_of(folder, learning_rate=NEVER_ENDS))
+    except Interrupted:
+        return
+
+
+ROADS = {  # what was done before, and what is then killed
+    "the first time": ([], first),
+    "trained anew": ([first], anew),
+    "of other rows": ([first], other_rows),
+    "to another file": ([first], other_file),
+    "the file again": ([first], file_again),
+    "after one that was broken off": ([first, broken_off], anew),
+    "back to what it was": ([first, anew], first),
+}
+
+
+def prepared(tmp_path, earlier):
+    """The folder to work in, and a copy of it after this earlier work."""
+    folder, kept = tmp_path / "here", tmp_path / "kept"
+    folder.mkdir()
+    for work in earlier:
+        killed_at(NEVER, lambda work=work: work(folder))
+    shutil.copytree(folder, kept)
+    return folder, kept
+
+
+def restore(folder, kept):
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
+
+
+@pytest.mark.parametrize("road", [road if road == "trained anew" else pytest.param(road, marks=pytest.mark.slow) for road in ROADS])  # fmt: skip
+def test_killed_before_any_change_it_ends_as_if_it_was_not(tmp_path, road):
+    earlier, work = ROADS[road]
+    folder, kept = prepared(tmp_path, earlier)
+    killed_at(NEVER, lambda: work(folder))
+    wanted = held_by(folder / "mine")
+    for change in itertools.count():
+        restore(folder, kept)
+        if not killed_at(change, lambda: work(folder)):
+            break
+        killed_at(NEVER, lambda: work(folder))
+        assert held_by(folder / "mine") == wanted, f"killed before change {change}"
+    assert change > 50
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_as_if_it_was_not(tmp_path):
+    folder, kept = prepared(tmp_path, [first])
+    killed_at(NEVER, lambda: anew(folder))
+    wanted, draw = held_by(folder / "mine"), random.Random(1)
+    for _ in range(12):
+        restore(folder, kept)
+        changes = [draw.randrange(90) for _ in range(6)]
+        for change in changes:
+            killed_at(change, lambda: anew(folder))
+        killed_at(NEVER, lambda: anew(folder))
+        assert held_by(folder / "mine") == wanted, changes
+
+
+@pytest.mark.slow
+def test_killed_while_it_is_trained_anew_and_set_back_nothing_is_mixed_up_or_lost(tmp_path):
+    folder, kept = prepared(tmp_path, [first])
+    for change in itertools.count():
+        restore(folder, kept)
+        ended = not killed_at(change, lambda: anew(folder))
+        killed_at(NEVER, lambda: first(folder))
+        runs = [Run.open(path.parent) for path in folder.glob("mine/**/settings.json")]
+        trained = {run.path("adapter", "weights").read_text(): run for run in runs if run.path("adapter").is_dir()}
+        assert set(trained) >= {"0.001"}, change
+        for rate, run in trained.items():
+            told = run.facts.get("train", {"rate": float(rate)})  # which is written after the adapter
+            assert run.settings.learning_rate == told["rate"] == float(rate), change
+        now = Run.open(folder / "mine")
+        assert now.path("adapter", "weights").read_text() == now.path("gguf", "file").read_text() == "0.001", change
+        if ended:
+            break
