@@ -49,6 +49,7 @@ MOVING = ".moving.json"  # in a run: what is being moved to before/, until all o
 HALF_WRITTEN = ".partial"  # the end of a temporary file's or folder's name, which a kill leaves behind
 MARKED = ("fingerprint", "result", "settings", "files")  # what the mark of a finished stage tells
 BEGUN = ("fingerprint", "settings", "after", "number")  # what is kept of a stage that was begun
+HASHED = ("data", "adapter", "reference")  # of what a stage leaves: all that others build on and cannot be proven later
 LOCKS: dict[Path, FileLock] = {}  # held until the process ends
 
 _waits: dict[str, float] = {}  # what the stage at work waited for -> seconds
@@ -89,6 +90,17 @@ def file_hash(path: Path) -> str:
     """The SHA-256 of a file's content, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache
+def _hashed(path: Path, size: int, changed: int) -> str:
+    return file_hash(path)
+
+
+def known_hash(path: Path) -> str:
+    """`file_hash`, which a process reads once of a file that stays as it is."""
+    told = path.stat()
+    return _hashed(path, told.st_size, told.st_mtime_ns)
 
 
 class Run:
@@ -247,9 +259,16 @@ def move(path: Path, to: Path) -> None:
                 raise
             copy = to.with_name(f".{to.name}{HALF_WRITTEN}")
             remove(copy)
-            shutil.copytree(path, copy)
+            shutil.copytree(path, copy, copy_function=copy_through)
             os.replace(copy, to)
     remove(path)
+
+
+def copy_through(source: str, target: str) -> None:
+    """Copy a file; it is on the disk when this returns, as far as the disk tells the truth."""
+    shutil.copyfile(source, target)
+    with open(target, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def lock(folder: Path) -> None:
@@ -375,25 +394,27 @@ def free_name(folder: Path) -> str:
 
 def set_aside(run: Run, after: Iterable[str]) -> None:
     """Move all that followed from these stages into a run folder of its own, before/<time>, which `clear_before` makes small."""
-    aside = run.path(BEFORE, datetime.now(timezone.utc).strftime("%Y-%m-%d-%H%M%S-%f"))
-    half = aside.with_name(f".{aside.name}{HALF_WRITTEN}")
     settings = read_json(run.path("settings.json"))
     for each in run.begun().values():
         settings |= each["settings"]
-    write_json(half / "settings.json", settings)
-    write_json(half / "facts.json", run.facts)
-    shutil.copytree(run.path(".done"), half / ".done")
-    (half / UNCLEARED).touch()
-    os.replace(half, aside)
-    write_json(run.path(MOVING), {"to": aside.name, "after": list(after)})
+    name = datetime.now(timezone.utc).strftime("%Y-%m-%d-%H%M%S-%f")
+    write_json(run.path(MOVING), {"to": name, "settings": settings, "after": list(after)})
     move_aside(run)
 
 
 def move_aside(run: Run) -> None:
     """Do what `set_aside` has noted, or the rest of it after a kill."""
-    if not (noted := read_json(run.path(MOVING), ("to", "after"))):
+    if not (noted := read_json(run.path(MOVING), ("to", "settings", "after"))):
         return
     aside, after = run.path(BEFORE, noted["to"]), noted["after"]
+    if not aside.exists():
+        half = aside.with_name(f".{aside.name}{HALF_WRITTEN}")
+        remove(half)
+        write_json(half / "settings.json", noted["settings"])
+        write_json(half / "facts.json", run.facts)
+        shutil.copytree(run.path(".done"), half / ".done")
+        (half / UNCLEARED).touch()
+        os.replace(half, aside)
     for path in (run.path(name) for name in FOLLOWS):
         if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
             path.rmdir()
@@ -415,7 +436,7 @@ def clear_before(run: Run) -> None:
     for folder in (note.parent for note in run.path(BEFORE).glob(f"*/{UNCLEARED}")):
         if (folder / "publish" / "README.md").is_file():
             (folder / "publish" / "README.md").rename(folder / "README.md")
-        for name in REMADE if (folder / "adapter").is_dir() else ():
+        for name in REMADE if (folder / ".done" / "train.json").is_file() else ():  # else the adapter is not whole
             remove(out_of_the_way(folder / name))
         if {path.name for path in folder.iterdir()} == HUSK:
             remove(out_of_the_way(folder))
@@ -483,6 +504,7 @@ def stage(
             with storage_errors(run.folder):
                 mark, wanted = run.mark(name), stage_fingerprint(run, reads, after, inputs)
                 whole = mark and mark["files"] == file_sizes(run, outputs) and set(facts) <= run.facts.keys()
+                whole = whole and not altered(run, name, HASHED)
                 if whole and mark["fingerprint"] == wanted:
                     if together:
                         of_first(lambda: False)
@@ -551,15 +573,28 @@ def failure_note(run: Run, stage: str) -> Path:
     return run.path(".done", "failed", f"{stage}.json")
 
 
-def refuse_altered(run: Run, stage: str, kinds: Iterable[str] = ("data", "adapter", "reference")) -> None:
-    """Raises StorageError when a file of these kinds that a stage left is of another size now: it is not the one that was measured."""
-    for name, size in (run.mark(stage) or {}).get("files", {}).items():
-        now = run.path(name).stat().st_size if run.path(name).is_file() else 0
-        if now != size and Path(name).parts[0] in kinds:
-            raise StorageError(
-                f"{run.path(name)} has {now:,} bytes, and had {size:,} when the stage `{stage}` was done: it is another file.",
-                f"Run {run.command(stage)}: it is made again.",
-            )
+def refuse_altered(run: Run, stage: str, kinds: Iterable[str] = HASHED) -> None:
+    """Raises StorageError when a file of these kinds that a stage left is another one now: not the one that was measured."""
+    if found := altered(run, stage, kinds):
+        raise StorageError(
+            f"{run.path(found[0])} {found[1]} when the stage `{stage}` was done: it is another file.",
+            f"Run {run.command(stage)}: it is made again.",
+        )
+
+
+def altered(run: Run, stage: str, kinds: Iterable[str]) -> tuple[str, str] | None:
+    """The first file of these kinds that is not as a stage left it, by its path in the run, and how: cut, or with other bytes, which a disk that lost some gives as zeros."""
+    mark = run.mark(stage) or {"files": {}}
+    for name, size in mark["files"].items():
+        path, known = run.path(name), mark.get("hashes", {}).get(name)
+        if Path(name).parts[0] not in kinds:
+            continue
+        now = path.stat().st_size if path.is_file() else 0
+        if now != size:
+            return name, f"has {now:,} bytes, and had {size:,}"
+        if known and known_hash(path) != known:
+            return name, "has another content than"
+    return None
 
 
 def refuse_other_settings(run: Run, stages: Iterable[str]) -> None:
@@ -632,6 +667,7 @@ def end_stage(
     waited = ", ".join(f"{duration(span)} for {what}" for what, span in _waits.items())
     seconds -= sum(_waits.values())
     mark |= {"seconds": round(seconds, 2), "settings": chosen_settings(run, reads), "files": file_sizes(run, outputs)}
+    mark["hashes"] = {name: known_hash(run.path(name)) for name in mark["files"] if Path(name).parts[0] in HASHED}
     write_json(run.path(".done", f"{name}.json"), mark | {"finished": now()})
     say(f"{name}: done in {seconds:.1f} s" + (f", besides {waited}" if waited else ""))
 

@@ -4,7 +4,6 @@ import errno
 import shutil
 
 import pytest
-
 from support.toy_road import NEVER_ENDS, card, data, follow, gguf, settings_of, train
 
 from autosloth import run as runs
@@ -255,3 +254,15 @@ def test_before_a_training_anything_may_change(tmp_path):
     assert runs.changes(other) is None
     follow(other)
     assert not befores(tmp_path)
+
+
+@pytest.mark.parametrize("name, stage", [("data/rows", "data"), ("adapter/weights", "train")])
+def test_zeros_where_a_disk_lost_a_part_of_a_file_are_told_and_it_is_made_again(tmp_path, name, stage):
+    run = follow(settings_of(tmp_path))
+    kept = run.path(name).read_bytes()
+    run.path(name).write_bytes(b"\0" * len(kept))
+    with pytest.raises(StorageError, match=f"{name} has another content than when the stage `{stage}` was done.*Run `autosloth sft "):  # fmt: skip
+        (gguf if stage == "train" else train).again(run)
+    follow(settings_of(tmp_path))
+    assert run.path(name).read_bytes() == kept
+    runs.refuse_altered(run, stage)

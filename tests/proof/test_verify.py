@@ -436,7 +436,7 @@ def test_a_file_converted_from_spoiled_files_fails_with_what_differs(copied, spo
     run = Run.open(copied)
     spoil(copied / "adapter")
     (copied / ".done" / "train.json").write_text(
-        json.dumps(run.mark("train") | {"files": file_sizes(run, ("adapter", "reference"))})
+        json.dumps(run.mark("train") | {"files": file_sizes(run, ("adapter", "reference")), "hashes": {}})
     )
     gguf.write_gguf.again(run)
     file = next((copied / "gguf").glob("*.gguf"))
