@@ -5,7 +5,7 @@ import random
 import shutil
 
 import pytest
-from support.kills import held_by, killed_at
+from support.kills import Lives, held_by, killed_at, survive
 from support.toy_road import NEVER_ENDS, follow, gguf, settings_of
 
 from autosloth.errors import Interrupted
@@ -114,3 +114,13 @@ def test_killed_while_it_is_trained_anew_and_set_back_nothing_is_mixed_up_or_los
         assert now.path("adapter", "weights").read_text() == now.path("gguf", "file").read_text() == "0.001", change
         if ended:
             break
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("road, kills, processes", [("spin", 30, 1), ("dpo", 30, 1), ("sft", 30, 1), ("sft", 12, 2)])
+def test_killed_at_random_instants_a_road_ends_as_if_it_was_not(base, tmp_path, road, kills, processes):
+    with Lives() as live:
+        found = survive(live, tmp_path / "runs", road, kills, seed=kills + processes, processes=processes)
+    print(road, processes, found)
+    assert not found["differences"] and found["survived"] == found["tried"] == kills
+    assert len(found["by_stage"]) > 2, "the instants were not spread"
