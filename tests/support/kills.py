@@ -16,6 +16,7 @@ import time
 import traceback
 
 from autosloth.run import HALF_WRITTEN, STAGES
+from support.commands import DEMO, sets
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -76,9 +77,10 @@ def serve():
     from autosloth.models.engine import start_engine
 
     start_engine()
+    import trl
+
     import autosloth.cli
     import autosloth.roads
-    import trl
 
     assert trl.SFTTrainer and trl.DPOTrainer and autosloth.roads.follow and autosloth.cli.main
     for line in sys.stdin:
@@ -130,7 +132,6 @@ def fork(arguments, log, environment):
     os.setpgid(0, 0)
     for number, place in ((0, os.devnull), (1, log), (2, log)):
         os.dup2(os.open(place, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644), number)
-    sys.stdin, sys.stdout, sys.stderr = (open(number, "rw"[number > 0], closefd=False) for number in range(3))
     os.environ.update(environment)
     tempfile.tempdir, sys.argv = None, ["autosloth", *arguments]
     code = 1
@@ -196,17 +197,21 @@ def survive(live, folder, road, kills, seed, processes=1):
     return found
 
 
-FEW = {"model": "demo", "dataset": "demo", "run_name": "short", "max_steps": 6, "save_steps": 1, "eval_answers": 2, "max_new_tokens": 8, "merged": True}  # fmt: skip
-FEW_OF = {"sft": {}, "dpo": {}, "spin": {"rounds": 2, "prompts_per_round": 16, "max_steps": 2, "stop_early": False}}
+FEW = {**DEMO, "max_steps": 4, "save_steps": 1, "eval_answers": 2, "max_new_tokens": 8, "merged": False}  # fmt: skip
+FEW_OF = {"sft": {}, "dpo": {}, "spin": {"rounds": 2, "prompts_per_round": 16, "stop_early": False}}
 
 
 def live_to_the_end(live, storage, road, told):
     """A life of a run of a few steps; whether it was killed. Raises AssertionError where it failed by itself."""
     storage.mkdir(exist_ok=True)
-    settings = [part for name, value in ({**FEW, **FEW_OF[road]} | {"storage": storage}).items() for part in ("--set", f"{name}={value}")]  # fmt: skip
-    became = live(arguments=[road, *settings], log=storage / "log", **told)
+    became = live(arguments=[road, *settings_of_few(road, storage)], log=storage / "log", **told)
     assert became["killed"] or not any(became["codes"]), (storage / "log").read_text()[-4000:]
     return became["killed"]
+
+
+def settings_of_few(road, storage):
+    """The `--set` arguments of a run of a few steps."""
+    return sets(**FEW, **FEW_OF[road], storage=storage)
 
 
 def stage_at_work(run):
