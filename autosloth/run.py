@@ -50,6 +50,8 @@ HALF_WRITTEN = ".partial"  # the end of a temporary file's or folder's name, whi
 MARKED = ("fingerprint", "result", "settings", "files")  # what the mark of a finished stage tells
 BEGUN = ("fingerprint", "settings", "after", "number")  # what is kept of a stage that was begun
 HASHED = ("data", "adapter", "reference")  # of what a stage leaves: all that others build on and cannot be proven later
+# How a full disk is told: by the system and safetensors; by torch 2.13's writer of archives, in two ways.
+FULL = ("No space left on device", "iostream error", "unexpected pos ")
 LOCKS: dict[Path, FileLock] = {}  # held until the process ends
 
 _waits: dict[str, float] = {}  # what the stage at work waited for -> seconds
@@ -309,19 +311,24 @@ class storage_errors:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if not isinstance(error, Exception) or isinstance(error, AutoSlothError):
             return
-        number = getattr(error, "errno", None)
-        # safetensors and torch tell of a full disk by their own errors.
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            free = shutil.disk_usage(existing_parent(self.folder)).free / GB
+        number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in FULL):
+            place = existing_parent(Path(name)) if isinstance(name, str) and name else self.folder
+            place = self.folder if on_one_disk(place, self.folder) else place
             raise StorageError(
-                f"No space is left for {self.folder} ({free:.1f} GB free).",
-                "Free some space or set `storage` to another disk, then run again: finished stages are kept.",
+                f"No space is left for {place} ({shutil.disk_usage(existing_parent(place)).free / GB:.1f} GB free).",
+                "Free some space or set `storage` (TMPDIR for temporary files, HF_HOME for what is downloaded) to another disk, then run again: finished stages are kept.",
             ) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise StorageError(
                 f"{getattr(error, 'filename', None) or self.folder} cannot be written ({os.strerror(number)}).",
                 "Make it writable, or set `storage` (or HF_HOME for what is downloaded) to a folder that is.",
             ) from error
+
+
+def on_one_disk(*paths: Path) -> bool:
+    """Whether these paths, or what there is of them, lie on the same disk."""
+    return len({existing_parent(path).stat().st_dev for path in paths}) == 1
 
 
 def existing_parent(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """A disk that fills up in any stage ends a run with a sentence, leaves nothing half there, and the run goes on when there is room."""
 
+import re
 import subprocess
 
 import pytest
@@ -7,6 +8,7 @@ from support.kills import Lives, compared, live_to_the_end, settings_of_few
 
 pytestmark = pytest.mark.slow
 STEP = 700  # KB by which the disk grows
+FULL = r"autosloth: (No space is left for|The GGUF takes \S+ GB, and \S+ GB are free in) "
 
 
 @pytest.fixture
@@ -37,25 +39,7 @@ def test_a_run_whose_disk_fills_up_again_and_again_goes_on_to_the_same_end(base,
             if became["codes"] == [0]:
                 break
             said.append(log.read_text().splitlines()[-2])
-            assert became["codes"] == [1] and said[-1].startswith("autosloth: No space is left for "), log.read_text()
+            assert became["codes"] == [1] and re.match(FULL, said[-1]), log.read_text()
             assert not [path for path in folder.rglob(".*") if path.name.endswith(".partial")]
     print(len(said), set(said))
     assert compared(folder) == compared(tmp_path / "whole") and len(said) > 5
-
-
-def test_temporary_files_that_find_no_room_are_told_too(base, tmp_path, small_disk):
-    folder, resize = small_disk
-    said = []
-    with Lives() as live:
-        live_to_the_end(live, tmp_path / "whole", "sft", {"temporary": tmp_path})
-        for size in range(16, 100_000, STEP):
-            resize(size)
-            log = tmp_path / f"log-{size}"
-            (tmp_path / "runs").mkdir(exist_ok=True)
-            became = live(arguments=["sft", *settings_of_few("sft", tmp_path / "runs")], log=log, temporary=folder)
-            if became["codes"] == [0]:
-                break
-            said.append(log.read_text().splitlines()[-2])
-            assert became["codes"] == [1] and said[-1].startswith("autosloth: No space is left for "), log.read_text()
-    print(len(said), set(said))
-    assert compared(tmp_path / "runs") == compared(tmp_path / "whole") and said

@@ -178,8 +178,10 @@ def survive(live, folder, road, kills, seed, processes=1):
     live_to_the_end(live, folder / "whole", road, told)
     span, wanted = time.monotonic() - begun, compared(folder / "whole")
     found = {"tried": 0, "survived": 0, "by_stage": {}, "differences": []}
-    while found["tried"] < kills:
-        storage, fell = folder / str(found["tried"]), []
+    for storage in (folder / str(number) for number in itertools.count()):
+        if found["tried"] == kills:
+            return found
+        fell = []
         while found["tried"] + len(fell) < kills:
             until, whom = draw.expovariate(5 / span), draw.choice([None, *range(processes)])
             if not live_to_the_end(live, storage, road, told | {"until": until, "whom": whom}):
@@ -194,7 +196,6 @@ def survive(live, folder, road, kills, seed, processes=1):
         found["differences"] += [f"{storage}: {name}" for name in other]
         for stage in fell:
             found["by_stage"][stage] = found["by_stage"].get(stage, 0) + 1
-    return found
 
 
 FEW = {**DEMO, "max_steps": 4, "save_steps": 1, "eval_answers": 2, "max_new_tokens": 8, "merged": False}  # fmt: skip
