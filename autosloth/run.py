@@ -315,8 +315,9 @@ class storage_errors:
         if number in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in FULL):
             place = existing_parent(Path(name)) if isinstance(name, str) and name else self.folder
             place = self.folder if on_one_disk(place, self.folder) else place
+            free = shutil.disk_usage(existing_parent(place)).free / GB
             raise StorageError(
-                f"No space is left for {place} ({shutil.disk_usage(existing_parent(place)).free / GB:.1f} GB free).",
+                f"No space is left for {place} ({free:.1f} GB free).",
                 "Free some space or set `storage` (TMPDIR for temporary files, HF_HOME for what is downloaded) to another disk, then run again: finished stages are kept.",
             ) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):

@@ -1,7 +1,9 @@
 """Training does what the settings say, and goes on after it was killed."""
 
+import errno
 import functools
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,11 +235,39 @@ def training(rows_of, tmp_path):
         train.go_on(run, trainer)
         return run, trainer
 
+    start.storage = tmp_path
     return start
 
 
 def losses(trainer):
     return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_on_drive_a_training_goes_on_from_the_checkpoint_before_where_the_newest_was_cut(training, monkeypatch, capsys):
+    """Drive is another disk: no rename leads there."""
+    rename, tried = os.rename, []
+
+    def across(old, new):
+        if Path(old).parent == checkpoints.scratch_of(run_folder):
+            tried.append(Path(old).name)
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(old, new)
+
+    monkeypatch.setattr(checkpoints, "flushes_late", lambda path: True)
+    run_folder = Path(training.storage, "drive", "checkpoints")
+    monkeypatch.setattr(os, "rename", across)
+    run, whole = training("drive")
+    kept = run.path("checkpoints")
+    assert kept == run_folder and tried == ["checkpoint-2", "checkpoint-4"]
+    assert not checkpoints.scratch_of(kept).exists()
+    assert [(path.name, checkpoints.damage(path)) for path in checkpoints.numbered(kept)] == [("checkpoint-2", None), ("checkpoint-4", None)]  # fmt: skip
+    weights = kept / "checkpoint-4" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    capsys.readouterr()
+    _, again = training("drive")
+    said = capsys.readouterr().out
+    assert "checkpoint-4 is damaged (adapter_model.safetensors is not as it was written) and passed over" in said
+    assert "train: going on from checkpoint-2" in said and losses(again) == losses(whole)
 
 
 @pytest.mark.parametrize("road", ["sft", "dpo"])
