@@ -1,11 +1,17 @@
 """A run that is killed before any change of a file ends, started again, as one that was never disturbed."""
 
 import itertools
+import os
 import random
+import select
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 from support.kills import Lives, held_by, killed_at, survive
+from support.patience import HUNG
 from support.toy_road import NEVER_ENDS, follow, gguf, settings_of
 
 from autosloth.errors import Interrupted
@@ -114,6 +120,30 @@ def test_killed_while_it_is_trained_anew_and_set_back_nothing_is_mixed_up_or_los
         assert now.path("adapter", "weights").read_text() == now.path("gguf", "file").read_text() == "0.001", change
         if ended:
             break
+
+
+ENDLESS = """
+import threading
+
+def main(request):
+    with open(request["pipe"], "w") as pipe:
+        pipe.write("here")
+        pipe.flush()
+        threading.Event().wait()
+"""
+
+
+def test_what_was_started_apart_ends_with_the_process_that_started_it(tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    os.mkfifo(tmp_path / "pipe")
+    code = f"from autosloth.child_process import run_apart; run_apart('endless', {{'pipe': {str(tmp_path / 'pipe')!r}}}, online=False)"
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths})
+    with open(tmp_path / "pipe", "rb", buffering=0) as pipe:
+        assert pipe.read(4) == b"here"
+        parent.kill()
+        assert select.select([pipe], [], [], HUNG)[0] and pipe.read() == b""  # nobody can write to it any more
+    assert parent.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
