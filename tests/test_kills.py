@@ -1,5 +1,6 @@
 """A run that is killed before any change of a file ends, started again, as one that was never disturbed."""
 
+import errno
 import itertools
 import os
 import random
@@ -16,6 +17,7 @@ from support.toy_road import NEVER_ENDS, follow, gguf, settings_of
 
 from autosloth.errors import Interrupted
 from autosloth.run import Run
+from autosloth.training import checkpoints
 
 NEVER = 10**9
 
@@ -120,6 +122,34 @@ def test_killed_while_it_is_trained_anew_and_set_back_nothing_is_mixed_up_or_los
         assert now.path("adapter", "weights").read_text() == now.path("gguf", "file").read_text() == "0.001", change
         if ended:
             break
+
+
+def checkpoint(folder, step):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    for name in ("adapter_model.safetensors", "optimizer.pt", "trainer_state.json"):
+        (path / name).write_text(f"{name} of step {step}")
+    return path
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["beside", "on another disk"])
+def test_killed_while_a_checkpoint_is_kept_all_that_are_there_are_whole(tmp_path, monkeypatch, far):
+    def rename(old, new):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    if far:
+        monkeypatch.setattr("os.rename", rename)
+    for change in itertools.count():
+        kept = tmp_path / str(change) / "kept"
+        for step in (8, 20):
+            checkpoints.keep(checkpoint(tmp_path / str(change), step), kept)
+        newest = checkpoint(tmp_path / str(change), 100)
+        killed = killed_at(change, lambda newest=newest, kept=kept: checkpoints.keep(newest, kept))
+        there = checkpoints.numbered(kept)
+        assert [checkpoints.damage(path) for path in there] == [None] * len(there) and len(there) > 1
+        if not killed:
+            break
+    assert [path.name for path in there] == ["checkpoint-20", "checkpoint-100"] and change > 5
 
 
 ENDLESS = """
