@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,10 @@ def resume(trainer: Any, checkpoint: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def kept_whole(trainer: Any) -> Iterator[Path]:
-    """In the block the trainer's checkpoints get to its folder, which this gives, when they are whole: it writes them elsewhere."""
+def kept_whole(trainer: Any, afterwards: Callable[[], None]) -> Iterator[Path]:
+    """In the block the trainer's checkpoints get to its folder, which this gives, when they are whole: it writes them elsewhere. afterwards: called after each."""
     kept = Path(trainer.args.output_dir)
-    scratch, keeper = scratch_of(kept), keeping(kept)
+    scratch, keeper = scratch_of(kept), keeping(kept, afterwards)
     of_first(lambda: remove(scratch))
     trainer.args.output_dir = str(scratch)
     trainer.add_callback(keeper)
@@ -78,7 +78,7 @@ def flushes_late(path: Path) -> bool:
     return path.is_relative_to(DRIVE) or nearest.startswith("fuse")
 
 
-def keeping(kept: Path) -> Any:
+def keeping(kept: Path, afterwards: Callable[[], None]) -> Any:
     """A trainer callback that keeps each checkpoint that was written, when all processes have written their part."""
     from transformers import TrainerCallback
 
@@ -86,6 +86,7 @@ def keeping(kept: Path) -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             wait_for_all()
             of_first(lambda: keep(Path(args.output_dir, f"checkpoint-{state.global_step}"), kept))
+            afterwards()
 
     return Keeping()
 

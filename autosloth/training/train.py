@@ -12,6 +12,7 @@ from typing import Any
 from ..distributed import first, of_first, part
 from ..errors import Interrupted, ModelError
 from ..hardware import hardware, peak_ram_gb, peak_vram_gb, versions
+from ..hub_copy import keep
 from ..models import (
     TEMPLATE,
     choose_precision,
@@ -126,7 +127,7 @@ def go_on(run: Run, trainer: Any) -> None:
     leave_steps_at_full_rate(trainer, run.settings)
     start = {name: p.detach().to("cpu", copy=True) for name, p in trainable(trainer.model)}
     while True:
-        with kept_whole(trainer) as folder:
+        with kept_whole(trainer, functools.partial(keep, run.settings)) as folder:
             checkpoint = of_first(lambda folder=folder: last_checkpoint(folder))
             if checkpoint:
                 say(f"train: going on from {checkpoint.name}")
