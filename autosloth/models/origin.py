@@ -123,7 +123,7 @@ def license_of(told: Told) -> dict[str, str | None]:
     named = told.card.get("license")
     several = isinstance(named, list) and len(named) > 1
     text = told.card.get("license_link") or next(filter(LICENSE_FILE.fullmatch, told.files), None)
-    if text and not str(text).startswith("https://"):
+    if text and not str(text).startswith(("https://", "http://")):
         text = told.page(str(text))
     return {
         "license": "other" if several else named[0] if isinstance(named, list) and named else named or None,
@@ -155,7 +155,7 @@ def card_data(run: Run) -> dict[str, Any]:
     tags = [*TAGS, "lora", *(["qlora"] if train.get("four_bit") else []), run.settings.road]
     return {
         "license": told["license"] or "other",
-        "license_name": told["license_name"] if told["license"] else "unknown",
+        "license_name": told["license_name"],
         "license_link": told["license_link"],
         "language": told["language"] or None,
         "base_model": told["original"],

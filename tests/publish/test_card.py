@@ -55,7 +55,7 @@ def test_a_licence_that_no_card_names_is_unknown_and_what_the_hub_did_not_answer
     assert front_matter(run)["license"] == "apache-2.0" and "license_name" not in front_matter(run)
     run.record("origin", license=None)
     matter = front_matter(run)
-    assert (matter["license"], matter["license_name"]) == ("other", "unknown")
+    assert matter["license"] == "other" and "license_name" not in matter
     assert "**License:** unknown, as no card of the base names one" in render_card(run)
     run.record("origin", away=["unsloth/mistral-7b"])
     assert "**License:** unknown, as its card could not be read" in render_card(run)
@@ -103,6 +103,13 @@ def test_local_names_and_paths_stay_out_of_the_card(finished):
     matter = yaml.safe_load(text.split("---")[1])
     assert "base_model" not in matter and "datasets" not in matter
     assert str(Path.home()) not in text and str(finished.parent) not in text
+
+
+def test_a_finished_run_shows_a_row_as_the_model_reads_it_its_curve_and_what_runs_it_again(finished):
+    text = (finished / "publish" / "README.md").read_text()
+    assert "    <s>### Instruction:\n" in text and "](loss.png)" in text and "(settings.yaml)" in text
+    assert {"loss.png", "settings.yaml"} <= {path.name for path in (finished / "publish").iterdir()}
+    assert Run.open(finished).facts["origin"]["license"] is None  # the embedded base has no card
 
 
 def test_the_lines_for_the_file_on_this_disk_answer(finished):
