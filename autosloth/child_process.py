@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def run_apart(module: str, request: dict[str, Any], online: bool, **environment:
     environment |= hub_access() if online else {"HF_HUB_OFFLINE": "1"}
     command, last = [sys.executable, "-c", SERVE, module, json.dumps(request, default=str)], ""
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
             try:
                 for line in process.stdout:
                     last = line
@@ -60,6 +62,7 @@ def run_apart(module: str, request: dict[str, Any], online: bool, **environment:
 
 def serve() -> None:
     """The other end of `run_apart`: print what the module's `main` finds, or an AutoSlothError as `error`, and end with exit code 1."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     module, request = sys.argv[1:]
     sys.modules |= dict.fromkeys(NOT_NEEDED)  # not to be found, as far as imports can see
     try:
@@ -67,6 +70,12 @@ def serve() -> None:
     except AutoSlothError as error:
         print(json.dumps({"error": [error.what, error.todo]}))
         sys.exit(1)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone, killed perhaps: it holds the other end of standard input, and writes nothing."""
+    os.read(0, 1)
+    os._exit(1)
 
 
 def hub_access() -> dict[str, str]:

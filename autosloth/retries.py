@@ -30,6 +30,8 @@ BLOB = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 OF_TRANSFER = re.compile(r"^Consistency check failed|CAS Client Error")
 Result = TypeVar("Result")
 
+_heard: set[str] = set()  # servers that answered this process: what was there may come back, what never was is told at once
+
 
 class SpoiledError(OSError):
     """A file has arrived with other bytes than those that its hash is of."""
@@ -83,10 +85,13 @@ def mend_client() -> None:
         if response.status_code in PASSING and (too_long or response.url.path.endswith("/api/validate-yaml")):
             response.raise_for_status()
 
+    def hear(response: Any) -> None:
+        _heard.add(response.url.host)
+
     def client() -> Any:
         made = default_client_factory()
         hooks = made.event_hooks
-        made.event_hooks = {"request": [*hooks["request"], limit], "response": [*hooks["response"], refuse]}
+        made.event_hooks = {"request": [*hooks["request"], limit], "response": [hear, *hooks["response"], refuse]}
         return made
 
     set_client_factory(client)
@@ -111,6 +116,8 @@ def is_passing(cause: BaseException | None, also: tuple[int, ...] = ()) -> bool:
 
     if status := status_of(cause):
         return status in PASSING + also
+    if isinstance(cause, httpx.ConnectError):
+        return cause.request.url.host in _heard
     lasting = (OfflineModeIsEnabled, httpx.ProxyError, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
     return cause is not None and not isinstance(cause, lasting)
 

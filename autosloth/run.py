@@ -64,11 +64,15 @@ REMADE = (
     "verify",
 )  # of these what can be made again from the adapter
 UNCLEARED = ".uncleared"  # in a run before: what can be made again is still there
-HUSK = {"settings.json", "facts.json", ".done"}  # all that a run before has where nothing was moved there
+HUSK = {"settings.json", "facts.json", ".done", UNCLEARED}  # all that a run before has where nothing was moved there
 BEFORE = "before"  # of a run folder: where what was trained there goes when it is trained anew
+MOVING = ".moving.json"  # in a run: what is being moved to before/, until all of it is there
 HALF_WRITTEN = ".partial"  # the end of a temporary file's or folder's name, which a kill leaves behind
 MARKED = ("fingerprint", "result", "settings", "files")  # what the mark of a finished stage tells
 BEGUN = ("fingerprint", "settings", "after", "number")  # what is kept of a stage that was begun
+HASHED = ("data", "adapter", "reference")  # of what a stage leaves: all that others build on and cannot be proven later
+# How a full disk is told: by the system and safetensors; by torch 2.13's writer of archives, in two ways.
+FULL = ("No space left on device", "iostream error", "unexpected pos ")
 LOCKS: dict[Path, FileLock] = {}  # held until the process ends
 
 _waits: dict[str, float] = {}  # what the stage at work waited for -> seconds
@@ -111,6 +115,17 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@functools.lru_cache
+def _hashed(path: Path, size: int, changed: int) -> str:
+    return file_hash(path)
+
+
+def known_hash(path: Path) -> str:
+    """`file_hash`, which a process reads once of a file that stays as it is."""
+    told = path.stat()
+    return _hashed(path, told.st_size, told.st_mtime_ns)
+
+
 class Run:
     """The run folder and what is in it; see the contract in the README for the names. Of several processes the first writes the facts."""
 
@@ -133,7 +148,8 @@ class Run:
             run.folder.mkdir(parents=True, exist_ok=True)
             lock(run.folder)
             for left in [*run.folder.rglob(f".*{HALF_WRITTEN}")]:
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+                remove(left)
+            move_aside(run)
             if not read_json(run.path("settings.json")):
                 run.write_settings()
         return run
@@ -224,10 +240,7 @@ class Run:
 
     def fresh(self, name: str) -> Path:
         """An empty folder of this name in the run."""
-        if self.path(name).is_symlink():
-            self.path(name).unlink()
-        elif self.path(name).exists():
-            shutil.rmtree(self.path(name))
+        remove(out_of_the_way(self.path(name)))
         self.path(name).mkdir(parents=True)
         return self.path(name)
 
@@ -240,8 +253,47 @@ class Run:
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
-        self.fresh(name).rmdir()
+        old = out_of_the_way(self.path(name))
         new.rename(self.path(name))
+        remove(old)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        return shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def out_of_the_way(path: Path) -> Path:
+    """Rename what is there, if anything is, to a name that the next start clears, so that a kill leaves no half of it; the new path."""
+    old = path.with_name(f".{path.name}-old{HALF_WRITTEN}")
+    remove(old)
+    if path.exists() or path.is_symlink():
+        os.replace(path, old)
+    return old
+
+
+def move(path: Path, to: Path) -> None:
+    """Move a folder, to another disk too. Killed and done again it ends the same: a copy gets its name when it is whole."""
+    if not to.exists():
+        try:
+            os.rename(path, to)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            copy = to.with_name(f".{to.name}{HALF_WRITTEN}")
+            remove(copy)
+            shutil.copytree(path, copy, copy_function=copy_through)
+            os.replace(copy, to)
+    remove(path)
+
+
+def copy_through(source: str, target: str) -> None:
+    """Copy a file; it is on the disk when this returns, as far as the disk tells the truth."""
+    shutil.copyfile(source, target)
+    with open(target, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def lock(folder: Path) -> None:
@@ -282,19 +334,25 @@ class storage_errors:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if not isinstance(error, Exception) or isinstance(error, AutoSlothError):
             return
-        number = getattr(error, "errno", None)
-        # safetensors and torch tell of a full disk by their own errors.
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            free = shutil.disk_usage(existing_parent(self.folder)).free / GB
+        number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in FULL):
+            place = existing_parent(Path(name)) if isinstance(name, str) and name else self.folder
+            place = self.folder if on_one_disk(place, self.folder) else place
+            free = shutil.disk_usage(existing_parent(place)).free / GB
             raise StorageError(
-                f"No space is left for {self.folder} ({free:.1f} GB free).",
-                "Free some space or set `storage` to another disk, then run again: finished stages are kept.",
+                f"No space is left for {place} ({free:.1f} GB free).",
+                "Free some space or set `storage` (TMPDIR for temporary files, HF_HOME for what is downloaded) to another disk, then run again: finished stages are kept.",
             ) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise StorageError(
                 f"{getattr(error, 'filename', None) or self.folder} cannot be written ({os.strerror(number)}).",
                 "Make it writable, or set `storage` (or HF_HOME for what is downloaded) to a folder that is.",
             ) from error
+
+
+def on_one_disk(*paths: Path) -> bool:
+    """Whether these paths, or what there is of them, lie on the same disk."""
+    return len({existing_parent(path).stat().st_dev for path in paths}) == 1
 
 
 def existing_parent(path: Path) -> Path:
@@ -367,24 +425,37 @@ def free_name(folder: Path) -> str:
 
 def set_aside(run: Run, after: Iterable[str]) -> None:
     """Move all that followed from these stages into a run folder of its own, before/<time>, which `clear_before` makes small."""
-    aside = run.path(BEFORE, datetime.now(timezone.utc).strftime("%Y-%m-%d-%H%M%S-%f"))
-    aside.mkdir(parents=True)
     settings = read_json(run.path("settings.json"))
     for each in run.begun().values():
         settings |= each["settings"]
-    write_json(aside / "settings.json", settings)
-    write_json(aside / "facts.json", run.facts)
-    shutil.copytree(run.path(".done"), aside / ".done")
-    (aside / UNCLEARED).touch()
+    name = datetime.now(timezone.utc).strftime("%Y-%m-%d-%H%M%S-%f")
+    write_json(run.path(MOVING), {"to": name, "settings": settings, "after": list(after)})
+    move_aside(run)
+
+
+def move_aside(run: Run) -> None:
+    """Do what `set_aside` has noted, or the rest of it after a kill."""
+    if not (noted := read_json(run.path(MOVING), ("to", "settings", "after"))):
+        return
+    aside, after = run.path(BEFORE, noted["to"]), noted["after"]
+    if not aside.exists():
+        half = aside.with_name(f".{aside.name}{HALF_WRITTEN}")
+        remove(half)
+        write_json(half / "settings.json", noted["settings"])
+        write_json(half / "facts.json", run.facts)
+        shutil.copytree(run.path(".done"), half / ".done")
+        (half / UNCLEARED).touch()
+        os.replace(half, aside)
     for path in (run.path(name) for name in FOLLOWS):
         if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
             path.rmdir()
         elif path.exists():
-            shutil.move(path, aside / path.name)  # which copies where before/ lies on another disk
+            move(path, aside / path.name)
     run.forget(*run.facts.keys() - set(after))
     for path in run.path(".done").rglob("*.json"):
         if path.stem not in after:
             path.unlink()
+    run.path(MOVING).unlink()
     say(f"run: what was here is in {aside}")
 
 
@@ -396,14 +467,12 @@ def clear_before(run: Run) -> None:
     for folder in (note.parent for note in run.path(BEFORE).glob(f"*/{UNCLEARED}")):
         if (folder / "publish" / "README.md").is_file():
             (folder / "publish" / "README.md").rename(folder / "README.md")
-        for path in (folder / name for name in REMADE if (folder / "adapter").is_dir()):
-            if path.is_symlink():
-                path.unlink()
-            elif path.exists():
-                shutil.rmtree(path)
-        (folder / UNCLEARED).unlink()
+        for name in REMADE if (folder / ".done" / "train.json").is_file() else ():  # else the adapter is not whole
+            remove(out_of_the_way(folder / name))
         if {path.name for path in folder.iterdir()} == HUSK:
-            shutil.rmtree(folder)
+            remove(out_of_the_way(folder))
+        else:
+            (folder / UNCLEARED).unlink()
 
 
 def stage(
@@ -455,9 +524,9 @@ def stage(
                     todo = "Run the same again: finished stages are skipped, and a training goes on from its last checkpoint."
                     raise Interrupted(f"Stopped in the stage `{name}`.", todo) from None
                 mark = {"fingerprint": wanted, "result": fingerprint(result(run) if result else time.time_ns())}
-                end_stage(run, name, mark, reads, outputs, time.perf_counter() - started)
                 if result is None or (earlier and earlier["result"] != mark["result"]):
                     void_followers(run, name)
+                end_stage(run, name, mark, reads, outputs, time.perf_counter() - started)
 
         @functools.wraps(function)
         def run_stage(run: Run) -> None:
@@ -466,6 +535,7 @@ def stage(
             with storage_errors(run.folder):
                 mark, wanted = run.mark(name), stage_fingerprint(run, reads, after, inputs)
                 whole = mark and mark["files"] == file_sizes(run, outputs) and set(facts) <= run.facts.keys()
+                whole = whole and not altered(run, name, HASHED)
                 if whole and mark["fingerprint"] == wanted:
                     if together:
                         of_first(lambda: False)
@@ -534,15 +604,28 @@ def failure_note(run: Run, stage: str) -> Path:
     return run.path(".done", "failed", f"{stage}.json")
 
 
-def refuse_altered(run: Run, stage: str, kinds: Iterable[str] = ("data", "adapter", "reference")) -> None:
-    """Raises StorageError when a file of these kinds that a stage left is of another size now: it is not the one that was measured."""
-    for name, size in (run.mark(stage) or {}).get("files", {}).items():
-        now = run.path(name).stat().st_size if run.path(name).is_file() else 0
-        if now != size and Path(name).parts[0] in kinds:
-            raise StorageError(
-                f"{run.path(name)} has {now:,} bytes, and had {size:,} when the stage `{stage}` was done: it is another file.",
-                f"Run {run.command(stage)}: it is made again.",
-            )
+def refuse_altered(run: Run, stage: str, kinds: Iterable[str] = HASHED) -> None:
+    """Raises StorageError when a file of these kinds that a stage left is another one now: not the one that was measured."""
+    if found := altered(run, stage, kinds):
+        raise StorageError(
+            f"{run.path(found[0])} {found[1]} when the stage `{stage}` was done: it is another file.",
+            f"Run {run.command(stage)}: it is made again.",
+        )
+
+
+def altered(run: Run, stage: str, kinds: Iterable[str]) -> tuple[str, str] | None:
+    """The first file of these kinds that is not as a stage left it, by its path in the run, and how: cut, or with other bytes, which a disk that lost some gives as zeros."""
+    mark = run.mark(stage) or {"files": {}}
+    for name, size in mark["files"].items():
+        path, known = run.path(name), mark.get("hashes", {}).get(name)
+        if Path(name).parts[0] not in kinds:
+            continue
+        now = path.stat().st_size if path.is_file() else 0
+        if now != size:
+            return name, f"has {now:,} bytes, and had {size:,}"
+        if known and known_hash(path) != known:
+            return name, "has another content than"
+    return None
 
 
 def refuse_other_settings(run: Run, stages: Iterable[str]) -> None:
@@ -615,6 +698,7 @@ def end_stage(
     waited = ", ".join(f"{duration(span)} for {what}" for what, span in _waits.items())
     seconds -= sum(_waits.values())
     mark |= {"seconds": round(seconds, 2), "settings": chosen_settings(run, reads), "files": file_sizes(run, outputs)}
+    mark["hashes"] = {name: known_hash(run.path(name)) for name in mark["files"] if Path(name).parts[0] in HASHED}
     write_json(run.path(".done", f"{name}.json"), mark | {"finished": now()})
     say(f"{name}: done in {seconds:.1f} s" + (f", besides {waited}" if waited else ""))
     if name in COPIED:

@@ -1,5 +1,6 @@
 """Exit codes and sentences: 0 done, 1 a named problem and never a traceback, 2 wrong usage, 130 interrupted."""
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from support.commands import DEMO, SHORT, command_line, sets
 from support.locks import released
 from support.patience import HUNG, until
 
+from autosloth import run as runs
 from autosloth.check import Problems, check
 from autosloth.errors import SettingsError, StorageError
 from autosloth.export import write_gguf
@@ -122,6 +124,16 @@ def test_a_full_disk_that_a_library_tells_of_is_named_too(tmp_path):
 
     with pytest.raises(StorageError, match="No space is left for"), storage_errors(tmp_path):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def test_a_full_disk_besides_that_of_the_run_is_named_by_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "on_one_disk", lambda *paths: False)
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "hub" / "blob"))
+    with (
+        pytest.raises(StorageError, match=f"No space is left for {tmp_path} .*HF_HOME"),
+        storage_errors(tmp_path / "r"),
+    ):
+        raise full
 
 
 def test_a_disk_that_fills_up_is_a_named_problem(tmp_path, base):

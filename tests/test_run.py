@@ -4,6 +4,7 @@ import errno
 import shutil
 
 import pytest
+from support.toy_road import NEVER_ENDS, card, data, follow, gguf, settings_of, train
 
 from autosloth import run as runs
 from autosloth.errors import Interrupted, SettingsError, StorageError, VerifyError
@@ -35,56 +36,6 @@ def test_what_a_stage_waits_for_is_not_its_own_time(tmp_path, capsys, monkeypatc
     said = capsys.readouterr().out.splitlines()
     assert said == ["busy: done in 7.0 s, besides 4 min for llama.cpp to compile", "idle: done in 1.0 s"]
     assert read_json(run.path(".done", "busy.json"))["seconds"] == 7
-
-
-def content(run):
-    file = run.folder.with_name("d.json")
-    return file.read_text() if file.is_file() else "nothing"
-
-
-@stage("data", reads=("model", "dataset"), inputs=content, facts=("data",), outputs=("data/rows",), sets_aside=True)
-def data(run):
-    run.fresh("data").joinpath("rows").write_text(content(run))
-    run.record("data", rows=content(run))
-
-
-@stage("train", reads=("learning_rate",), after=("data",), facts=("train",), outputs=("adapter",), scratch=("checkpoints",), sets_aside=True)  # fmt: skip
-def train(run):
-    run.path("checkpoints").mkdir(exist_ok=True)
-    run.path("checkpoints", "step").touch()
-    if run.settings.learning_rate == NEVER_ENDS:
-        raise KeyboardInterrupt
-    run.fresh("adapter").joinpath("weights").write_text(str(run.settings.learning_rate))
-    run.record("train", rate=run.settings.learning_rate)
-
-
-@stage("gguf", reads=("quantizations",), after=("train",), facts=("export",), outputs=("gguf",), replaces=True)
-def gguf(run):
-    with run.replaced("gguf") as folder:
-        folder.joinpath("file").write_text(run.path("adapter", "weights").read_text())
-        if run.settings.quantizations == ["f16"] and run.path("full").exists():
-            raise OSError(errno.ENOSPC, "No space left on device")
-    run.record("export", kinds=run.settings.quantizations)
-
-
-@stage("card", after=("train", "gguf"), outputs=("publish",))
-def card(run):
-    run.fresh("publish").joinpath("README.md").write_text("a card")
-    runs.clear_before(run)
-
-
-NEVER_ENDS = 0.05
-
-
-def settings_of(folder, road=SFTSettings, **values):
-    return road(**{"model": "m", "dataset": "d.json", "run_name": "mine", "storage": str(folder), "learning_rate": 1e-3} | values)  # fmt: skip
-
-
-def follow(settings, *stages):
-    run = Run.create(settings)
-    for each in stages or (data, train, gguf, card):
-        each(run)
-    return run
 
 
 @pytest.mark.parametrize("road", ROADS)
@@ -303,3 +254,15 @@ def test_before_a_training_anything_may_change(tmp_path):
     assert runs.changes(other) is None
     follow(other)
     assert not befores(tmp_path)
+
+
+@pytest.mark.parametrize("name, stage", [("data/rows", "data"), ("adapter/weights", "train")])
+def test_zeros_where_a_disk_lost_a_part_of_a_file_are_told_and_it_is_made_again(tmp_path, name, stage):
+    run = follow(settings_of(tmp_path))
+    kept = run.path(name).read_bytes()
+    run.path(name).write_bytes(b"\0" * len(kept))
+    with pytest.raises(StorageError, match=f"{name} has another content than when the stage `{stage}` was done.*Run `autosloth sft "):  # fmt: skip
+        (gguf if stage == "train" else train).again(run)
+    follow(settings_of(tmp_path))
+    assert run.path(name).read_bytes() == kept
+    runs.refuse_altered(run, stage)

@@ -75,7 +75,7 @@ def find_origin(settings: Settings) -> dict[str, Any]:
 
 def base_names(settings: Settings) -> list[str]:
     """The 16-bit original and the model that was loaded, by Hub id or folder; the embedded base has no card."""
-    if settings.model == "demo":
+    if settings.model == "demo" and not settings.sixteen_bit_model:
         return []
     try:
         original = sixteen_bit_model(settings)[0]

@@ -1,14 +1,23 @@
-"""Checkpoints: training from the last one on, and what of the model they hold."""
+"""Checkpoints: kept whole, training from the last one on, and what of the model they hold."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..distributed import processes
+from ..distributed import first, of_first, processes, wait_for_all
 from ..errors import StorageError
-from ..run import read_json
+from ..notebook import DRIVE
+from ..output import say
+from ..run import HALF_WRITTEN, file_hash, fingerprint, move, out_of_the_way, read_json, remove, write_json
+
+WHOLE = "whole.json"  # in a checkpoint: the SHA-256 of each of its files; written last
+KEPT = 2  # checkpoints
 
 
 def trainable(model: Any) -> list[tuple[str, Any]]:
@@ -35,23 +44,99 @@ def resume(trainer: Any, checkpoint: Path | None) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; half-written ones are removed.
-
-    The trainer writes trainer_state.json last (transformers 5.17, Trainer._save_checkpoint).
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    while found:
-        newest = found.pop()
-        if is_whole(newest):
-            return newest
-        shutil.rmtree(newest)
-    return None
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint's last file, trainer_state.json, is there and can be read."""
+@contextlib.contextmanager
+def kept_whole(trainer: Any, afterwards: Callable[[], None]) -> Iterator[Path]:
+    """In the block the trainer's checkpoints get to its folder, which this gives, when they are whole: it writes them elsewhere. afterwards: called after each."""
+    kept = Path(trainer.args.output_dir)
+    scratch, keeper = scratch_of(kept), keeping(kept, afterwards)
+    of_first(lambda: remove(scratch))
+    trainer.args.output_dir = str(scratch)
+    trainer.add_callback(keeper)
     try:
-        return "global_step" in read_json(checkpoint / "trainer_state.json")
+        yield kept
+    finally:
+        trainer.remove_callback(keeper)
+        trainer.args.output_dir = str(kept)
+        if first():
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def scratch_of(kept: Path) -> Path:
+    """Where checkpoints are written: beside, where they only need another name; of a disk that flushes late, on this machine's own."""
+    if processes() > 1 or not flushes_late(kept):
+        return kept.with_name(f".{kept.name}{HALF_WRITTEN}")
+    return Path(tempfile.gettempdir(), f"autosloth-{fingerprint(str(kept.absolute()))}{HALF_WRITTEN}")
+
+
+def flushes_late(path: Path) -> bool:
+    """Whether a path lies on Google Drive or another file system of a program's own (FUSE), which may tell of files what is not yet so."""
+    import psutil
+
+    mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
+    path = path.absolute()
+    nearest = next((mounts[folder] for folder in (path, *path.parents) if folder in mounts), "")
+    return path.is_relative_to(DRIVE) or nearest.startswith("fuse")
+
+
+def keeping(kept: Path, afterwards: Callable[[], None]) -> Any:
+    """A trainer callback that keeps each checkpoint that was written, when all processes have written their part."""
+    from transformers import TrainerCallback
+
+    class Keeping(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            wait_for_all()
+            of_first(lambda: keep(Path(args.output_dir, f"checkpoint-{state.global_step}"), kept))
+            afterwards()
+
+    return Keeping()
+
+
+def keep(checkpoint: Path, kept: Path) -> None:
+    """Move a checkpoint to where it is kept, whole; of those before it one stays, should the disk lose some of this one."""
+    seal(checkpoint)
+    kept.mkdir(parents=True, exist_ok=True)
+    remove(out_of_the_way(kept / checkpoint.name))
+    move(checkpoint, kept / checkpoint.name)
+    for older in numbered(kept)[:-KEPT]:
+        remove(out_of_the_way(older))
+
+
+def seal(folder: Path) -> None:
+    """Write what tells that a folder is whole: the hash of each of its files, which are on the disk by then."""
+    hashes = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != WHOLE):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        hashes[path.relative_to(folder).as_posix()] = file_hash(path)
+    write_json(folder / WHOLE, hashes)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that should be as it was sealed; None where nothing is."""
+    try:
+        hashes = read_json(folder / WHOLE)
     except StorageError:
-        return False
+        return f"{WHOLE} cannot be read"
+    if not hashes:
+        return f"{WHOLE} is missing"
+    lost = next((name for name in hashes if not (folder / name).is_file()), None)
+    other = next((name for name, known in hashes.items() if not lost and file_hash(folder / name) != known), None)
+    return f"{lost} is missing" if lost else f"{other} is not as it was written" if other else None
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, whole or not, the newest last."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; newer ones, which a disk has lost some of, are removed, said."""
+    found = numbered(folder)
+    for checkpoint in reversed(found):
+        if not (fault := damage(checkpoint)):
+            return checkpoint
+        say(f"train: {checkpoint.name} is damaged ({fault}) and passed over")
+        remove(out_of_the_way(checkpoint))
+    if found:
+        say("train: no checkpoint is whole; going on from the start")
+    return None

@@ -31,6 +31,7 @@ from ..notebook import Interruption, progress_callback
 from ..output import counted, say
 from ..run import Run, file_hash, fingerprint, read_json, write_json
 from ..settings import SPINSettings
+from .checkpoints import damage, seal
 from .dpo import pair_arguments, pair_trainer, preferences
 from .measure import ANSWERS_AT_ONCE, compare_answers, standing, style_of
 from .opponent import answers_of, listed, pair_up, questions
@@ -114,11 +115,11 @@ class Game:
 
     def begin(self) -> None:
         """Take up the rounds that were played before, or measure the start."""
-        while facts := read_json(self.folder(len(self.rounds)) / "facts.json"):
+        while facts := of_first(lambda: self.played(len(self.rounds))):
             self.clear(len(self.rounds))
             self.rounds.append(facts)
         path = self.run.path("rounds", "start.json")
-        if of_first(lambda: not path.is_file()):
+        if of_first(lambda: not path.is_file() or damage(path.with_suffix(""))):
             if self.settings.sft_steps:
                 rate = {"learning_rate": self.settings.sft_learning_rate}
                 self.run.record("sft_start", **rate, **self.plain_sft("sft_start", self.settings.sft_steps, **rate))
@@ -131,13 +132,26 @@ class Game:
             say(f"spin: going on after round {len(self.rounds)}")
             self.load(len(self.rounds) - 1)
 
+    def played(self, number: int) -> dict[str, Any] | None:
+        """The facts of a round that was played, if it was; one whose adapter a disk has lost some of is played again, said."""
+        facts = read_json(self.folder(number) / "facts.json")
+        fault = damage(self.folder(number) / "adapter") if facts else None
+        if fault:
+            say(f"spin: the adapter of round {number + 1} is damaged ({fault}); the round is played again")
+        return facts if facts and not fault else None
+
     def clear(self, number: int) -> None:
         """Delete the checkpoints of a round whose facts are written."""
         of_first(lambda: shutil.rmtree(self.folder(number) / "checkpoints", ignore_errors=True))
 
     def keep(self, folder: Path) -> None:
         """Write the model's adapter as it stands, whichever process it is read by next."""
-        of_first(lambda: self.model.save_pretrained(folder))
+
+        def save() -> None:
+            self.model.save_pretrained(folder)
+            seal(folder)
+
+        of_first(save)
 
     def load(self, number: int) -> None:
         """Give the model the adapter of a round; of round -1, the one it began with."""

@@ -12,6 +12,7 @@ from typing import Any
 from ..distributed import first, of_first, part
 from ..errors import Interrupted, ModelError
 from ..hardware import hardware, peak_ram_gb, peak_vram_gb, versions
+from ..hub_copy import keep
 from ..models import (
     TEMPLATE,
     choose_precision,
@@ -29,7 +30,7 @@ from ..output import counted, say
 from ..run import Run, file_hash, stage
 from ..settings import Settings, SFTSettings
 from .batches import batches, fits, refuse_to_shrink, take_batches
-from .checkpoints import last_checkpoint, resume, trainable
+from .checkpoints import kept_whole, last_checkpoint, resume, trainable
 from .measure import ANSWERS_AT_ONCE, diverged, example, is_four_bit, measure_answers, save_reference
 from .trial import is_due, set_checkpointing, try_out
 
@@ -126,10 +127,12 @@ def go_on(run: Run, trainer: Any) -> None:
     leave_steps_at_full_rate(trainer, run.settings)
     start = {name: p.detach().to("cpu", copy=True) for name, p in trainable(trainer.model)}
     while True:
-        checkpoint = of_first(lambda: last_checkpoint(Path(trainer.args.output_dir)))
-        if checkpoint:
-            say(f"train: going on from {checkpoint.name}")
-        if fits(trainer, functools.partial(resume, trainer, checkpoint)):
+        with kept_whole(trainer, functools.partial(keep, run.settings)) as folder:
+            checkpoint = of_first(lambda folder=folder: last_checkpoint(folder))
+            if checkpoint:
+                say(f"train: going on from {checkpoint.name}")
+            fitted = fits(trainer, functools.partial(resume, trainer, checkpoint))
+        if fitted:
             return refuse_unmoved(trainer, start)
         take_less(run, trainer)
         with torch.no_grad():
@@ -298,7 +301,7 @@ def training_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: b
         "eval_strategy": "no",
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
-        "save_total_limit": 2,
+        "save_total_limit": None,  # `keep` deletes the older ones
         "report_to": [],
         "push_to_hub": False,
         "dataloader_num_workers": 0,

@@ -30,7 +30,7 @@ from ..proof import refuse_other_tokens
 from ..run import HALF_WRITTEN, Run
 from ..settings import Settings
 from .batches import batches, fits, forget, refuse_to_shrink, take_batches
-from .checkpoints import last_checkpoint, trainable
+from .checkpoints import numbered, trainable
 from .measure import ANSWERS_AT_ONCE, diverged
 
 ROOM = 0.85  # of the GPU's memory up to which the longest rows may take it: between other rows it is left in smaller pieces
@@ -214,7 +214,7 @@ def read_back(trainer: Any) -> Path:
     from peft import get_peft_model_state_dict, load_peft_weights
     from safetensors import SafetensorError
 
-    found, kept = last_checkpoint(Path(trainer.args.output_dir)), {}
+    found, kept = next(iter(numbered(Path(trainer.args.output_dir))), None), {}
     with contextlib.suppress(SafetensorError, OSError):
         kept = load_peft_weights(str(found), device="cpu") if found else {}
     wanted = get_peft_model_state_dict(trainer.model)

@@ -106,9 +106,9 @@ def test_local_names_and_paths_stay_out_of_the_card(finished):
 
 
 def test_the_lines_for_the_file_on_this_disk_answer(finished):
-    text = (finished / "publish" / "README.md").read_text()
+    text = (finished / "publish-GGUF" / "README.md").read_text()
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if 'Llama("short-Q8_0.gguf"' in block)
-    said = subprocess.run([sys.executable, "-c", code], cwd=finished / "publish", capture_output=True, text=True)
+    said = subprocess.run([sys.executable, "-c", code], cwd=finished / "publish-GGUF", capture_output=True, text=True)
     assert said.returncode == 0 and said.stdout.strip(), said.stderr
     assert "`ollama create short -f Modelfile`" in text
 
@@ -134,21 +134,18 @@ def test_a_failed_proof_is_said(run):
     assert "ollama" not in card.lower() and "llama_cpp" not in card  # nobody is told how to use it
 
 
-def test_the_publish_folder_holds_the_model_the_gguf_and_the_card(finished):
-    names = {path.name for path in (finished / "publish").iterdir()}
-    assert names >= {
-        "README.md",
-        "model.safetensors",
-        "config.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "chat_template.jinja",
-        "short-Q8_0.gguf",
-        "Modelfile",
-    }
-    assert (finished / "publish" / "README.md").stat().st_mtime >= max(
-        path.stat().st_mtime for path in (finished / "publish").iterdir()
+def test_the_publish_folders_hold_the_model_its_adapter_and_the_files_each_its_card_last(finished):
+    model, gguf = (finished / name for name in ("publish", "publish-GGUF"))
+    names = {path.relative_to(model).as_posix() for path in model.rglob("*")}
+    tokenizer = {"tokenizer.json", "tokenizer.model", "chat_template.jinja"}
+    assert names >= {"README.md", "model.safetensors", "config.json", "loss.png", "settings.yaml"} | tokenizer
+    assert (
+        names >= {"adapter/adapter_model.safetensors", "adapter/adapter_config.json"} and "short-Q8_0.gguf" not in names
     )
+    assert {path.name for path in gguf.iterdir()} == {"README.md", "short-Q8_0.gguf", "Modelfile"}
+    for folder in model, gguf:
+        written = {path: path.stat().st_mtime for path in folder.iterdir() if path.is_file()}
+        assert written[folder / "README.md"] == max(written.values())
 
 
 def test_a_published_adapter_does_not_say_where_its_base_lay(copied, base):

@@ -11,6 +11,7 @@ from support.hub_server import HubServer
 from support.patience import HUNG
 
 from autosloth.publish.card import render_card
+from autosloth.publish.folder import fill
 from autosloth.publish.settings_file import settings_file
 from autosloth.run import Run, read_json, write_json
 from autosloth.settings import SFTSettings
@@ -52,7 +53,9 @@ def expected(run):
 
 
 def test_those_of_a_merged_model_with_its_gguf(run, tmp_path):
-    said = run_blocks(run, "both", tmp_path, {REPO: run.path("publish")})
+    (tmp_path / "all").mkdir()
+    fill(run, tmp_path / "all", "both")
+    said = run_blocks(run, "both", tmp_path / "home", {REPO: tmp_path / "all"})
     assert {library: len(answers) for library, answers in said.items()} == {
         "transformers": 1,
         "unsloth": 1,

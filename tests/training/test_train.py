@@ -1,8 +1,12 @@
 """Training does what the settings say, and goes on after it was killed."""
 
+import errno
 import functools
 import json
+import os
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.commands import DEMO, SHORT, killed_after, sets
@@ -110,6 +114,7 @@ def test_a_run_killed_in_mid_training_goes_on_and_ends_at_the_same_step(base, cl
         state = read_json(path)
         state["log_history"][0]["peak_ram_gb"] += 1000  # the killed process had more
         path.write_text(json.dumps(state))
+        checkpoints.seal(path.parent)
 
     second = cli(*arguments)
     assert second.returncode == 0, second.stdout + second.stderr
@@ -138,13 +143,48 @@ def test_a_training_that_diverges_is_a_named_problem(base, cli, tmp_path):
     assert not (tmp_path / "short" / "adapter").exists()
 
 
-def test_a_half_written_checkpoint_is_passed_over_and_removed(tmp_path):
-    for step, state in ((20, json.dumps({"global_step": 20})), (40, '{"global_st'), (60, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert checkpoints.last_checkpoint(tmp_path).name == "checkpoint-20"
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-20"]
+FAULTS = {
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-1]), "optimizer.pt is not as it was written"),
+    "zeros": (lambda path: path.write_bytes(b"\0" * path.stat().st_size), "optimizer.pt is not as it was written"),
+    "gone": (lambda path: path.unlink(), "optimizer.pt is missing"),
+    "no list": (lambda path: (path.parent / "whole.json").unlink(), "whole.json is missing"),
+    "cut list": (lambda path: (path.parent / "whole.json").write_text('{"opt'), "whole.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_is_taken(tmp_path, fault, capsys):
+    for step in (8, 20, 100):
+        (tmp_path / "new" / f"checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / "new" / f"checkpoint-{step}" / "optimizer.pt").write_text("moments")
+        checkpoints.keep(tmp_path / "new" / f"checkpoint-{step}", tmp_path / "kept")
+    assert [path.name for path in checkpoints.numbered(tmp_path / "kept")] == ["checkpoint-20", "checkpoint-100"]
+    spoil, said = FAULTS[fault]
+    spoil(tmp_path / "kept" / "checkpoint-100" / "optimizer.pt")
+    assert checkpoints.last_checkpoint(tmp_path / "kept").name == "checkpoint-20"
+    assert capsys.readouterr().out == f"train: checkpoint-100 is damaged ({said}) and passed over\n"
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["checkpoint-20"]
+    spoil(tmp_path / "kept" / "checkpoint-20" / "optimizer.pt")
+    assert checkpoints.last_checkpoint(tmp_path / "kept") is None
+    assert "no checkpoint is whole; going on from the start" in capsys.readouterr().out
+
+
+def test_checkpoints_of_a_run_on_drive_are_written_on_this_machine(tmp_path, monkeypatch):
+    assert checkpoints.scratch_of(tmp_path / "checkpoints") == tmp_path / ".checkpoints.partial"
+    monkeypatch.setattr(checkpoints, "DRIVE", tmp_path)
+    assert not checkpoints.scratch_of(tmp_path / "checkpoints").is_relative_to(tmp_path)
+    monkeypatch.setattr(checkpoints, "processes", lambda: 2)  # all of which have to find it
+    assert checkpoints.scratch_of(tmp_path / "checkpoints").parent == tmp_path
+
+
+def test_a_file_system_of_a_programs_own_is_told_by_its_mount(monkeypatch):
+    import psutil
+
+    mounts = [("/", "ext4"), ("/mnt/bucket", "fuse.gcsfuse"), ("/mnt/bucket/disk", "ext4")]
+    told = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: told)
+    late = [path for path in ("/mnt", "/mnt/bucket/a", "/mnt/bucket/disk/a") if checkpoints.flushes_late(Path(path))]
+    assert late == ["/mnt/bucket/a"]
 
 
 def small_memory(trainer, rows, from_step, training=True):
@@ -195,11 +235,39 @@ def training(rows_of, tmp_path):
         train.go_on(run, trainer)
         return run, trainer
 
+    start.storage = tmp_path
     return start
 
 
 def losses(trainer):
     return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_on_drive_a_training_goes_on_from_the_checkpoint_before_where_the_newest_was_cut(training, monkeypatch, capsys):
+    """Drive is another disk: no rename leads there."""
+    rename, tried = os.rename, []
+
+    def across(old, new):
+        if Path(old).parent == checkpoints.scratch_of(run_folder):
+            tried.append(Path(old).name)
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(old, new)
+
+    monkeypatch.setattr(checkpoints, "flushes_late", lambda path: True)
+    run_folder = Path(training.storage, "drive", "checkpoints")
+    monkeypatch.setattr(os, "rename", across)
+    run, whole = training("drive")
+    kept = run.path("checkpoints")
+    assert kept == run_folder and tried == ["checkpoint-2", "checkpoint-4"]
+    assert not checkpoints.scratch_of(kept).exists()
+    assert [(path.name, checkpoints.damage(path)) for path in checkpoints.numbered(kept)] == [("checkpoint-2", None), ("checkpoint-4", None)]  # fmt: skip
+    weights = kept / "checkpoint-4" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    capsys.readouterr()
+    _, again = training("drive")
+    said = capsys.readouterr().out
+    assert "checkpoint-4 is damaged (adapter_model.safetensors is not as it was written) and passed over" in said
+    assert "train: going on from checkpoint-2" in said and losses(again) == losses(whole)
 
 
 @pytest.mark.parametrize("road", ["sft", "dpo"])

@@ -158,18 +158,18 @@ def test_a_loss_that_is_no_number_on_the_longest_rows_stops_it_there(made, monke
 def test_a_checkpoint_that_does_not_hold_the_adapter_is_found_at_once(made, monkeypatch, fault):
     from safetensors.torch import load_file, save_file
 
-    find = trial.last_checkpoint
+    find = trial.numbered
 
     def damaged(folder):
-        found = find(folder)
+        (found,) = find(folder)
         path = found / "adapter_model.safetensors"
         save_file({name: weight * 1.5 for name, weight in load_file(path).items()}, path)
         if fault == "cut":
             path.write_bytes(path.read_bytes()[:-100])
-        return None if fault == "gone" else found
+        return [] if fault == "gone" else [found]
 
     run, trainer, tokenizer = made("lost")
-    monkeypatch.setattr(trial, "last_checkpoint", damaged)
+    monkeypatch.setattr(trial, "numbered", damaged)
     with pytest.raises(StorageError, match=r"does not hold the adapter that was trained\. Choose another `storage`"):
         trial.try_out(run, trainer, tokenizer)
     assert not run.is_trained
