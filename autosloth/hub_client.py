@@ -68,7 +68,7 @@ def reading(kind: Kind, name: str) -> Iterator[None]:
     except Exception as error:
         cause = cause_of(error)
         refused = isinstance(cause, errors.RepositoryNotFoundError) or status_of(cause) in (401, 403)
-        if not (isinstance(error, clients) or refused or is_passing(cause)):
+        if not (isinstance(error, clients) or isinstance(cause, RuntimeError) or refused or is_passing(cause)):
             raise
         raise ERRORS[kind](*explain(error, kind, name)) from None
 

@@ -26,6 +26,8 @@ PASSING = (408, 425, 429, 500, 502, 503, 504)
 ANEW = (404, 409, 412)
 REFUSED = {401: "the token is not valid", 403: "the token has no permission", 404: "it does not exist"}  # by the Hub
 BLOB = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+# A file that came short (http_get), and whatever hf_xet 1.8 gives up after tries of its own: errors of no kind that tells.
+OF_TRANSFER = re.compile(r"^Consistency check failed|CAS Client Error")
 Result = TypeVar("Result")
 
 _heard: set[str] = set()  # servers that answered this process: what was there may come back, what never was is told at once
@@ -102,7 +104,7 @@ def cause_of(error: BaseException | None) -> BaseException | None:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     telling = (httpx.HTTPError, aiohttp.ClientError, TimeoutError, SpoiledError, OfflineModeIsEnabled)
-    while error and not isinstance(error, telling) and not str(error).startswith("Consistency check failed"):
+    while error and not isinstance(error, telling) and not OF_TRANSFER.search(str(error)):
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return error
 
@@ -121,7 +123,9 @@ def is_passing(cause: BaseException | None, also: tuple[int, ...] = ()) -> bool:
 
 
 def status_of(cause: BaseException | None) -> int | None:
-    """The status of an answer that was an error."""
+    """The status of an answer that was an error; hf_xet tells it in its text alone."""
+    if isinstance(cause, RuntimeError) and (told := re.search(r"HTTP status \w+ error \((\d{3})", str(cause))):
+        return int(told[1])
     return getattr(getattr(cause, "response", None), "status_code", None) or getattr(cause, "status", None)
 
 
