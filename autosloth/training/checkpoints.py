@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -41,7 +43,18 @@ def resume(trainer: Any, checkpoint: Path | None) -> None:
     if processes() > 1:
         # A model that was measured passes for prepared: accelerate 1.15 would leave out what keeps the processes' weights equal.
         vars(trainer.model).pop("_is_accelerate_prepared", None)
+        load_to_numbered_cpus()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+@functools.cache
+def load_to_numbered_cpus() -> None:
+    """Let torch load a checkpoint to `cpu:0`, as accelerate 1.15 calls the place of a process without a GPU: torch 2.13 knows only `cpu`."""
+    from torch.serialization import register_package
+
+    register_package(
+        100, lambda storage: None, lambda storage, place: storage if re.fullmatch(r"cpu:\d+", place) else None
+    )
 
 
 @contextlib.contextmanager

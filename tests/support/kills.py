@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from itertools import pairwise
 
 from autosloth.run import HALF_WRITTEN, STAGES
 from support.commands import DEMO, sets
@@ -181,10 +182,10 @@ def survive(live, folder, road, kills, seed, processes=1):
     for storage in (folder / str(number) for number in itertools.count()):
         if found["tried"] == kills:
             return found
-        fell = []
-        while found["tried"] + len(fell) < kills:
-            until, whom = draw.expovariate(5 / span), draw.choice([None, *range(processes)])
-            if not live_to_the_end(live, storage, road, told | {"until": until, "whom": whom}):
+        fell, instants = [], sorted(draw.uniform(0, span) for _ in range(min(A_RUN, kills - found["tried"])))
+        for before, instant in pairwise([0, *instants]):
+            fate = {"until": instant - before, "whom": draw.choice([None, *range(processes)])}
+            if not live_to_the_end(live, storage, road, told | fate):
                 break
             fell.append(stage_at_work(storage / "short"))
         else:
@@ -198,6 +199,7 @@ def survive(live, folder, road, kills, seed, processes=1):
             found["by_stage"][stage] = found["by_stage"].get(stage, 0) + 1
 
 
+A_RUN = 5  # kills, at instants spread over the time that an undisturbed one takes
 FEW = {**DEMO, "max_steps": 4, "save_steps": 1, "eval_answers": 2, "max_new_tokens": 8, "merged": False}  # fmt: skip
 FEW_OF = {"sft": {}, "dpo": {}, "spin": {"rounds": 2, "prompts_per_round": 16, "stop_early": False}}
 
