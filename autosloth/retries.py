@@ -30,7 +30,9 @@ BLOB = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 OF_TRANSFER = re.compile(r"^Consistency check failed|CAS Client Error")
 Result = TypeVar("Result")
 
-_heard: set[str] = set()  # servers that answered this process: what was there may come back, what never was is told at once
+_heard: set[str] = (
+    set()
+)  # servers that answered this process: what was there may come back, what never was is told at once
 
 
 class SpoiledError(OSError):
