@@ -30,9 +30,8 @@ BLOB = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 OF_TRANSFER = re.compile(r"^Consistency check failed|CAS Client Error")
 Result = TypeVar("Result")
 
-_heard: set[str] = (
-    set()
-)  # servers that answered this process: what was there may come back, what never was is told at once
+# Servers that answered this process: what was there may come back, what never was is told at once.
+_heard: set[str] = set()
 
 
 class SpoiledError(OSError):
@@ -158,6 +157,8 @@ def in_words(cause: BaseException) -> str:
         return "there is no connection"
     if isinstance(cause, SpoiledError):
         return str(cause)
+    if isinstance(cause, RuntimeError):  # of hf_xet
+        return "the Hub's storage did not answer"
     return f"the connection was cut ({type(cause).__name__})"
 
 
