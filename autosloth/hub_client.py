@@ -116,8 +116,9 @@ def explain(error: Exception, kind: Kind, name: str) -> tuple[str, str]:
             f"{what} was refused: it may not be read with this token, or without one.",
             "Give one that may as HF_TOKEN.",
         )
+    network = cause and (is_passing(cause) or not status_of(cause))
     return (
-        f"{what} could not be fetched ({in_words(cause) if is_passing(cause) else first_lines(error)}).",
+        f"{what} could not be fetched ({in_words(cause) if network else first_lines(error)}).",
         "Check the network and run again; or, if it should be a folder on this disk, its path: there is none of that name.",
     )
 

@@ -157,6 +157,8 @@ def in_words(cause: BaseException) -> str:
         return "there is no connection"
     if isinstance(cause, SpoiledError):
         return str(cause)
+    if isinstance(cause, RuntimeError):  # of hf_xet
+        return "the Hub's storage did not answer"
     return f"the connection was cut ({type(cause).__name__})"
 
 

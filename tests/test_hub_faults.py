@@ -41,13 +41,19 @@ def test_a_fault_is_survived(quiet, base, operation, fault):
 
 
 # As hf_xet 1.8 raised them against a server on loopback that answers so; the Hub here plays none.
-XET = "Task error: File reconstruction error: CAS Client Error: Request error: {}, domain: http://127.0.0.1:1/v2/reconstructions/ab"
+XET = "Task error: File reconstruction error: CAS Client Error: {}"
 OF_XET = {
-    "HTTP status server error (503 Service Unavailable)": (True, "the server answered with status 503"),
-    "HTTP status client error (404 Not Found)": (False, "the server answered with status 404"),
-    "error sending request for url (http://127.0.0.1:9/v2/reconstructions/ab)": (
+    "Request error: HTTP status server error (503 Service Unavailable), domain: http://127.0.0.1:1/v2/reconstructions/ab": (
         True,
-        "the connection was cut (RuntimeError)",
+        "the server answered with status 503",
+    ),
+    "Request error: HTTP status client error (404 Not Found), domain: http://127.0.0.1:1/v2/reconstructions/ab": (
+        False,
+        "the server answered with status 404",
+    ),
+    "Request middleware error: error sending request for url (http://127.0.0.1:9/v2/reconstructions/ab)": (
+        True,
+        "the Hub's storage did not answer",
     ),
 }
 

@@ -78,7 +78,7 @@ def secrets_in(path: Path) -> list[Found]:
                     found[begins.start()] = Found(kind, begins.start(), begins[0][:10].decode())
         for value, name in in_use().items():
             for at in places(content, value):
-                found[at] = Found(f"the secret in use as {name}", at, value[:3].decode())
+                found[at] = Found(f"the secret in use as {name}", at, value[:3].decode(errors="replace"))
     return [found[at] for at in sorted(found)]
 
 
@@ -104,11 +104,8 @@ def places(content: mmap.mmap, value: bytes) -> Iterator[int]:
 def kind_at(content: mmap.mmap, at: int) -> str | None:
     """What the bytes at a place look like, if they look like a secret: drawn at random, and not the end of a longer word."""
     before = content[max(at - 2, 0) : at]
-    if re.search(rb"[A-Za-z0-9_-]$", before) and before not in (
-        rb"\n",
-        rb"\r",
-        rb"\t",
-    ):  # as JSON has the ends of lines
+    ends = (rb"\n", rb"\r", rb"\t")  # as JSON has the ends of lines
+    if re.search(rb"[A-Za-z0-9_-]$", before) and before not in ends:
         return None
     part = content[at : at + LONGEST]
     for kind, pattern in PATTERNS.items():
@@ -131,8 +128,8 @@ def entropy(word: bytes) -> float:
 def place_of(path: Path, at: int) -> str:
     """Where in a file a byte stands: by line and column in a text, in the card also by the sample."""
     with open(path, "rb") as file:
-        before = file.read(at)
-    if b"\0" in before:
+        before = file.read(min(at, WINDOW))
+    if b"\0" in before or at > WINDOW:
         return f"byte {at}"
     line = before.rpartition(b"\n")[2]
     number, column = before.count(b"\n") + 1, len(line.decode(errors="replace")) + 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import HubError
 from ..hub_client import commit_folder, first_lines, hub_api
-from ..retries import ANEW, PASSING, REFUSED, cause_of, in_words, is_passing, persistently, status_of
+from ..retries import ANEW, PASSING, REFUSED, cause_of, in_words, persistently, status_of
 from ..run import file_hash, write_text
 from ..settings import Settings
 from .kept import is_ours, keep_theirs
@@ -116,6 +116,6 @@ def explain(error: Exception, what: str, again: str) -> tuple[str, str]:
         return f"The Hub refused {what}: {REFUSED.get(status, f'status {status}')}{f' ({said})' if said else ''}.", todo
     if isinstance(cause, OfflineModeIsEnabled):
         return f"The Hub cannot be reached for {what}: HF_HUB_OFFLINE is set.", f"Take it away and {go_on}"
-    if is_passing(cause):
+    if cause:
         return f"The Hub cannot be reached for {what}: {in_words(cause)}.", f"Check the network and {go_on}"
     return f"The Hub's client refused {what} ({first_lines(error)}).", f"Correct that and {go_on}"
