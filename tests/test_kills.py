@@ -183,4 +183,3 @@ def test_killed_at_random_instants_a_road_ends_as_if_it_was_not(base, tmp_path, 
         found = survive(live, tmp_path / "runs", road, kills, seed=kills + processes, processes=processes)
     print(road, processes, found)
     assert not found["differences"] and found["survived"] == found["tried"] == kills
-    assert len(found["by_stage"]) > 2, "the instants were not spread"

@@ -106,12 +106,12 @@ def live(arguments, log, temporary, processes=1, until=None, whom=None):
             if ended:
                 left.remove(pid)
                 codes.append(os.waitstatus_to_exitcode(status))
-        if until is not None and not killed and len(left) == processes and time.monotonic() - begun > until:
+        if until is not None and left and not killed and not any(codes) and time.monotonic() - begun > until:
             killed = True
-            if whom is None:
-                [os.killpg(pid, signal.SIGKILL) for pid in born]
-            else:
+            if whom is not None and born[whom] in left:
                 os.kill(born[whom], signal.SIGKILL)
+            else:
+                [os.killpg(pid, signal.SIGKILL) for pid in left]
         elif left and any(codes):  # a launcher ends the others
             [os.killpg(pid, signal.SIGTERM) for pid in left]
         time.sleep(0.01)
