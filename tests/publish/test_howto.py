@@ -65,12 +65,14 @@ def test_those_of_a_merged_model_with_its_gguf(run, tmp_path):
     assert len(set(said["llama_cpp"])) == 1 and said["llama_cpp"][0]  # rounded, it may answer a near tie otherwise
 
 
+@pytest.mark.slow
 def test_those_of_an_adapter(run, base, tmp_path):
     run.settings = run.settings.model_copy(update={"merged": False})
     said = run_blocks(run, "model", tmp_path, {REPO: run.path("adapter"), BASE: base})
     assert said == {"transformers": [expected(run)], "unsloth": [expected(run)]}
 
 
+@pytest.mark.slow
 def test_that_of_an_adapter_whose_merged_weights_follow(run, base, tmp_path):
     run.record("merge", path=None)
     shutil.copytree(run.path("adapter"), tmp_path / "repo" / "adapter")

@@ -71,6 +71,7 @@ def test_the_adapter_is_safe_before_the_export_begins(hub, tmp_path):
     assert arrived(hub, REPO) == files_of(tmp_path / "runs" / "short" / "publish")
 
 
+@pytest.mark.slow
 def test_of_a_merged_run_the_adapter_is_kept_beside_the_model(hub, tmp_path):
     killed(hub, tmp_path, ".done/publish_adapter.json", merged=True)
     early = arrived(hub, REPO)
@@ -81,6 +82,7 @@ def test_of_a_merged_run_the_adapter_is_kept_beside_the_model(hub, tmp_path):
     assert late["adapter/adapter_model.safetensors"] == early["adapter/adapter_model.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_away_after_the_training_costs_nothing(hub, tmp_path):
     hub.fail_next("POST", "/api/repos/create", 403)
     result = sft(hub, tmp_path, publish_to_hub=True)
@@ -88,6 +90,7 @@ def test_a_hub_that_is_away_after_the_training_costs_nothing(hub, tmp_path):
     assert arrived(hub, REPO) == files_of(tmp_path / "runs" / "short" / "publish")
 
 
+@pytest.mark.slow
 def test_one_repository_holds_all_where_it_is_asked_for(hub, tmp_path):
     assert sft(hub, tmp_path, publish_to_hub=True, one_repo=True).returncode == 0
     assert {"short-Q8_0.gguf", "Modelfile", "adapter_model.safetensors"} <= set(arrived(hub, REPO))
