@@ -22,7 +22,7 @@ KINDS = {  # marker -> what is tried, what is hoped for
     "hub_fault": ("Hub faults", "survived"),
     "bad_input": ("bad inputs", "answered with a sentence"),
 }
-SMOKE = {"kill": "test_run.py", "hub_fault": "publish/test_hub.py", "bad_input": "test_settings.py"}
+SMOKE = {"kill": "test_kills.py", "hub_fault": "test_hub_faults.py", "bad_input": "test_settings.py"}
 
 
 def run_tests(marker: str, folder: Path, smoke: bool) -> tuple[list[ElementTree.Element], str]:

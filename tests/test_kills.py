@@ -78,7 +78,8 @@ def restore(folder, kept):
 
 
 @pytest.mark.parametrize("road", [road if road == "trained anew" else pytest.param(road, marks=pytest.mark.slow) for road in ROADS])  # fmt: skip
-def test_killed_before_any_change_it_ends_as_if_it_was_not(tmp_path, road):
+@pytest.mark.kill
+def test_killed_before_any_change_it_ends_as_if_it_was_not(tmp_path, road, record_property):
     earlier, work = ROADS[road]
     folder, kept = prepared(tmp_path, earlier)
     killed_at(NEVER, lambda: work(folder))
@@ -90,10 +91,12 @@ def test_killed_before_any_change_it_ends_as_if_it_was_not(tmp_path, road):
         killed_at(NEVER, lambda: work(folder))
         assert held_by(folder / "mine") == wanted, f"killed before change {change}"
     assert change > 50
+    record_property("tried", change)
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_ends_as_if_it_was_not(tmp_path):
+@pytest.mark.kill
+def test_killed_again_and_again_it_ends_as_if_it_was_not(tmp_path, record_property):
     folder, kept = prepared(tmp_path, [first])
     killed_at(NEVER, lambda: anew(folder))
     wanted, draw = held_by(folder / "mine"), random.Random(1)
@@ -104,10 +107,12 @@ def test_killed_again_and_again_it_ends_as_if_it_was_not(tmp_path):
             killed_at(change, lambda: anew(folder))
         killed_at(NEVER, lambda: anew(folder))
         assert held_by(folder / "mine") == wanted, changes
+    record_property("tried", 12 * 6)
 
 
 @pytest.mark.slow
-def test_killed_while_it_is_trained_anew_and_set_back_nothing_is_mixed_up_or_lost(tmp_path):
+@pytest.mark.kill
+def test_killed_while_it_is_trained_anew_and_set_back_nothing_is_mixed_up_or_lost(tmp_path, record_property):
     folder, kept = prepared(tmp_path, [first])
     for change in itertools.count():
         restore(folder, kept)
@@ -122,6 +127,7 @@ def test_killed_while_it_is_trained_anew_and_set_back_nothing_is_mixed_up_or_los
         assert now.path("adapter", "weights").read_text() == now.path("gguf", "file").read_text() == "0.001", change
         if ended:
             break
+    record_property("tried", change)
 
 
 def checkpoint(folder, step):
@@ -133,7 +139,8 @@ def checkpoint(folder, step):
 
 
 @pytest.mark.parametrize("far", [False, True], ids=["beside", "on another disk"])
-def test_killed_while_a_checkpoint_is_kept_all_that_are_there_are_whole(tmp_path, monkeypatch, far):
+@pytest.mark.kill
+def test_killed_while_a_checkpoint_is_kept_all_that_are_there_are_whole(tmp_path, monkeypatch, far, record_property):
     def rename(old, new):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
@@ -150,6 +157,7 @@ def test_killed_while_a_checkpoint_is_kept_all_that_are_there_are_whole(tmp_path
         if not killed:
             break
     assert [path.name for path in there] == ["checkpoint-20", "checkpoint-100"] and change > 5
+    record_property("tried", change)
 
 
 ENDLESS = """
@@ -178,8 +186,13 @@ def test_what_was_started_apart_ends_with_the_process_that_started_it(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("road, kills, processes", [("spin", 30, 1), ("dpo", 30, 1), ("sft", 30, 1), ("sft", 12, 2)])
-def test_killed_at_random_instants_a_road_ends_as_if_it_was_not(base, tmp_path, road, kills, processes):
+@pytest.mark.kill
+def test_killed_at_random_instants_a_road_ends_as_if_it_was_not(
+    base, tmp_path, road, kills, processes, record_property
+):
     with Lives() as live:
         found = survive(live, tmp_path / "runs", road, kills, seed=kills + processes, processes=processes)
     print(road, processes, found)
+    record_property("tried", found["tried"])
+    record_property("survived", found["survived"] if not found["differences"] else 0)
     assert not found["differences"] and found["survived"] == found["tried"] == kills
