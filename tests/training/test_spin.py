@@ -9,9 +9,9 @@ from support.commands import DEMO, killed_after, sets
 
 from autosloth.errors import ModelError
 from autosloth.notebook.live import summary_lines
-from autosloth.run import Run, read_json
+from autosloth.run import Run, read_json, write_json
 from autosloth.settings import SPINSettings
-from autosloth.training import stopping
+from autosloth.training import checkpoints, spin, stopping
 from autosloth.training.rounds_table import as_text, row_of
 
 SHORT = {**DEMO, "rounds": 2, "prompts_per_round": 48, "eval_answers": 4, "merged": False, "quantizations": "[]"}
@@ -140,6 +140,23 @@ def test_killed_it_ends_with_the_same_files(never_killed, tmp_path, moment):
         assert one["eval"] == pytest.approx(other["eval"], abs=5e-3)
     files = [{path.relative_to(folder).as_posix() for path in folder.rglob("*")} for folder in (never_killed, tmp_path / "short")]  # fmt: skip
     assert files[0] == files[1]
+
+
+def test_a_round_whose_adapter_the_disk_lost_some_of_is_played_again(tmp_path, capsys):
+    from types import SimpleNamespace
+
+    game = SimpleNamespace(folder=lambda number: tmp_path / str(number))
+    weights = tmp_path / "0" / "adapter" / "adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    assert spin.Game.played(game, 0) is None
+    checkpoints.seal(weights.parent)
+    write_json(tmp_path / "0" / "facts.json", {"round": 0})
+    assert spin.Game.played(game, 0) == {"round": 0}
+    weights.write_bytes(b"\0" * 7)
+    assert spin.Game.played(game, 0) is None
+    said = "is damaged (adapter_model.safetensors is not as it was written); the round is played again"
+    assert capsys.readouterr().out == f"spin: the adapter of round 1 {said}\n"
 
 
 def test_a_wrong_opponent_stops_the_round_with_a_sentence():
