@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,24 +37,25 @@ def ask_for(kind: Kind, name: str) -> None:
             persistently(lambda: hub_api().auth_check(name, repo_type=kind))
 
 
-def commit_folder(
-    repo: str, folder: Path, message: str, leave_out: str = "", deleted: str | list[str] | None = None
-) -> None:
+def commit_folder(repo: str, folder: Path, message: str, leave_out: str = "", replaced: Iterable[str] = ()) -> None:
     """Bring a folder's files to a repository in one commit, or none where it holds them all.
 
-    `upload_folder` would make several, which a kill may part (huggingface_hub 1.33 with Xet). deleted: patterns of files that go in the same commit
-    where the folder does not have them.
+    `upload_folder` would make several, which a kill may part (huggingface_hub 1.33 with Xet). replaced: files of the repository that go in the
+    same commit where the folder does not have them.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-    from huggingface_hub.utils import filter_repo_objects
 
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files.pop(leave_out, None)
-    there = hub_api().list_repo_files(repo) if deleted else []
-    stale = [name for name in filter_repo_objects(there, allow_patterns=deleted) if name not in files]
-    operations = [CommitOperationDelete(name) for name in stale if name not in (".gitattributes", leave_out)]
-    operations += [CommitOperationAdd(name, path) for name, path in files.items()]
+    gone = [name for name in replaced if name not in files and name not in (".gitattributes", leave_out)]
+    operations = [*map(CommitOperationDelete, gone), *(CommitOperationAdd(name, path) for name, path in files.items())]
+    logging.getLogger("huggingface_hub.hf_api").addFilter(news)
     hub_api().create_commit(repo, operations, commit_message=message)
+
+
+def news(record: logging.LogRecord) -> bool:
+    """Whether a line of the Hub's client is worth a user's while: not that a commit would be empty."""
+    return "to prevent empty commit" not in record.getMessage()
 
 
 @contextlib.contextmanager

@@ -110,7 +110,7 @@ def commit(snapshot: Path, settings: Settings) -> None:
     if not api.model_info(name).private:
         raise HubError(f"{name} is public.", "Delete it or make it private: the data of the run would be open.")
     files = sum(path.is_file() for path in snapshot.rglob("*"))
-    commit_folder(name, snapshot, f"{counted(files, 'file')} of a run", deleted="*")
+    commit_folder(name, snapshot, f"{counted(files, 'file')} of a run", replaced=api.list_repo_files(name))
 
 
 def bring_back(settings: Settings) -> None:

@@ -309,6 +309,9 @@ class Settings(BaseModel):
         pattern=REPOSITORY,
         front=True,
     )
+    card_rows: bool = setting(
+        True, "Publish", "Show some held-out rows in the card, with the answers to them; off for data that is not to be public."
+    )  # fmt: skip
     private: bool = setting(False, "Publish", "Make the repositories private.", front=True)
     one_repo: bool = setting(
         False, "Publish", "Put the GGUF files beside the model; otherwise they get a repository of their own, `<repo>-GGUF`.", title="One repository"

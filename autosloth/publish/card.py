@@ -10,13 +10,14 @@ from ..models import GGUF_TAGS, HUB, card_data, layers_line, origin_of
 from ..output import counted, duration, or_nothing, size_in_words
 from ..proof import proof_rows
 from ..run import Run, read_json
-from ..values import is_hub_id
+from ..values import is_address, is_hub_id
 from .curve import has_curve
 from .kept import marked
 from .repositories import Kind, repo_id
 from .scores import held_out_results
 
 YOUR_NAME = "your-name"  # stands for an owner that is not known
+ANY_QUESTION = "Hello!"
 VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)  # that `--max-lora-rank` takes, from its default on
 
 
@@ -55,8 +56,10 @@ def about_run(run: Run) -> dict[str, Any]:
         "layers": layers_line(facts["train"].get("layers", {})),
         "batch": batch_line(run),
         "curve": has_curve(run),
-        "samples": paired_samples(facts["eval"]),
-        "question": short_question(facts["eval"]),
+        "samples": paired_samples(facts["eval"]) if settings.card_rows else [],
+        "example": facts.get("example", {}) if settings.card_rows else {},
+        "question": short_question(facts["eval"]) if settings.card_rows else ANY_QUESTION,
+        "local_data": [public_name(part["path"], "") for part in settings.parts if is_local(part["path"])],
         "home": home_address(),
         "start_of_rounds": read_json(run.path("rounds", "start.json")).get("eval"),
     }
@@ -92,14 +95,14 @@ def about_files(run: Run, kind: Kind) -> dict[str, Any]:
         "owner": owner_of(repo),
         "gguf_repo": repo if kind == "both" else gguf_repository(repo),
         "merged": merged,  # the weights at the top of the repository
-        "adapter_folder": "adapter" if settings.merged and kind == "model" else None,
+        "adapter_folder": "adapter" if settings.merged and kind != "gguf" else None,
         "vllm_rank": None if facts["train"].get("use_dora") or settings.modules_to_save else rank,
         "gguf": gguf if kind != "model" else [],
         "elsewhere": verdict(run) if kind == "model" else None,
         "held_against": held_against(gguf),
         "whole_models": whole_models,
         "alone": alone,
-        "proofs": [{**file, "rows": proof_rows(file)} for file in proof.get("files", [])],
+        "proofs": [{**file, "rows": proof_rows(file), "answers": settings.card_rows and file.get("answers")} for file in proof.get("files", [])],
         "verdict": verdict(run),
     }  # fmt: skip
 
@@ -126,7 +129,7 @@ def held_against(files: list[dict[str, Any]]) -> str:
     adapter = "the trained adapter, matrix by matrix, and not run"
     if not models:
         return f"was held against {adapter}"
-    verb = "were" if len(models) > 1 else "was"
+    verb = "were" if len(files) > 1 else "was"
     return f"{verb} held against the trained model itself" + (
         f"; the adapter's file against {adapter}" if alone else ""
     )
@@ -211,7 +214,12 @@ def short_question(evaluation: dict[str, Any]) -> str:
     """A held-out question that fits into a line of code or of a shell, to try the model with."""
     questions = [sample["question"] for sample in evaluation["after"].get("samples", [])]
     fitting = [question for question in questions if len(question) <= 60 and question.isascii()]
-    return next((question for question in fitting if not set(question) & set("\"'\\\n")), "Hello!")
+    return next((question for question in fitting if not set(question) & set("\"'\\\n")), ANY_QUESTION)
+
+
+def is_local(dataset: str) -> bool:
+    """Whether rows come from a disk, so that only who has them can train again."""
+    return dataset != "demo" and not is_hub_id(dataset) and not is_address(dataset)
 
 
 def public_name(name: str, demo: str) -> str:

@@ -19,7 +19,7 @@ from .settings_file import SETTINGS, settings_file
 
 @stage(
     "card",
-    reads=("repo", "publish_to_hub", "private", "one_repo"),
+    reads=("repo", "publish_to_hub", "private", "one_repo", "card_rows"),
     after=("train", "merge", "gguf", "verify"),
     facts=("card",),
     outputs=(MODEL.folder, GGUF.folder),
@@ -58,6 +58,8 @@ def fill(run: Run, folder: Path, kind: Kind, early: bool = False) -> None:
         write_text(folder / SETTINGS, settings_file(run.settings))
     if kind != "model":
         link_files(run.path("gguf"), folder)
+        if "adapter" in run.settings.quantizations:  # whose file goes on another model's, with this template
+            link_files(run.path("adapter"), folder, "chat_template.jinja")
     write_text(folder / "README.md", render_card(run, kind))
 
 

@@ -20,7 +20,7 @@ from .upload import compare_with_hub, files_of, hub_errors, upload
 
 @stage(
     "publish_adapter",
-    reads=("publish_to_hub", "repo", "private", "one_repo", "merged"),
+    reads=("publish_to_hub", "repo", "private", "one_repo", "merged", "card_rows"),
     after=("train",),
     facts=("publish_adapter",),
 )

@@ -11,7 +11,9 @@ from ..run import fingerprint
 
 BEGIN, END = "<!-- autosloth begins", "<!-- autosloth ends -->"
 # The first mark: which of the front matter's keys are ours, each with a hash of its value as we wrote it.
-FIRST = re.compile(rf"{BEGIN}; text above this line and below the last one is kept\.((?: \S+=[0-9a-f]{{16}})*) -->\n?")
+FIRST = re.compile(
+    rf"{BEGIN}; text above this line and below the last one is kept, what is between is written anew\.((?: \S+=[0-9a-f]{{16}})*) -->\n?"
+)
 MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 OURS = "autosloth"  # a tag of every card of ours
 
@@ -32,15 +34,16 @@ def marked(matter: dict[str, Any], body: str) -> str:
     """A card of ours: the front matter, and the text between the marks."""
     read_back = yaml.load(to_yaml(matter), Loader)
     hashes = "".join(f" {key}={fingerprint(value)}" for key, value in read_back.items())
-    first = f"{BEGIN}; text above this line and below the last one is kept.{hashes} -->"
+    first = (
+        f"{BEGIN}; text above this line and below the last one is kept, what is between is written anew.{hashes} -->"
+    )
     return f"---\n{to_yaml(matter)}---\n{first}\n{body.strip()}\n\n{END}\n"
 
 
 def keep_theirs(ours: str, theirs: str) -> str:
     r"""Our new card with what a person changed in the one that is there: text before and after our marks, keys of the front matter that they added, changed or took away.
 
-    Of a list that they changed, ours are put behind theirs. An older card of ours, without marks, is replaced; a card that is none of ours
-    stands below ours, with its own front matter before ours.
+    Of a list that they changed, ours are put behind theirs. A card without our marks stands below ours, with its own front matter before ours.
 
     >>> mine = marked({"license": "mit"}, "# Mine")
     >>> print(keep_theirs(mine, "Read this first.\n\n" + mine).split("\n")[3])
@@ -49,8 +52,6 @@ def keep_theirs(ours: str, theirs: str) -> str:
     (our_matter, our_text), (matter, text) = ours_alone(ours), split(theirs)
     first = FIRST.search(text)
     if not first or END not in text[first.end() :]:
-        if OURS in listed(matter.get("tags")) and not any(mark in text for mark in (BEGIN, END)):
-            return card(our_matter, our_text)
         below = "\n\n".join(part.strip() for part in FIRST.sub("\n", text).split(END) if part.strip())
         return card(merged(our_matter, matter, {}), our_text + (f"\n{below}\n" if below else ""))
     written = dict(pair.split("=") for pair in first[1].split()) if matter else {}  # else they took all of it away

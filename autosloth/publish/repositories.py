@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from ..errors import HubError
@@ -11,7 +12,7 @@ from ..hub_copy import copy_name
 from ..retries import persistently
 from ..run import GGUF_FOLDER
 from ..settings import Settings
-from .upload import NO_TOKEN, hub_errors
+from .upload import NO_TOKEN, hub_errors, refuse_taken
 
 Kind = Literal["model", "gguf", "both"]
 
@@ -53,10 +54,13 @@ def repo_id(settings: Settings, suffix: str = "") -> str:
 
 
 def refuse_foreign_token(settings: Settings) -> None:
-    """Raises HubError when the token may not write to one of the repositories of a run."""
+    """Raises HubError when the token may not write to one of the repositories of a run, or one is there that it must not fill."""
     published = [repo_id(settings, each.suffix) for each in repositories(settings)] if settings.publish_to_hub else []
     for repo in [*published, *([copy_name(settings)] if settings.hub_checkpoints else [])]:
         refuse_foreign(account(), repo)
+    for repo in published:
+        with hub_errors(repo):
+            persistently(partial(refuse_taken, repo, settings))
 
 
 def refuse_foreign(me: dict[str, Any], repo: str) -> None:

@@ -19,6 +19,7 @@ HERE = (
     "private",
     "publish_to_hub",
     "publish_unverified",
+    "card_rows",
 )  # where this run lies and goes
 PLACES = ("model", "adapter", "sixteen_bit_model")
 

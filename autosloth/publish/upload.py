@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import HubError
 from ..hub_client import commit_folder, first_lines, hub_api
+from ..output import say
 from ..retries import ANEW, PASSING, REFUSED, cause_of, in_words, persistently, status_of
 from ..run import file_hash, write_text
 from ..settings import Settings
@@ -19,8 +20,8 @@ from .secrets import refuse_secrets
 
 AGAIN = "autosloth publish"
 CARD = "README.md"
-# What would be taken for a part of the model where an earlier training left it. A repository holds one training: who wants the one before finds it in its history.
-OF_A_MODEL = ["*.safetensors", "*.safetensors.index.json", "*.gguf", "Modelfile", "config.json", "adapter_config.json"]
+BY_US = "AutoSloth: "  # begins the title of each commit
+WEIGHTS = ["*.safetensors", "*.bin", "*.gguf", "*.pt", "*.onnx"]
 NO_TOKEN = "Make one with write access at huggingface.co/settings/tokens and give it as HF_TOKEN (environment or Colab secret)."
 
 
@@ -36,20 +37,62 @@ def send(folder: Path, repo: str, settings: Settings) -> str:
     What the repository holds already is not sent, and where it holds all of a commit none is made: so it may be repeated, also after a commit whose
     answer was lost.
     """
-    api = hub_api()
-    url = str(api.create_repo(repo, private=settings.private, exist_ok=True))
-    if settings.private and not api.model_info(repo).private:
+    url = str(hub_api().create_repo(repo, private=settings.private, exist_ok=True))
+    refuse_taken(repo, settings)
+    card, theirs, ours = folder / CARD, card_there(repo), published_before(repo)
+    if gone := [name for name in ours if not (folder / name).is_file()]:
+        say(
+            f"publish: {repo} held another training; what is no part of this one stays in its history alone: {', '.join(gone)}"
+        )
+    commit_folder(repo, folder, f"{BY_US}{contents(folder)}", leave_out=CARD, replaced=ours)
+    if theirs:
+        write_text(card, keep_theirs(card.read_text(encoding="utf-8"), theirs))
+    hub_api().upload_file(repo_id=repo, path_or_fileobj=card, path_in_repo=CARD, commit_message=f"{BY_US}card")
+    return url
+
+
+def refuse_taken(repo: str, settings: Settings) -> None:
+    """Raises HubError where a repository of this name is there that the run must not fill: a public one where `private` is set, or somebody else's model."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils import filter_repo_objects
+
+    try:
+        info = hub_api().model_info(repo)
+    except RepositoryNotFoundError:
+        return
+    if settings.private and not info.private:
         raise HubError(
             f"{repo} exists already and is public, but `private` is set.",
             "Make it private in its settings on the Hub, or set `repo` to another name.",
         )
-    card, theirs = folder / CARD, card_there(repo)
-    stale = OF_A_MODEL if theirs and is_ours(theirs) else None
-    commit_folder(repo, folder, "Model, tokenizer and GGUF", leave_out=CARD, deleted=stale)
-    if theirs:
-        write_text(card, keep_theirs(card.read_text(encoding="utf-8"), theirs))
-    api.upload_file(repo_id=repo, path_or_fileobj=card, path_in_repo=CARD, commit_message="Model card")
-    return url
+    weights = [*filter_repo_objects((file.rfilename for file in info.siblings), allow_patterns=WEIGHTS)]
+    if weights and not published_before(repo) and not is_ours(card_there(repo) or ""):
+        raise HubError(
+            f"{repo} holds a model already that AutoSloth did not publish ({weights[0]}).",
+            "Set `repo` to another name, or delete that repository on the Hub.",
+        )
+
+
+def published_before(repo: str) -> list[str]:
+    """The files that earlier uploads of ours brought to a repository, as the commits that they are of tell; without the card.
+
+    A repository holds one training: what the one before left there would be taken for a part of it.
+    """
+    from huggingface_hub.hf_api import RepoFile
+
+    files = [each for each in hub_api().list_repo_tree(repo, recursive=True, expand=True) if isinstance(each, RepoFile)]
+    ours = [file.path for file in files if file.last_commit and file.last_commit.title.startswith(BY_US)]
+    return [path for path in ours if path != CARD]
+
+
+def contents(folder: Path) -> str:
+    """What a folder brings, for the title of its commit.
+
+    >>> contents(Path("/nowhere"))
+    'files'
+    """
+    kinds = {"model": "model*.safetensors", "adapter": "**/adapter_model.safetensors", "GGUF": "*.gguf"}
+    return " and ".join(kind for kind, pattern in kinds.items() if any(folder.glob(pattern))) or "files"
 
 
 def card_there(repo: str) -> str | None:

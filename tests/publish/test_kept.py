@@ -47,10 +47,6 @@ def test_a_key_that_was_touched_is_theirs_and_another_is_ours(old, new, key, exp
     assert yaml.safe_load(kept.split("---")[1])["license_link"] == "https://a.b"
 
 
-def test_an_older_card_of_ours_is_replaced():
-    assert keep_theirs(NEW, "---\ntags:\n- autosloth\n---\n# Sloth\n\nOld figures.\n") == NEW
-
-
 @pytest.mark.parametrize("text", ["# Mine\n\nMy words.", "---\nlicense: [mit\n---\nMy words.", "My words."])
 def test_a_person_s_own_card_stands_below_ours(text):
     kept = keep_theirs(NEW, text)
