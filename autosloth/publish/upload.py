@@ -40,6 +40,9 @@ def send(folder: Path, repo: str, settings: Settings) -> str:
     url = str(hub_api().create_repo(repo, private=settings.private, exist_ok=True))
     refuse_taken(repo, settings)
     card, theirs, ours = folder / CARD, card_there(repo), published_before(repo)
+    if not card.is_file():  # what is there stays as it is, for now
+        commit_folder(repo, folder, f"{BY_US}{contents(folder)}")
+        return url
     if gone := [name for name in ours if not (folder / name).is_file()]:
         say(
             f"publish: {repo} held another training; what is no part of this one stays in its history alone: {', '.join(gone)}"
@@ -78,9 +81,14 @@ def published_before(repo: str) -> list[str]:
 
     A repository holds one training: what the one before left there would be taken for a part of it.
     """
+    from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.hf_api import RepoFile
 
-    files = [each for each in hub_api().list_repo_tree(repo, recursive=True, expand=True) if isinstance(each, RepoFile)]
+    try:
+        tree = [*hub_api().list_repo_tree(repo, recursive=True, expand=True)]
+    except RepositoryNotFoundError:
+        return []
+    files = [each for each in tree if isinstance(each, RepoFile)]
     ours = [file.path for file in files if file.last_commit and file.last_commit.title.startswith(BY_US)]
     return [path for path in ours if path != CARD]
 
@@ -103,7 +111,11 @@ def card_there(repo: str) -> str | None:
         path = hub_api().hf_hub_download(repo, CARD, force_download=True)
     except EntryNotFoundError:
         return None
-    return Path(path).read_text(encoding="utf-8", errors="replace")
+    content = Path(path).read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
 
 
 def compare_with_hub(api: Any, folder: Path, repo: str, again: str = AGAIN) -> str:
