@@ -154,7 +154,7 @@ def hub_errors(what: str, again: str = AGAIN) -> Iterator[None]:
 
     try:
         yield
-    except (httpx.HTTPError, OfflineModeIsEnabled, RuntimeError, ValueError) as error:
+    except (httpx.HTTPError, OfflineModeIsEnabled, RuntimeError, ValueError, LookupError, TypeError) as error:
         # A RuntimeError only names the file that broke (huggingface_hub 1.33, _upload_lfs_files); its cause says why.
         raise HubError(*explain(error, what, again)) from None
 
@@ -173,4 +173,6 @@ def explain(error: Exception, what: str, again: str) -> tuple[str, str]:
         return f"The Hub cannot be reached for {what}: HF_HUB_OFFLINE is set.", f"Take it away and {go_on}"
     if cause:
         return f"The Hub cannot be reached for {what}: {in_words(cause)}.", f"Check the network and {go_on}"
+    if isinstance(error, (LookupError, TypeError)):  # of JSON that is other than the client takes for granted
+        return f"The Hub answered something else than was asked of it for {what}.", f"Wait a while and {go_on}"
     return f"The Hub's client refused {what} ({first_lines(error)}).", f"Correct that and {go_on}"
