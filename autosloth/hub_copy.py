@@ -45,7 +45,8 @@ AutoSloth keeps `{name}` here while it trains. With the same settings, on any ma
 OURS = ABOUT.partition("{name}")[0]  # how the README of each copy begins
 STATE = re.compile(r"^<!-- state (\w+) -->$", re.MULTILINE)
 
-_worker = ThreadPoolExecutor(1, thread_name_prefix="hub-copy")  # Python waits for it before it ends, for one copy at most
+# Python waits for it before it ends: for one copy of a run at most, whose tries and waits are counted.
+_worker = ThreadPoolExecutor(1, thread_name_prefix="hub-copy")
 _under_way: dict[str, Future] = {}  # run -> the upload that was begun last
 _begun: dict[str, float] = {}  # run -> when a copy was begun last that nobody waited for
 
@@ -169,8 +170,9 @@ def not_kept(error: Exception) -> None:
 
 def finish(settings: Settings) -> None:
     """Wait until what was begun is sent."""
-    if upload := _under_way.pop(settings.run_name, None):
+    if upload := _under_way.get(settings.run_name):
         upload.result()
+        _under_way.pop(settings.run_name, None)
 
 
 def take(folder: Path) -> Path:
@@ -256,6 +258,7 @@ def bring_back(settings: Settings) -> None:
     folder = settings.folder
     if not (settings.hub_checkpoints and first()):
         return
+    finish(settings)  # of an earlier call in this process
     put_in(folder)
     with copy_errors("read"):
         copy = persistently(partial(look, copy_name(settings)))

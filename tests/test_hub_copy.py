@@ -150,7 +150,9 @@ def test_of_two_machines_the_second_keeps_nothing_and_says_so(hub, tmp_path, cap
     send(one, **{FOUR: b"four"})
     capsys.readouterr()
     send(two, **{FOUR: b"other"})
-    assert "not kept this time, the training goes on. Another machine writes to the same copy" in capsys.readouterr().out
+    assert (
+        "not kept this time, the training goes on. Another machine writes to the same copy" in capsys.readouterr().out
+    )
     assert hub.files("model", COPY)[FOUR] == b"four"
 
 
