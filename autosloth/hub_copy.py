@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -63,6 +64,7 @@ class Copy(NamedTuple):
 
 def copy_name(settings: Settings, account: str = "") -> str:
     """The repository of a run's copy, `owner/<run_name>-checkpoints`; the owner is that of `repo`, or the token's account. Raises HubError for a name that the Hub does not take."""
+    from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -73,7 +75,7 @@ def copy_name(settings: Settings, account: str = "") -> str:
             f"{name} is too long for the copy of the run on the Hub: {len(name)} characters, of {LONGEST} at most.",
             f"Set `run_name` to a name of at most {LONGEST - len(SUFFIX)} characters.",
         )
-    repo = f"{owner or persistently(partial(hub_api().whoami, cache=True))['name']}/{name}"
+    repo = f"{owner or account_of(get_token())}/{name}"
     try:
         validate_repo_id(repo)
     except HFValidationError:
@@ -82,6 +84,12 @@ def copy_name(settings: Settings, account: str = "") -> str:
             "Set `run_name` to a name without `--` and `..`.",
         ) from None
     return repo
+
+
+@functools.cache
+def account_of(token: str | None) -> str:
+    """Whose token this is; asked once."""
+    return persistently(partial(hub_api().whoami, token))["name"]
 
 
 def look(name: str) -> Copy | None:

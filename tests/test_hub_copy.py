@@ -28,6 +28,7 @@ def hub(monkeypatch):
     from huggingface_hub import HfApi, constants
 
     monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub_copy.account_of.cache_clear()
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     with HubServer() as hub:
         hub.add_token(TOKEN, user="team")
@@ -245,6 +246,15 @@ def test_a_token_that_is_missing_or_wrong_or_a_hub_that_is_down_is_a_named_probl
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(HubError, match="There is no Hugging Face token"):
         refuse_foreign_token(settings)
+
+
+def test_an_account_that_cannot_be_asked_for_is_asked_four_times_and_ends_no_training(hub, tmp_path, capsys):
+    hub.fail_next("GET", "/api/whoami", 503, times=-1)
+    send(settings_of(tmp_path))
+    assert "not kept this time" in capsys.readouterr().out and len(hub.requests) == 4
+    hub.forget_faults()
+    send(settings_of(tmp_path))
+    assert has_copy(hub) and sum("whoami" in path for _, path in hub.requests) == 5
 
 
 PAGE = Reply(200, b"<html>Welcome</html>", {"Content-Type": "text/html"})
