@@ -141,8 +141,11 @@ class Run:
         run = cls(settings.folder, settings)
         if not first():
             return run
-        with storage_errors(run.folder):
-            bring_back(settings)
+        if settings.hub_checkpoints:
+            with storage_errors(run.folder):
+                run.folder.mkdir(parents=True, exist_ok=True)
+                lock(run.folder)
+                bring_back(settings)
         changes(settings)
         with storage_errors(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -298,8 +301,9 @@ def copy_through(source: str, target: str) -> None:
 
 def lock(folder: Path) -> None:
     """Keep the run folder for this process until it ends. Raises StorageError when another one has it."""
+    held = LOCKS.setdefault(folder.resolve(), FileLock(folder / ".lock"))
     try:
-        LOCKS.setdefault(folder.resolve(), FileLock(folder / ".lock")).acquire(timeout=0)
+        held.is_locked or held.acquire(timeout=0)
     except Timeout:
         raise StorageError(
             f"Another process is working in {folder}.", "Wait for it, stop it, or choose another `run_name`."

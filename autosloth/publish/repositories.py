@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..errors import HubError
 from ..hub_client import hub_api
-from ..hub_copy import copy_name
+from ..hub_copy import copy_name, refuse_foreign_copy
 from ..retries import persistently
 from ..run import GGUF_FOLDER
 from ..settings import Settings
@@ -56,11 +56,14 @@ def repo_id(settings: Settings, suffix: str = "") -> str:
 def refuse_foreign_token(settings: Settings) -> None:
     """Raises HubError when the token may not write to one of the repositories of a run, or one is there that it must not fill."""
     published = [repo_id(settings, each.suffix) for each in repositories(settings)] if settings.publish_to_hub else []
-    for repo in [*published, *([copy_name(settings)] if settings.hub_checkpoints else [])]:
+    copies = [copy_name(settings, account()["name"])] if settings.hub_checkpoints else []
+    for repo in [*published, *copies]:
         refuse_foreign(account(), repo)
     for repo in published:
         with hub_errors(repo):
             persistently(partial(refuse_taken, repo, settings))
+    for repo in copies:
+        refuse_foreign_copy(repo)
 
 
 def refuse_foreign(me: dict[str, Any], repo: str) -> None:

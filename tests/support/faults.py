@@ -315,7 +315,10 @@ def nothing(hub: Misbehaving, repo: str) -> None:
 
 
 def add_copy(hub: Misbehaving, repo: str) -> None:
-    hub.add_repo("model", repo, RUN, private=True)
+    from autosloth.hub_copy import ABOUT
+
+    about = ABOUT.format(name="a run", state="ab12")
+    hub.add_repo("model", repo, {**RUN, "README.md": about.encode()}, private=True)
 
 
 def add_model(hub: Misbehaving, repo: str) -> None:
