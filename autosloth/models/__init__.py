@@ -36,7 +36,7 @@ from .engine import (
 )
 from .generate import answer, checked
 from .memory import check_memory
-from .origin import GGUF_TAGS, HUB, card_data, origin_of
+from .origin import GGUF_TAGS, HUB, card_data, on_hub, origin_of
 from .targets import layer_counts, layers_line
 from .template import (
     CHAT_TEMPLATES,
@@ -86,6 +86,7 @@ __all__ = [
     "model_files",
     "model_source",
     "opening",
+    "on_hub",
     "origin_of",
     "own_template",
     "planned_layers",
