@@ -83,7 +83,10 @@ def find_origin(settings: Settings, known: list[str] | None = None) -> dict[str,
     source = model_source(settings)
     local = {*given, *([] if settings.model in there else [source])} - set(there)
     config = read_config(settings) if source not in local or Path(source).is_dir() else {}
-    bases = [told_by_folder(name) if name in local else look_up("model", name, settings) for name in base_names(settings, config)]
+    bases = [
+        told_by_folder(name) if name in local else look_up("model", name, settings)
+        for name in base_names(settings, config)
+    ]
     datasets = [look_up("dataset", part["path"], settings) for part in settings.parts if part["path"] in there]
     spoken = next(filter(None, (languages_of(told.card) for told in bases)), [])
     licensed = next((told for told in bases if told.card.get("license")), bases[0] if bases else Told(None))

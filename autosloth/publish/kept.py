@@ -169,7 +169,11 @@ def grouped(items: list[Any]) -> list[Any]:
     """What `flat` parted, together again."""
     found: list[Any] = []
     for item in items:
-        alike = [old for old in found if has_results(old) and has_results(item) and {**old, "results": item["results"]} == item]
+        alike = [
+            old
+            for old in found
+            if has_results(old) and has_results(item) and {**old, "results": item["results"]} == item
+        ]
         if alike:
             alike[0]["results"] = [*alike[0]["results"], *item["results"]]
         else:

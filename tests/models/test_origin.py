@@ -125,7 +125,9 @@ def test_languages_are_codes(card, expected):
 
 
 @pytest.mark.parametrize("readme", [b"---\na: " + 3000 * b"[" + b"\n---\n", b"---\n- a\n---\n", b"---\na: \xff\n---\n"])
-@pytest.mark.parametrize("config", [b"[]", b"null", b"{", b"\xff", b'{"model_type": []}', b'{"quantization_config": [1]}', 3000 * b"["])
+@pytest.mark.parametrize(
+    "config", [b"[]", b"null", b"{", b"\xff", b'{"model_type": []}', b'{"quantization_config": [1]}', 3000 * b"["]
+)
 def test_a_broken_card_or_config_tells_nothing(tmp_path, readme, config):
     (tmp_path / "README.md").write_bytes(readme)
     (tmp_path / "config.json").write_bytes(config)
