@@ -443,6 +443,7 @@ def move_aside(run: Run) -> None:
         remove(half)
         write_json(half / "settings.json", noted["settings"])
         write_json(half / "facts.json", run.facts)
+        run.path(".done").mkdir(exist_ok=True)  # somebody may have deleted it
         shutil.copytree(run.path(".done"), half / ".done")
         (half / UNCLEARED).touch()
         os.replace(half, aside)

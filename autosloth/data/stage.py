@@ -34,11 +34,13 @@ MADE = ("data/train.parquet", "data/eval.parquet", TEMPLATE)
 def local_inputs(run: Run) -> list[object]:
     """What identifies a local dataset (its content), a local model (its files) and the chat template of an adapter, so that changed ones are prepared again."""
     model = Path(run.settings.model).expanduser()
-    datasets = [Path(part["path"]).expanduser() for part in run.settings.parts]
+    datasets = [Path(part["path"]).expanduser() for part in run.settings.parts if part["path"] != "demo"]
     files = [path for data in datasets for path in (sorted(data.rglob("*")) if data.is_dir() else [data])]
     return [
         [file_hash(path) for path in files if path.is_file()],
-        sorted((path.name, path.stat().st_size) for path in model.iterdir()) if model.is_dir() else None,
+        sorted((path.name, path.stat().st_size) for path in model.iterdir())
+        if model.is_dir() and run.settings.model != "demo"
+        else None,
         chosen_template(run.settings),
     ]
 

@@ -51,9 +51,7 @@ def fill(run: Run, folder: Path, kind: Kind, early: bool = False) -> None:
     if kind != "gguf":
         if merged and not early:
             link_files(run.path("merged"), folder)
-        adapter = folder / "adapter" if merged else folder
-        link_files(run.path("adapter"), adapter)
-        hide_local_base(run, adapter / "adapter_config.json")
+        link_adapter(run, folder / "adapter" if merged else folder)
         link_files(run.path("rounds"), folder, "*.png")  # of self-play
         draw_curve(run, folder / CURVE)
         write_text(folder / SETTINGS, settings_file(run.settings, names_on_hub(run)))
@@ -71,9 +69,15 @@ def names_on_hub(run: Run) -> list[str] | None:
     return found if found is None or not start or not is_hub_id(start) else [*found, start]
 
 
+def link_adapter(run: Run, folder: Path) -> None:
+    """Put the adapter and its tokenizer into a folder."""
+    link_files(run.path("adapter"), folder)
+    hide_local_base(run, folder / "adapter_config.json")
+
+
 def link_files(source: Path, target: Path, pattern: str = "*") -> None:
     """A second name in `target` for each file of `source` where the disk can, else a copy; a card is left out."""
-    target.mkdir(exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     for path in source.glob(pattern):
         if path.is_file() and path.name != "README.md":
             link(path, target / path.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,10 +13,11 @@ from ..hub_client import hub_api
 from ..hub_copy import drop
 from ..output import counted, say, size_in_words
 from ..proof import refuse_unproven
+from ..retries import persistently
 from ..run import HALF_WRITTEN, Run, stage
-from .folder import fill
+from .folder import fill, link_adapter
 from .repositories import MODEL, Repository, repo_id, repositories
-from .upload import compare_with_hub, files_of, hub_errors, upload
+from .upload import compare_with_hub, files_of, hub_errors, published_before, upload
 
 
 @stage(
@@ -32,12 +34,27 @@ def publish_adapter(run: Run) -> None:
     told: dict[str, Any] = {}
     if run.settings.publish_to_hub and run.mark("merge") is None:  # else the whole is about to be uploaded
         with TemporaryDirectory(dir=run.folder, prefix=".publish-", suffix=HALF_WRITTEN) as folder:
-            fill(run, Path(folder), MODEL.kind, early=True)
             try:
-                told = send(Path(folder), MODEL, run)
+                told = send(fill_early(run, Path(folder)), MODEL, run)
             except HubError as error:
                 say(f"publish: the adapter is not uploaded yet, which is tried again at the end. {error}")
     run.record("publish_adapter", **told)
+
+
+def fill_early(run: Run, folder: Path) -> Path:
+    """A folder for the first upload: the model's as far as it is there; or, beside a published training that stays until this one is proven, `adapter/` alone."""
+    repo, model, alone = repo_id(run.settings), folder / "model", folder / "alone"
+    model.mkdir()
+    fill(run, model, MODEL.kind, early=True)
+    with hub_errors(repo):
+        published = persistently(partial(published_before, repo))
+    if all((model / name).is_file() for name in published):
+        return model
+    say(
+        f"publish: {repo} holds another training, which stays until this one is proven; the adapter goes to `adapter/` there"
+    )
+    link_adapter(run, alone / "adapter")
+    return alone
 
 
 @stage("publish", reads=("publish_to_hub", "repo", "private", "one_repo", "publish_unverified"), after=("card",))

@@ -19,23 +19,32 @@ from ..output import counted
 
 # What their makers, and the rules of gitleaks and detect-secrets, say that they look like; each begins with letters of its own.
 SHAPES = {
-    "a Hugging Face token": rb"hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[A-Za-z0-9._-]{30,}",
-    "an OpenAI or Anthropic key": rb"sk-(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{0,100}?[A-Za-z0-9]{20,}",
+    "a Hugging Face token": rb"hf_(?=[A-Z0-9]*[a-z])(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[A-Za-z0-9._-]{30,}",
+    "an OpenAI or Anthropic key": rb"sk-(?=[A-Za-z_-]*[0-9])(?=[a-z0-9_-]*[A-Z])[A-Za-z0-9_-]{0,100}?[A-Za-z0-9]{20,}|sk-[0-9a-f]{32}(?![0-9A-Za-z])",
     "a Stripe key": rb"[rs]k_live_[A-Za-z0-9]{20,}",
     "an AWS key": rb"A(?:KIA|SIA|BIA|CCA)[A-Z2-7]{16}(?![A-Za-z0-9])",
-    "a GitHub token": rb"gh[opsur]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{60,}",
+    "a GitHub token": rb"gh[opsur]_(?=[A-Za-z]*[0-9])(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{60,}",
     "a GitLab token": rb"glpat-[A-Za-z0-9_-]{20,}",
     "a Slack token": rb"xox[abeoprs]-[0-9]+-[A-Za-z0-9-]{10,}",
     "a Google key": rb"AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])",
     "a Groq key": rb"gsk_[A-Za-z0-9]{50,}",
     "an npm token": rb"npm_[A-Za-z0-9]{36}(?![A-Za-z0-9])",
+    "a PyPI token": rb"pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{50,}",
+    "a SendGrid key": rb"SG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}",
+    "a Replicate token": rb"r8_[A-Za-z0-9]{37}(?![A-Za-z0-9])",
+    "an NVIDIA key": rb"nvapi-[A-Za-z0-9_-]{60,}",
+    "an xAI key": rb"xai-[A-Za-z0-9]{60,}",
+    "a Google client's secret": rb"GOCSPX-[A-Za-z0-9_-]{28}",
+    "a DigitalOcean token": rb"dop_v1_[0-9a-f]{64}",
     "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----(?:\s|\\[nr])*[A-Za-z0-9+/]{30,}",
 }
 PATTERNS = {kind: re.compile(shape) for kind, shape in SHAPES.items()}
 # One search for how they begin, each with a letter of its own by which the regex engine skips; the few that it finds in a GB are looked at.
 BEGINNINGS = re.compile(
-    rb"hf_|sk-|rk_live_|sk_live_|A[KSB]IA|ACCA|gh[opsur]_|github_pat_|glpat-|xox[abeoprs]-|AIza|gsk_|npm_|-----BEGIN [A-Z ]{0,20}PRIVATE"
+    rb"hf_|sk-|rk_live_|sk_live_|A[KSB]IA|ACCA|gh[opsur]_|github_pat_|glpat-|xox[abeoprs]-|AIza|gsk_|npm_|pypi-A|SG\.|r8_|nvapi-|xai-|GOCSPX-|dop_v1_|-----BEGIN [A-Z ]{0,20}PRIVATE"
 )
+# What ends in a letter or digit and is no part of a word: as JSON, addresses and terminals write other characters.
+ESCAPED = re.compile(rb"(\\u[0-9a-fA-F]{4}|\\[bfnrt]|%[0-9A-F]{2}|\x1b\[[0-9;]{0,4}m)$")
 WINDOW = 1 << 24  # bytes between which other threads run
 LONGEST = 1 << 12  # of what is matched
 ENTROPY = 3.0  # bits a character: keys are drawn at random, placeholders such as `hf_xxxx` are not
@@ -103,9 +112,8 @@ def places(content: mmap.mmap, value: bytes) -> Iterator[int]:
 
 def kind_at(content: mmap.mmap, at: int) -> str | None:
     """What the bytes at a place look like, if they look like a secret: drawn at random, and not the end of a longer word."""
-    before = content[max(at - 2, 0) : at]
-    ends = (rb"\n", rb"\r", rb"\t")  # as JSON has the ends of lines
-    if re.search(rb"[A-Za-z0-9_-]$", before) and before not in ends:
+    before = content[max(at - 8, 0) : at]
+    if re.search(rb"[A-Za-z0-9_-]$", before) and not ESCAPED.search(before):
         return None
     part = content[at : at + LONGEST]
     for kind, pattern in PATTERNS.items():

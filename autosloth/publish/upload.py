@@ -40,6 +40,9 @@ def send(folder: Path, repo: str, settings: Settings) -> str:
     url = str(hub_api().create_repo(repo, private=settings.private, exist_ok=True))
     refuse_taken(repo, settings)
     card, theirs, ours = folder / CARD, card_there(repo), published_before(repo)
+    if not card.is_file():  # what is there stays as it is, for now
+        commit_folder(repo, folder, f"{BY_US}{contents(folder)}")
+        return url
     if gone := [name for name in ours if not (folder / name).is_file()]:
         say(
             f"publish: {repo} held another training; what is no part of this one stays in its history alone: {', '.join(gone)}"
@@ -78,9 +81,14 @@ def published_before(repo: str) -> list[str]:
 
     A repository holds one training: what the one before left there would be taken for a part of it.
     """
+    from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.hf_api import RepoFile
 
-    files = [each for each in hub_api().list_repo_tree(repo, recursive=True, expand=True) if isinstance(each, RepoFile)]
+    try:
+        tree = [*hub_api().list_repo_tree(repo, recursive=True, expand=True)]
+    except RepositoryNotFoundError:
+        return []
+    files = [each for each in tree if isinstance(each, RepoFile)]
     ours = [file.path for file in files if file.last_commit and file.last_commit.title.startswith(BY_US)]
     return [path for path in ours if path != CARD]
 
@@ -103,7 +111,11 @@ def card_there(repo: str) -> str | None:
         path = hub_api().hf_hub_download(repo, CARD, force_download=True)
     except EntryNotFoundError:
         return None
-    return Path(path).read_text(encoding="utf-8", errors="replace")
+    content = Path(path).read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
 
 
 def compare_with_hub(api: Any, folder: Path, repo: str, again: str = AGAIN) -> str:
@@ -142,7 +154,7 @@ def hub_errors(what: str, again: str = AGAIN) -> Iterator[None]:
 
     try:
         yield
-    except (httpx.HTTPError, OfflineModeIsEnabled, RuntimeError, ValueError) as error:
+    except (httpx.HTTPError, OfflineModeIsEnabled, RuntimeError, ValueError, LookupError, TypeError) as error:
         # A RuntimeError only names the file that broke (huggingface_hub 1.33, _upload_lfs_files); its cause says why.
         raise HubError(*explain(error, what, again)) from None
 
@@ -161,4 +173,6 @@ def explain(error: Exception, what: str, again: str) -> tuple[str, str]:
         return f"The Hub cannot be reached for {what}: HF_HUB_OFFLINE is set.", f"Take it away and {go_on}"
     if cause:
         return f"The Hub cannot be reached for {what}: {in_words(cause)}.", f"Check the network and {go_on}"
+    if isinstance(error, (LookupError, TypeError)):  # of JSON that is other than the client takes for granted
+        return f"The Hub answered something else than was asked of it for {what}.", f"Wait a while and {go_on}"
     return f"The Hub's client refused {what} ({first_lines(error)}).", f"Correct that and {go_on}"

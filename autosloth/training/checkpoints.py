@@ -139,7 +139,8 @@ def damage(folder: Path) -> str | None:
 
 def numbered(folder: Path) -> list[Path]:
     """The checkpoints in a folder, whole or not, the newest last."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    found = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
+    return sorted((path for path, step in found.items() if step), key=lambda path: int(found[path][1]))
 
 
 def last_checkpoint(folder: Path) -> Path | None:

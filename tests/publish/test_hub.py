@@ -165,6 +165,43 @@ def test_a_refused_token_leaves_the_publish_folder_whole(hub, tmp_path):
     assert files_of(run.path("publish")) == whole
 
 
+# -------------------- a repository that is there already
+
+
+def by_hand(hub, repo, **files):
+    """What a person commits to a repository."""
+    hub._repos["model", repo].commit("mine", {name: File.at(name, data) for name, data in files.items()})
+
+
+@pytest.mark.parametrize("repo", [REPO, f"{REPO}-GGUF"])
+def test_somebody_else_s_model_is_neither_mixed_with_ours_nor_deleted(hub, tmp_path, repo):
+    theirs = {"README.md": b"# Ten years of work", "model.safetensors": b"weights"}
+    hub.add_repo("model", repo, theirs)
+    words = f"{repo} holds a model already that AutoSloth did not publish (model.safetensors)"
+    assert_named_problem(check(hub, tmp_path, "write", repo=REPO), words)
+    run = make_run(tmp_path / "runs", one_repo=False)
+    assert_named_problem(autosloth(hub, tmp_path / "home", "publish", run.folder), words)
+    assert hub.files("model", repo) == theirs
+
+
+def test_a_repository_without_a_model_is_taken_and_what_a_person_wrote_there_stays(hub, tmp_path):
+    hub.add_repo("model", REPO, {"README.md": b"# Mine\n\nMy words.\n", "notes.txt": b"notes"})
+    run = make_run(tmp_path / "runs")
+    assert autosloth(hub, tmp_path / "home", "publish", run.folder).returncode == 0
+    assert b"My words." in arrived(hub)["README.md"] and arrived(hub)["notes.txt"] == b"notes"
+
+
+def test_what_an_earlier_training_left_goes_and_a_person_s_files_stay(hub, tmp_path):
+    run = make_run(tmp_path / "runs")
+    publish_whole(hub, run, tmp_path / "home")
+    by_hand(hub, REPO, **{"mine-IQ4.gguf": b"mine"})
+    run.settings = run.settings.model_copy(update={"one_repo": False})
+    run.write_settings()
+    result = autosloth(hub, tmp_path / "home", "publish", run.folder)
+    assert result.returncode == 0 and f"in its history alone: Modelfile, {GGUF}" in result.stdout
+    assert arrived(hub) == files_of(run.path("publish")) | {"mine-IQ4.gguf": b"mine"}
+
+
 # -------------------- names that may not
 
 BAD_NAMES = ["team/a--b", "team/sloth.git", "team/sloth-"]

@@ -29,9 +29,17 @@ KEYS = {
     "a Google key": "AIza" + drawn(35, LETTERS + "_-"),
     "a Groq key": "gsk_" + drawn(52),
     "an npm token": "npm_" + drawn(36),
+    "a PyPI token": "pypi-AgEIcHlwaS5vcmc" + drawn(120, LETTERS + "_-"),
+    "a SendGrid key": f"SG.{drawn(22)}.{drawn(43, seed=1)}",
+    "a Replicate token": "r8_" + drawn(37),
+    "an NVIDIA key": "nvapi-" + drawn(64),
+    "an xAI key": "xai-" + drawn(80),
+    "a Google client's secret": "GOCSPX-" + drawn(28),
+    "a DigitalOcean token": "dop_v1_" + drawn(64, "0123456789abcdef"),
     "a private key": "-----BEGIN RSA PRIVATE KEY-----\n" + drawn(64) + "\n",
 }
 OTHERS = {
+    "DeepSeek's": "sk-" + drawn(32, "0123456789abcdef"),
     "OpenAI's older": "sk-" + drawn(48),
     "Anthropic's": "sk-ant-api03-" + drawn(93, LETTERS + "_-") + "AA",
     "GitHub's fine-grained": "github_pat_" + drawn(22) + "_" + drawn(59),
@@ -39,6 +47,9 @@ OTHERS = {
     "Slack's of a user": "xoxp-1234567890-" + drawn(20),
 }
 HARMLESS = [
+    "sk-learn-contrib-2024-some-long-name-abcdefghijklmnopqrstuvw",
+    "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",
+    "ghs_abcdefghijklmnopqrstuvwxyzabcdefghij0",
     "sk-learn-tutorial-for-beginners-2024-edition",
     "task-1234567890abcdefghij1234567890",
     "hf_hub_download(repo_id, filename)",
@@ -74,7 +85,10 @@ def found(folder: Path, text: str | bytes) -> list[str]:
     return [secret.kind for secret in secrets_in(folder / "file")]
 
 
-@pytest.mark.parametrize("around", ["{}", "the key is `{}`, look", '{{"text": "say\\n{}\\n"}}', "KEY={}\n"])
+@pytest.mark.parametrize(
+    "around",
+    ["{}", "the key is `{}`, look", '{{"text": "say\\n{}\\n"}}', "KEY={}\n", "q=%3D{}", "\\u003d{}", "\x1b[0m{}"],
+)
 @pytest.mark.parametrize("kind", KEYS)
 def test_a_key_is_found_and_named(tmp_path, kind, around):
     assert found(tmp_path, around.format(KEYS[kind])) == [kind]

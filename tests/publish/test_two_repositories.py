@@ -91,6 +91,21 @@ def test_a_hub_that_is_away_after_the_training_costs_nothing(hub, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_published_training_stays_until_the_next_one_is_proven(hub, tmp_path):
+    assert sft(hub, tmp_path, publish_to_hub=True, merged=True, one_repo=True).returncode == 0
+    before = arrived(hub, REPO)
+    (tmp_path / "runs" / "short" / ".done" / "publish_adapter.json").unlink()
+    killed(hub, tmp_path, ".done/publish_adapter.json", learning_rate=1e-3)
+    early = arrived(hub, REPO)
+    adapter = {name: content for name, content in early.items() if name.startswith("adapter/")}
+    assert early == before | adapter
+    assert adapter["adapter/adapter_model.safetensors"] != before["adapter/adapter_model.safetensors"]
+    assert sft(hub, tmp_path, publish_to_hub=True, learning_rate=1e-3).returncode == 0
+    assert arrived(hub, REPO) == files_of(tmp_path / "runs" / "short" / "publish")
+    assert arrived(hub, REPO)["adapter_model.safetensors"] == adapter["adapter/adapter_model.safetensors"]
+
+
+@pytest.mark.slow
 def test_one_repository_holds_all_where_it_is_asked_for(hub, tmp_path):
     assert sft(hub, tmp_path, publish_to_hub=True, one_repo=True).returncode == 0
     assert {"short-Q8_0.gguf", "Modelfile", "adapter_model.safetensors"} <= set(arrived(hub, REPO))
