@@ -49,10 +49,12 @@ from .values import (
     WHOLE_NUMBER,
     environment_values,
     explain,
+    is_address,
     is_home,
     is_jinja,
     misspelt,
     no_truth,
+    public_address,
     read_settings_file,
     refuse_unknown,
     refuse_unknown_variables,
@@ -479,9 +481,11 @@ class Settings(BaseModel):
         return self
 
     def _default_run_name(self) -> str:
+        path = self.parts[0]["path"]
+        dataset = public_address(path) if is_address(path) else path.partition("?")[0]
         model, dataset = (
             re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).stem if "/" not in name else name.rsplit("/", 1)[1]).strip("-.")
-            for name in (self.model, self.parts[0]["path"].partition("?")[0].rstrip("/"))
+            for name in (self.model.replace("\\", "/"), dataset.replace("\\", "/").rstrip("/"))
         )
         model = re.sub(r"(-unsloth)?-bnb-4bit$", "", model)
         dataset = re.sub(rf"({'|'.join(map(re.escape, DATA_SUFFIXES))})+$", "", dataset)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -42,6 +42,28 @@ HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w-][
 def is_address(name: str) -> bool:
     """Whether a dataset is named by an http(s) address."""
     return name.lower().startswith(("http://", "https://"))
+
+
+def public_address(address: str) -> str:
+    """An http(s) address as others may know it: host and path, without user, password, query and fragment, whatever stands in them.
+
+    >>> public_address("https://me:word@a.b/c.jsonl?token=1#x"), public_address("https://me:wo/rd@a.b/c.jsonl"), public_address("http://[::1]:80/c")
+    ('https://a.b/c.jsonl', 'https://a.b/c.jsonl', 'http://[::1]:80/c')
+    """
+    scheme, _, rest = address.partition("//")
+    place = re.split("[?#]", rest)[0]
+    if "@" not in place and re.search(r"^[^/]*:(?!\d*(/|$))", place):  # no port: a password with `?` or `#` in it
+        place = re.split("[?#&]", rest.rpartition("@")[2])[0]
+    return f"{scheme}//{place.rpartition('@')[2]}"
+
+
+def last_part(path: str) -> str:
+    """The last part of a path, of Windows too; of one that has none, such as `.`, a word that stands for it.
+
+    >>> last_part("/home/mila/rows.jsonl"), last_part("C:\\\\Users\\\\mila\\\\rows.jsonl"), last_part("/")
+    ('rows.jsonl', 'rows.jsonl', 'local')
+    """
+    return PureWindowsPath(path).name or "local"
 
 
 def is_home(path: str) -> bool:

@@ -36,7 +36,7 @@ from .engine import (
 )
 from .generate import answer, checked
 from .memory import check_memory
-from .origin import GGUF_TAGS, HUB, card_data, origin_of
+from .origin import GGUF_TAGS, HUB, card_data, on_hub, origin_of
 from .targets import layer_counts, layers_line
 from .template import (
     CHAT_TEMPLATES,
@@ -85,6 +85,7 @@ __all__ = [
     "load_tokenizer",
     "model_files",
     "model_source",
+    "on_hub",
     "opening",
     "origin_of",
     "own_template",

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..errors import AutoSlothError, ModelError
 from ..hub_client import Kind, hub_api, reading
@@ -20,6 +21,19 @@ PATIENCE = 20  # seconds for an answer of the Hub: nothing hangs on it
 LICENSE_FILE = re.compile(r"licen[cs]e(\.(md|txt|pdf))?", re.IGNORECASE)
 TAGS = ["autosloth", "transformers", "text-generation-inference", "unsloth", "trl"]
 GGUF_TAGS = ["gguf", "llama-cpp"]
+ADDRESS = re.compile(r"https?://[^\s<>()|`\\]+")
+# What the Hub takes as `license` (huggingface.co/docs/hub/repositories-licenses); another one is `other`, with a `license_name`.
+LICENSES = frozenset(
+    """
+    afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 bigscience-openrail-m
+    bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0
+    cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0
+    cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0
+    etalab-2.0 eupl-1.1 eupl-1.2 fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 grok2-community h-research
+    intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa
+    odbl odc-by ofl-1.1 openmdw-1.0 openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib
+    """.split()
+)
 
 
 @dataclass
@@ -44,22 +58,36 @@ def origin_of(run: Run) -> dict[str, Any]:
     known = run.facts.get("origin", {})
     if known.get("asked") == asked and not known["away"]:
         return known
-    found = {"asked": asked, **find_origin(settings)}
+    found = {"asked": asked, **find_origin(settings, known.get("on_hub") if known.get("asked") == asked else None)}
     if known.get("asked") == asked and len(found["away"]) >= len(known["away"]):
         return known
     run.record("origin", **found)
     return found
 
 
-def find_origin(settings: Settings) -> dict[str, Any]:
+def on_hub(origin: dict[str, Any], name: str) -> bool:
+    """Whether a model or dataset of the settings is on the Hub, as it was when the training looked: in another folder a name may be no path any more."""
+    known = origin.get("on_hub")
+    return is_hub_id(name) if known is None else name in known
+
+
+def find_origin(settings: Settings, known: list[str] | None = None) -> dict[str, Any]:
     """What the cards tell, the 16-bit original's before that of the model that was loaded; nothing is guessed, and nothing fails.
 
     original: its Hub id, None where it has none; license, license_name, license_link: None where no card tells it, and license_from, whose
     card does; gated: the page of terms that have to be agreed to; language: of the base and of the datasets; model_type: of config.json;
-    datasets: {id, license} of each that is on the Hub; away: what could not be asked.
+    on_hub: which models and datasets of the settings are there, `known` from an earlier time; datasets: {id, license} of these; away: what could not be asked.
     """
-    bases = [look_up("model", name, settings) for name in base_names(settings)]
-    datasets = [look_up("dataset", part["path"], settings) for part in settings.parts if is_hub_id(part["path"])]
+    given = [settings.model, settings.sixteen_bit_model or "", *(part["path"] for part in settings.parts)]
+    there = list(filter(is_hub_id, given)) if known is None else known
+    source = model_source(settings)
+    local = {*given, *([] if settings.model in there else [source])} - set(there)
+    config = read_config(settings) if source not in local or Path(source).is_dir() else {}
+    bases = [
+        told_by_folder(name) if name in local else look_up("model", name, settings)
+        for name in base_names(settings, config)
+    ]
+    datasets = [look_up("dataset", part["path"], settings) for part in settings.parts if part["path"] in there]
     spoken = next(filter(None, (languages_of(told.card) for told in bases)), [])
     licensed = next((told for told in bases if told.card.get("license")), bases[0] if bases else Told(None))
     return {
@@ -67,30 +95,37 @@ def find_origin(settings: Settings) -> dict[str, Any]:
         **license_of(licensed),
         "gated": next((told.page() for told in bases if told.gated), None),
         "language": list(dict.fromkeys([*spoken, *(name for told in datasets for name in languages_of(told.card))])),
-        "model_type": model_type(settings),
-        "datasets": [{"id": told.name, "license": license_of(told)["license"]} for told in datasets],
+        "model_type": model_type(config),
+        "on_hub": there,
+        "datasets": [{"id": told.name, "license": license_in_words(told)} for told in datasets],
         "away": [told.name for told in (*bases, *datasets) if told.away],
     }
 
 
-def base_names(settings: Settings) -> list[str]:
+def base_names(settings: Settings, config: dict[str, Any]) -> list[str]:
     """The 16-bit original and the model that was loaded, by Hub id or folder; the embedded base has no card."""
     if settings.model == "demo" and not settings.sixteen_bit_model:
         return []
     try:
-        original = sixteen_bit_model(settings)[0]
-    except ModelError:
+        original = sixteen_bit_model(settings)[0] if settings.sixteen_bit_model or config else settings.model
+    except (ModelError, AttributeError, TypeError):  # the last two: a config of another form than transformers'
         original = settings.model
     return list(dict.fromkeys([original, model_source(settings)]))
 
 
+def told_by_folder(name: str) -> Told:
+    """What a folder on this disk tells of itself; nothing if it is gone."""
+    folder = Path(name).expanduser()
+    try:
+        return Told(None, front_matter(folder / "README.md"), [path.name for path in folder.iterdir()])
+    except OSError:
+        return Told(None)
+
+
 def look_up(kind: Kind, name: str, settings: Settings) -> Told:
-    """What a model or dataset tells of itself, on this disk or on the Hub; of one that cannot be asked, what an earlier download left."""
+    """What a model or dataset on the Hub tells of itself; of one that cannot be asked, what an earlier download left."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return Told(None, front_matter(folder / "README.md"), [path.name for path in folder.iterdir()])
     revision = settings.revision if name == settings.model else None
     told = Told(name)
     try:
@@ -110,43 +145,78 @@ def look_up(kind: Kind, name: str, settings: Settings) -> Told:
 def front_matter(path: Path) -> dict[str, Any]:
     """The YAML on top of a card; nothing where there is no card, or none that can be read."""
     import yaml
-    from huggingface_hub import metadata_load
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     try:
-        return (path.is_file() and metadata_load(path)) or {}
-    except (ValueError, yaml.YAMLError):
+        matter = REGEX_YAML_BLOCK.match(path.read_text(encoding="utf-8-sig"))
+        read = yaml.safe_load(matter[2]) if matter else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
+    return read if isinstance(read, dict) else {}
 
 
 def license_of(told: Told) -> dict[str, str | None]:
-    """The licence that a card names, with its text: linked by the card, or a file beside it."""
+    """The licence that a card names, as the Hub takes it, with its text: linked by the card, or a file beside it."""
     named = told.card.get("license")
-    several = isinstance(named, list) and len(named) > 1
-    text = told.card.get("license_link") or next(filter(LICENSE_FILE.fullmatch, told.files), None)
-    if text and not str(text).startswith(("https://", "http://")):
-        text = told.page(str(text))
+    named = named[0] if isinstance(named, list) and len(named) == 1 else named
+    is_named = named is not None and named not in ("", [], {})
+    known = isinstance(named, str) and named.strip().lower() in LICENSES
+    own_name = told.card.get("license_name") if known or not is_named else ", ".join(map(str, named)) if isinstance(named, list) else named  # fmt: skip
     return {
-        "license": "other" if several else named[0] if isinstance(named, list) and named else named or None,
-        "license_name": ", ".join(map(str, named)) if several else told.card.get("license_name"),
-        "license_link": text or (told.page() if told.gated else None),
-        "license_from": told.name if named else None,
+        "license": (named.strip().lower() if known else "other") if is_named else None,
+        "license_name": slug(own_name),
+        "license_link": license_text(told) or (told.page() if told.gated else None),
+        "license_from": told.name if is_named else None,
     }
 
 
+def license_text(told: Told) -> str | None:
+    """The address of a licence's text: the one that the card gives, or that of a file."""
+    link = told.card.get("license_link")
+    if isinstance(link, str) and ADDRESS.fullmatch(link):
+        return link
+    is_file = isinstance(link, str) and link and ":" not in link
+    file = link if is_file else next(filter(LICENSE_FILE.fullmatch, told.files), None)
+    return told.page(quote(file)) if file else None
+
+
+def license_in_words(told: Told) -> str | None:
+    """The licence of a dataset: its own name, if it has one."""
+    named = license_of(told)
+    return named["license"] and (named["license_name"] or named["license"])
+
+
+def slug(name: Any) -> str | None:
+    """A name in the form that the Hub takes for `license_name`.
+
+    >>> slug("Qwen Research"), slug("gpl-2.0-or-later"), slug(None)
+    ('qwen-research', 'gpl-2.0-or-later', None)
+    """
+    words = "" if name is None else re.sub(r"[^a-z0-9.]+", "-", str(name).lower())
+    return words[:60].strip("-.") or None
+
+
 def languages_of(card: dict[str, Any]) -> list[str]:
-    """The languages that a card names; YAML takes Norwegian's `no` for false."""
-    named = card.get("language") or card.get("languages")
-    named = ["no"] if card.get("language") is False else named if isinstance(named, list) else [named] if named else []
-    return ["no" if name is False else str(name) for name in named]
+    """The languages that a card names by the codes that the Hub takes; YAML takes Norwegian's `no` for false."""
+    named = card["language"] if card.get("language") is False else card.get("language") or card.get("languages")
+    words = ["no" if name is False else str(name).lower() for name in (named if isinstance(named, list) else [named])]
+    return list(dict.fromkeys(word for word in words if re.fullmatch("[a-z]{2,3}", word)))
 
 
-def model_type(settings: Settings) -> str | None:
-    """The kind of model that config.json names, such as `llama`."""
+def read_config(settings: Settings) -> dict[str, Any]:
+    """The model's config.json; nothing where there is none that can be read."""
     try:
-        config = small_files(model_source(settings), settings.revision) / "config.json"
-        return json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ModelError, FileNotFoundError):
-        return None
+        file = small_files(model_source(settings), settings.revision) / "config.json"
+        read = json.loads(file.read_text(encoding="utf-8"))
+    except (ModelError, OSError, ValueError, RecursionError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def model_type(config: dict[str, Any]) -> str | None:
+    """The kind of model that config.json names, such as `llama`."""
+    kind = config.get("model_type")
+    return kind if isinstance(kind, str) and re.fullmatch(r"[\w.-]+", kind) else None
 
 
 def card_data(run: Run) -> dict[str, Any]:
@@ -159,7 +229,7 @@ def card_data(run: Run) -> dict[str, Any]:
         "license_link": told["license_link"],
         "language": told["language"] or None,
         "base_model": told["original"],
-        "datasets": [part["path"] for part in run.settings.parts if is_hub_id(part["path"])] or None,
+        "datasets": [part["path"] for part in run.settings.parts if on_hub(told, part["path"])] or None,
         "pipeline_tag": "text-generation",
         "tags": [*tags, *([told["model_type"]] if told["model_type"] else []), "conversational"],
     }

@@ -6,13 +6,14 @@ from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
-from ..models import GGUF_TAGS, HUB, card_data, layers_line, origin_of
+from ..models import GGUF_TAGS, HUB, card_data, layers_line, on_hub, origin_of
 from ..output import counted, duration, or_nothing, size_in_words
 from ..proof import proof_rows
 from ..run import Run, read_json
-from ..values import is_address, is_hub_id
+from ..values import is_address, is_hub_id, last_part, public_address
 from .curve import has_curve
 from .kept import marked
+from .plain import in_code, in_line, in_sample
 from .repositories import Kind, repo_id
 from .scores import held_out_results
 
@@ -41,35 +42,38 @@ def card_text(run: Run, kind: Kind) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"counted": counted, "or_nothing": or_nothing, "size": size_in_words, "duration": duration}
+    environment.filters |= {"in_line": in_line, "in_code": in_code, "in_sample": in_sample}
+    origin = origin_of(run)
     template = environment.get_template("gguf_card.md.j2" if kind == "gguf" else "card.md.j2")
-    return template.render(kind=kind, **about_run(run), **about_base(run), **about_files(run, kind))
+    return template.render(kind=kind, **about_run(run, origin), **about_base(run, origin), **about_files(run, kind))
 
 
-def about_run(run: Run) -> dict[str, Any]:
+def about_run(run: Run, origin: dict[str, Any]) -> dict[str, Any]:
     """What a card tells of the training and its data."""
     settings, facts = run.settings, run.facts
     return {
         "settings": settings,
         "facts": facts,
-        "dataset": " and ".join(map(linked_dataset, (part["path"] for part in settings.parts))),
-        "start": settings.adapter and public_name(settings.adapter, "the demo's adapter of both manners"),
+        "dataset": " and ".join(linked_dataset(part["path"], origin) for part in settings.parts),
+        "start": settings.adapter
+        and public_name(settings.adapter, "the demo's adapter of both manners", is_hub_id(settings.adapter)),
         "layers": layers_line(facts["train"].get("layers", {})),
         "batch": batch_line(run),
         "curve": has_curve(run),
         "samples": paired_samples(facts["eval"]) if settings.card_rows else [],
         "example": facts.get("example", {}) if settings.card_rows else {},
         "question": short_question(facts["eval"]) if settings.card_rows else ANY_QUESTION,
-        "local_data": [public_name(part["path"], "") for part in settings.parts if is_local(part["path"])],
+        "local_data": [last_part(part["path"]) for part in settings.parts if is_local(part["path"], origin)],
         "home": home_address(),
         "start_of_rounds": read_json(run.path("rounds", "start.json")).get("eval"),
     }
 
 
-def about_base(run: Run) -> dict[str, Any]:
+def about_base(run: Run, origin: dict[str, Any]) -> dict[str, Any]:
     """What a card tells of the base, by its 16-bit original: name, licence, whether it can be loaded by name, and the copy that was loaded instead."""
-    settings, origin = run.settings, origin_of(run)
-    loaded = settings.model if is_hub_id(settings.model) else None
-    name = origin["original"] or public_name(settings.model, "AutoSloth's tiny demo base")
+    settings = run.settings
+    loaded = settings.model if on_hub(origin, settings.model) else None
+    name = origin["original"] or public_name(settings.model, "AutoSloth's tiny demo base", bool(loaded))
     return {
         "origin": origin,
         "base": name,
@@ -193,9 +197,9 @@ def linked(name: str, kind: str = "") -> str:
     return f"[{name}]({HUB}/{kind}{name})"
 
 
-def linked_dataset(path: str) -> str:
+def linked_dataset(path: str, origin: dict[str, Any]) -> str:
     """A dataset as the card names it, with a link where it is on the Hub."""
-    return linked(path, "datasets/") if is_hub_id(path) else public_name(path, "AutoSloth's demo questions")
+    return linked(path, "datasets/") if on_hub(origin, path) else public_name(path, "AutoSloth's demo questions", False)
 
 
 def batch_line(run: Run) -> str:
@@ -214,19 +218,21 @@ def short_question(evaluation: dict[str, Any]) -> str:
     """A held-out question that fits into a line of code or of a shell, to try the model with."""
     questions = [sample["question"] for sample in evaluation["after"].get("samples", [])]
     fitting = [question for question in questions if len(question) <= 60 and question.isascii()]
-    return next((question for question in fitting if not set(question) & set("\"'\\\n")), ANY_QUESTION)
+    return next(
+        (question for question in fitting if question.isprintable() and not set(question) & set("\"'\\")), ANY_QUESTION
+    )
 
 
-def is_local(dataset: str) -> bool:
+def is_local(dataset: str, origin: dict[str, Any]) -> bool:
     """Whether rows come from a disk, so that only who has them can train again."""
-    return dataset != "demo" and not is_hub_id(dataset) and not is_address(dataset)
+    return dataset != "demo" and not on_hub(origin, dataset) and not is_address(dataset)
 
 
-def public_name(name: str, demo: str) -> str:
-    """A model or dataset as the card names it: the id, or of a path only its last part."""
+def public_name(name: str, demo: str, is_there: bool) -> str:
+    """A model or dataset as the card names it: the id of one that is on the Hub, or of a path or address only its last part."""
     if name == "demo":
         return demo
-    return name if is_hub_id(name) else Path(name.partition("?")[0]).name
+    return name if is_there else in_line(last_part(public_address(name) if is_address(name) else name))
 
 
 def paired_samples(evaluation: dict[str, Any]) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from ..models import on_hub
 from ..output import say
 from ..proof import refuse_unproven
 from ..run import Run, clear_before, refuse_altered, stage, write_text
@@ -53,7 +54,7 @@ def fill(run: Run, folder: Path, kind: Kind, early: bool = False) -> None:
         link_adapter(run, folder / "adapter" if merged else folder)
         link_files(run.path("rounds"), folder, "*.png")  # of self-play
         draw_curve(run, folder / CURVE)
-        write_text(folder / SETTINGS, settings_file(run.settings))
+        write_text(folder / SETTINGS, settings_file(run.settings, names_on_hub(run)))
     if kind != "model":
         link_files(run.path("gguf"), folder)
         if "adapter" in run.settings.quantizations:  # whose file goes on another model's, with this template
@@ -61,10 +62,17 @@ def fill(run: Run, folder: Path, kind: Kind, early: bool = False) -> None:
     write_text(folder / "README.md", render_card(run, kind))
 
 
+def names_on_hub(run: Run) -> list[str] | None:
+    """Which names of the settings are on the Hub, as the training found; None where it did not look."""
+    found = run.facts.get("origin", {}).get("on_hub")
+    start = run.settings.adapter
+    return found if found is None or not start or not is_hub_id(start) else [*found, start]
+
+
 def link_adapter(run: Run, folder: Path) -> None:
     """Put the adapter and its tokenizer into a folder."""
     link_files(run.path("adapter"), folder)
-    hide_local_base(folder / "adapter_config.json")
+    hide_local_base(run, folder / "adapter_config.json")
 
 
 def link_files(source: Path, target: Path, pattern: str = "*") -> None:
@@ -83,11 +91,11 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def hide_local_base(path: Path) -> None:
+def hide_local_base(run: Run, path: Path) -> None:
     """PEFT writes where the base lies on this disk; a published adapter names only the folder."""
     config = json.loads(path.read_text(encoding="utf-8"))
     base = config["base_model_name_or_path"]
-    if not is_hub_id(base):
+    if not is_hub_id(base) or (base == run.settings.model and not on_hub(run.facts.get("origin", {}), base)):
         config["base_model_name_or_path"] = Path(base).name
         path.unlink()  # it may be a second name of the file in adapter/
         write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..models import on_hub
 from ..output import counted
 from ..run import Run
-from ..values import is_hub_id
+from .plain import one_line
 from .settings_file import public
 
 LOSS = {
@@ -31,8 +32,9 @@ def held_out_results(run: Run) -> list[Any] | None:
 
     settings, facts = run.settings, run.facts
     measured, parts = facts.get("eval", {}).get("after", {}), settings.parts
-    names = [public(part["path"]) for part in parts]
-    of_hub = len(parts) == 1 and is_hub_id(names[0])
+    origin = facts.get("origin", {})
+    names = [one_line(public(part["path"], origin.get("on_hub"))) for part in parts]
+    of_hub = len(parts) == 1 and on_hub(origin, names[0])
     return [
         EvalResult(
             task_type="text-generation",

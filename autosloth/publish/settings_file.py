@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Any
-
 from ..settings import Settings
-from ..values import is_address, is_hub_id, is_jinja, load_yaml, yaml_text
+from ..values import is_address, is_hub_id, is_jinja, last_part, load_yaml, public_address, yaml_text
 
 SETTINGS = "settings.yaml"
 HERE = (
@@ -24,25 +20,29 @@ HERE = (
 PLACES = ("model", "adapter", "sixteen_bit_model")
 
 
-def settings_file(settings: Settings) -> str:
-    """The settings that differ from the defaults, as `autosloth <road> settings.yaml` takes them; of a path only the last part, of an address no user and nothing behind `?`, which may be a key."""
+def settings_file(settings: Settings, on_hub: list[str] | None = None) -> str:
+    """The settings that differ from the defaults, as `autosloth <road> settings.yaml` takes them; of a path only the last part, of an address no user and nothing behind `?`, which may be a key.
+
+    on_hub: which names are on the Hub; without it those that are no file or folder here.
+    """
     values = {name: value for name, value in load_yaml(settings.to_yaml(changes_only=True)).items() if name not in HERE}
-    values |= {name: public(values[name]) for name in PLACES if values.get(name)}
+    values |= {name: public(values[name], on_hub) for name in PLACES if values.get(name)}
     if isinstance(dataset := values.get("dataset"), list):
-        values["dataset"] = [{**part, "path": public(part["path"])} for part in dataset]
+        values["dataset"] = [{**part, "path": public(part["path"], on_hub)} for part in dataset]
     elif dataset:
-        values["dataset"] = public(dataset)
-    if "/" in (template := values.get("chat_template", "")) and not is_jinja(template):
-        values["chat_template"] = Path(template).name
+        values["dataset"] = public(dataset, on_hub)
+    if (template := values.get("chat_template")) and not is_jinja(template):
+        values["chat_template"] = last_part(template)
     return f"# autosloth {settings.road} {SETTINGS}\n" + yaml_text({"road": settings.road, **values})
 
 
-def public(name: Any) -> str:
+def public(name: str, on_hub: list[str] | None = None) -> str:
     """A model, dataset or adapter as others may know it.
 
     >>> public("/home/mila/data.jsonl"), public("https://me:word@a.b/c.jsonl?token=1"), public("team/questions")
     ('data.jsonl', 'https://a.b/c.jsonl', 'team/questions')
     """
     if is_address(name):
-        return re.sub("//[^/]*@", "//", name.partition("?")[0])
-    return name if is_hub_id(name) or name == "demo" else Path(name).name
+        return public_address(name)
+    is_there = is_hub_id(name) if on_hub is None else name in on_hub
+    return name if is_there or name == "demo" else last_part(name)

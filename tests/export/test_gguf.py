@@ -386,7 +386,7 @@ def test_every_file_tells_its_licence_its_base_its_datasets_and_its_tags(copied)
     run.settings = run.settings.model_copy(
         update={"dataset": "team/questions", "quantizations": ["q8_0", "q4_k_m", "adapter"]}
     )
-    run.record("origin", **TOLD | {"asked": ["demo", None, None, "team/questions"]})
+    run.record("origin", **TOLD | {"asked": ["demo", None, None, "team/questions"], "on_hub": ["team/questions"]})
     folder = run.fresh("gguf")
     gguf.gguf_files(run, run.settings.quantizations, folder)
     files = sorted(folder.glob("*.gguf"))

@@ -7,7 +7,7 @@ import sys
 import pytest
 from support.hub_server import HubServer
 
-from autosloth.models.origin import Told, card_data, find_origin, license_of
+from autosloth.models.origin import Told, card_data, find_origin, languages_of, license_of, origin_of
 from autosloth.run import Run
 from autosloth.settings import SFTSettings
 
@@ -83,7 +83,18 @@ def test_a_card_that_is_no_yaml_tells_nothing(tmp_path):
     [
         ({"license": "mit"}, ("mit", None, None)),
         ({"license": ["mit"]}, ("mit", None, None)),
-        ({"license": ["mit", "apache-2.0"]}, ("other", "mit, apache-2.0", None)),
+        ({"license": "MIT"}, ("mit", None, None)),
+        ({"license": ["mit", "apache-2.0"]}, ("other", "mit-apache-2.0", None)),
+        ({"license": "gpl-2.0-or-later"}, ("other", "gpl-2.0-or-later", None)),
+        ({"license": "mit\n---\n# x"}, ("other", "mit-x", None)),
+        ({"license": 7}, ("other", "7", None)),
+        ({"license": True}, ("other", "true", None)),
+        ({"license": [["mit"], {"a": "b"}]}, ("other", "mit-a-b", None)),
+        ({"license": "x" * 4000}, ("other", "x" * 60, None)),
+        ({"license": "other", "license_name": "Our Own"}, ("other", "our-own", None)),
+        ({"license": []}, (None, None, None)),
+        ({"license": "mit", "license_link": 7}, ("mit", None, None)),
+        ({"license": "mit", "license_link": "https://a.b/c\n---"}, ("mit", None, None)),
         ({"license_link": "https://a.b/c"}, (None, None, "https://a.b/c")),
     ],
 )
@@ -96,5 +107,51 @@ def test_what_was_found_is_kept_and_asked_again_only_where_the_hub_was_away(tmp_
     run = Run.create(SFTSettings(model="team/base", dataset="team/questions", run_name="my-run", storage=str(tmp_path)))
     answers = [{"away": ["team/base"], "license": None}, {"away": [], "license": "mit"}, {"away": ["team/base"]}]
     answers = [dict.fromkeys(("license_name", "license_link", "original", "model_type")) | {"language": [], **told} for told in answers]  # fmt: skip
-    monkeypatch.setattr("autosloth.models.origin.find_origin", lambda settings: answers.pop(0))
+    monkeypatch.setattr("autosloth.models.origin.find_origin", lambda settings, known: answers.pop(0))
     assert [card_data(run)["license"] for _ in range(3)] == ["other", "mit", "mit"] and len(answers) == 1
+
+
+@pytest.mark.parametrize(
+    "card, expected",
+    [
+        ({"language": ["en", "EN", "de", False, "English", "en-US", 7, {"a": 1}]}, ["en", "de", "no"]),
+        ({"language": False}, ["no"]),
+        ({"languages": "fr"}, ["fr"]),
+        ({}, []),
+    ],
+)
+def test_languages_are_codes(card, expected):
+    assert languages_of(card) == expected
+
+
+@pytest.mark.parametrize("readme", [b"---\na: " + 3000 * b"[" + b"\n---\n", b"---\n- a\n---\n", b"---\na: \xff\n---\n"])
+@pytest.mark.parametrize(
+    "config", [b"[]", b"null", b"{", b"\xff", b'{"model_type": []}', b'{"quantization_config": [1]}', 3000 * b"["]
+)
+def test_a_broken_card_or_config_tells_nothing(tmp_path, readme, config):
+    (tmp_path / "README.md").write_bytes(readme)
+    (tmp_path / "config.json").write_bytes(config)
+    told = find_origin(SFTSettings(model=str(tmp_path), dataset="demo"))
+    assert told["license"] is None and told["model_type"] is None and told["away"] == []
+
+
+def test_a_base_that_is_gone_tells_nothing(tmp_path):
+    settings = SFTSettings(model=str(tmp_path / "gone"), dataset="demo")
+    assert find_origin(settings)["original"] is None and find_origin(settings, [])["license"] is None
+
+
+def test_a_card_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "README.md").write_bytes(b"\xef\xbb\xbf---\nlicense: mit\n---\n")
+    assert find_origin(SFTSettings(model=str(tmp_path), dataset="demo"))["license"] == "mit"
+
+
+def test_a_folder_with_a_name_like_a_repository_s_is_none_even_where_it_is_not_seen(tmp_path, monkeypatch):
+    for name in ("base", "team/rows"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    run = Run.create(SFTSettings(model="base", dataset="team/rows", run_name="my-run", storage=str(tmp_path / "runs")))
+    assert origin_of(run)["on_hub"] == []
+    monkeypatch.chdir(tmp_path / "team")
+    run.record("origin", away=["something"])  # so it is asked again
+    data = card_data(run)
+    assert data["datasets"] is None and data["base_model"] is None

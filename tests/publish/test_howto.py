@@ -7,11 +7,14 @@ import sys
 
 import pytest
 import yaml
+from support.cards import FACTS, found
 from support.hub_server import HubServer
 from support.patience import HUNG
 
+from autosloth.models import origin_of
 from autosloth.publish.card import render_card
 from autosloth.publish.folder import fill
+from autosloth.publish.kept import split
 from autosloth.publish.settings_file import settings_file
 from autosloth.run import Run, read_json, write_json
 from autosloth.settings import SFTSettings
@@ -24,7 +27,7 @@ def run(copied):
     """The finished run as one of a base on the Hub, to be published by its team."""
     run = Run.open(copied)
     run.settings = run.settings.model_copy(update={"model": BASE, "repo": REPO})
-    run.record("origin", asked=[BASE, None, None, "demo"], original=BASE)
+    run.record("origin", asked=[BASE, None, None, "demo"], original=BASE, on_hub=[BASE])
     config = read_json(run.path("adapter", "adapter_config.json"))
     write_json(run.path("adapter", "adapter_config.json"), config | {"base_model_name_or_path": BASE})
     return run
@@ -113,3 +116,68 @@ def test_the_settings_in_the_repository_tell_nothing_of_this_machine_and_load(tm
     again = SFTSettings.load(tmp_path / "settings.yaml")
     assert [part["path"] for part in again.parts] == ["rows.jsonl", "https://a.b/c.jsonl", "team/questions"]
     assert (again.model, again.chat_template, again.adapter) == (tmp_path.name, "own.jinja", tmp_path.name)
+
+
+def run_with_facts(settings, origin):
+    """A run of these settings with the facts of a card."""
+    run = Run.create(settings)
+    write_json(run.path("facts.json"), FACTS | {"origin": origin})
+    return run
+
+
+@pytest.mark.parametrize("path", [".", "/", "..", "C:\\Users\\mila\\rows.jsonl", "https://me:word@a.b?file=x.jsonl"])
+def test_the_settings_in_the_repository_load_whatever_the_dataset_is_called(tmp_path, path):
+    settings = SFTSettings(model=".", dataset=path, chat_template="C:\\Users\\mila\\own.jinja")
+    text = settings_file(settings)
+    (tmp_path / "settings.yaml").write_text(text)
+    again = SFTSettings.load(tmp_path / "settings.yaml")
+    assert (again.model, again.chat_template) == ("local", "own.jinja") and again.dataset in (
+        "local",
+        "..",
+        "rows.jsonl",
+        "https://a.b",
+    )
+    assert "mila" not in text and "word" not in text
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://k3y:k3y@a.b?file=x.jsonl", "https://a.b/x.jsonl#token=k3y", "https://me:wo/k3y@a.b/x.jsonl", "https://k3y:wo?k3y@a.b/x"],
+)  # fmt: skip
+def test_no_secret_of_an_address_leaves(address, tmp_path):
+    settings = SFTSettings(model="team/base", dataset=address, storage=str(tmp_path))
+    card = render_card(run_with_facts(settings, found("team/base", address, "team/base", on_hub=["team/base"])))
+    for text in (settings_file(settings), settings.run_name, card):
+        assert "k3y" not in text
+
+
+def test_a_folder_named_like_a_repository_is_not_linked(tmp_path, monkeypatch):
+    for name in ("base", "team/rows"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    run = run_with_facts(SFTSettings(model="base", dataset="team/rows", storage=str(tmp_path)), {})
+    origin_of(run)  # as the training does
+    monkeypatch.chdir(tmp_path / "team")
+    card = render_card(Run.open(run.folder))
+    matter = yaml.safe_load(card.split("---")[1])
+    assert "datasets" not in matter and "base_model" not in matter
+    assert "co/base" not in card and "team/rows" not in card and "| dataset | rows, " in card
+
+
+def test_names_and_rows_break_nothing_in_a_card(tmp_path):
+    path = "/a/b|c\n<i>\x1bd.jsonl"
+    settings = SFTSettings(model="team/base", dataset=path, run_name="my-run", storage=str(tmp_path))
+    run = run_with_facts(settings, found("team/base", path, "team/base", on_hub=["team/base"]))
+    run.record("data", unused=["x|y", "<b>\nz"])
+    evaluation = run.facts["eval"]
+    evaluation["after"]["samples"][0] |= {"answer": "\x1b[1m" + "x" * 200_000, "question": "a\x00\r\nb"}
+    run.record("eval", **evaluation)
+    card = render_card(run)
+    assert "| dataset | b&#124;c &lt;i> d.jsonl, " in card and "not used: x&#124;y, &lt;b> z |" in card
+    assert (
+        not set(card) & set("\x00\x1b\r")
+        and "<i>" not in split(card)[1].replace("`b|c <i> d.jsonl`", "")
+        and "xx ...\n" in card
+        and len(card) < 20_000
+    )
+    assert "    question  a\n              b\n" in card
