@@ -51,6 +51,8 @@ def test_a_token_that_may_not_write_one_of_the_repositories_is_refused(monkeypat
     scope = {"entity": {"name": REPO}, "permissions": ["repo.write"]}
     token = {"role": "fineGrained", "fineGrained": {"scoped": [scope]}}
     monkeypatch.setattr(repositories, "account", lambda: {"name": "team", "auth": {"accessToken": token}})
+    for looks_there in ("refuse_taken", "refuse_foreign_copy"):
+        monkeypatch.setattr(repositories, looks_there, lambda *_: None, raising=False)
     settings = SFTSettings(repo=REPO, run_name="short", publish_to_hub=True, one_repo=True)
     refuse_foreign_token(settings)
     for more, refused in ({"one_repo": False}, GGUF), ({"hub_checkpoints": True}, COPY):
