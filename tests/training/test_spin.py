@@ -47,7 +47,7 @@ def test_what_is_kept_of_the_rounds(played):
 
 def test_the_card_has_the_rounds_and_the_citation(played):
     card = (played / "publish" / "README.md").read_text()
-    for told in ("tuned by self-play (SPIN)", "| the start | ", "| round 1 | ", "arXiv 2401.01335", "What is published is the model after round", "steps of plain SFT from the start", "](rounds.png)"):  # fmt: skip
+    for told in ("tuned by self-play (SPIN)", "| the start | ", "| round 1 | ", "steps of plain SFT | ", "arXiv 2401.01335", "What is published is the model after round", "](rounds.png)"):  # fmt: skip
         assert told in card, told
     facts = read_json(played / "facts.json")
     lines = dict(summary_lines(Run.open(played)))
