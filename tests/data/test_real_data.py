@@ -9,11 +9,12 @@ from autosloth.run import read_json
 CONTRACT = {"settings.json", "facts.json", "data", "checkpoints", "adapter", "merged", "gguf", "publish", ".done"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, rows, split",
     [
         ("gsm8k_train.jsonl", 400, "train[:400]"),
-        pytest.param("alpaca_en_demo.json", 999, "train", marks=pytest.mark.slow),
+        ("alpaca_en_demo.json", 999, "train"),
     ],
 )
 def test_the_road_on_real_rows(real_data, base, tmp_path, name, rows, split):

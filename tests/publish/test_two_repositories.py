@@ -117,6 +117,7 @@ def test_one_repository_holds_all_where_it_is_asked_for(hub, tmp_path):
 # -------------------- a copy of the run
 
 
+@pytest.mark.slow
 def test_a_lost_run_goes_on_from_its_copy_which_is_deleted_when_it_is_published(hub, tmp_path):
     killed(hub, tmp_path, ".done/publish_adapter.json", storage="hub")
     assert is_private(hub, COPY)
