@@ -47,7 +47,7 @@ class HubServer:
         self._tokens: dict[str, Token] = {}
         self._faults: list[Fault] = []
         self._tampered: dict[tuple[str, str, str], bytes] = {}
-        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._lock, self._closed = threading.RLock(), threading.Event()
         self._listener = Listener(("127.0.0.1", 0), Handler)
         self._listener.hub = self
         self._address = f"127.0.0.1:{self._listener.server_port}"
@@ -91,15 +91,18 @@ class HubServer:
 
     def files(self, kind: str, repo_id: str) -> dict[str, bytes]:
         """The files of a repo as they stand, by path. A repo made by a client holds `.gitattributes` too."""
-        return {path: file.data for path, file in self._repos[kind, repo_id].commits[-1].files.items()}
+        with self._lock:  # else a repository may be seen half made
+            return {path: file.data for path, file in self._repos[kind, repo_id].commits[-1].files.items()}
 
     def commits(self, kind: str, repo_id: str) -> list[Commit]:
         """The commits of a repo, oldest first, the initial one included; see `Commit.message` and `Commit.paths`."""
-        return list(self._repos[kind, repo_id].commits)
+        with self._lock:
+            return list(self._repos[kind, repo_id].commits)
 
     def repos(self) -> list[tuple[str, str]]:
         """The (kind, id) of every repo."""
-        return list(self._repos)
+        with self._lock:
+            return list(self._repos)
 
     def tamper(self, kind: str, repo_id: str, path: str, data: bytes) -> None:
         """Store `data` in place of what the next commit brings for `path`, once; the repo may not exist yet."""
