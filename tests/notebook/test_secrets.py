@@ -51,7 +51,7 @@ def test_a_token_is_used_and_is_in_no_file(base, tmp_path, name, how):
             notebook, kernel_name="python3", resources={"metadata": {"path": str(work)}}, **AT_ANY_SPEED
         )
         client.execute(env=environment)
-        assert any(file.endswith("-Q8_0.gguf") for file in hub.files("model", "team/sloth"))
+        assert any(file.endswith("-Q8_0.gguf") for file in hub.files("model", "team/sloth-GGUF"))
         assert not hub.outside
     nbformat.write(notebook, work / "with-state.ipynb")
     del notebook.metadata["widgets"]

@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from itertools import pairwise
+from pathlib import Path
 
 from autosloth.run import HALF_WRITTEN, STAGES
 from support.commands import DEMO, sets
@@ -153,7 +154,9 @@ class Lives:
 
     def __enter__(self):
         command = [sys.executable, "-c", "from support.kills import serve; serve()"]
-        self.parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+        given = os.environ | {"PYTHONPATH": paths}
+        self.parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=given)
         return self
 
     def __call__(self, **life):
@@ -225,7 +228,7 @@ def stage_at_work(run):
 def compared(storage):
     """{path: content} of what a run is for, without what tells of times, memory and places."""
     run, found = storage / "short", {}
-    for name in ("data", "adapter", "reference", "merged", "gguf", "publish", "rounds"):
+    for name in ("data", "adapter", "reference", "merged", "gguf", "publish", "publish-GGUF", "rounds"):
         for path in sorted(path for path in (run / name).rglob("*") if path.is_file()):
             found[path.relative_to(run).as_posix()] = without_times(path, storage)
     left = [path for path in run.rglob("*") if path.name.endswith(HALF_WRITTEN)]
@@ -235,6 +238,6 @@ def compared(storage):
 def without_times(path, storage):
     if path.suffix in (".json", ".md"):
         text = path.read_text().replace(str(storage), "")
-        lines = [line for line in text.splitlines() if not re.match(r' *"(\w*seconds|tokens_per_second|peak_\w+)":|\| (time|memory) \|', line)]  # fmt: skip
+        lines = [line for line in text.splitlines() if not re.match(r' *"(\w*seconds|tokens_per_second|peak_\w+)":|\| (time|memory|RAM|VRAM|speed|energy) \|', line)]  # fmt: skip
         return "\n".join(lines)
     return hashlib.sha256(path.read_bytes()).hexdigest()
