@@ -23,6 +23,7 @@ from .widgets import (
     GREEN,
     GREY,
     RED,
+    Maker,
     empty,
     from_widget,
     line,
@@ -77,6 +78,7 @@ class Form:
     def __init__(self, store: Store, road: str, first_run_all: str = "go"):
         self.store, self.road, self.first_run_all = store, road, first_run_all
         self.updating = False  # while values go to the widgets, not from them
+        self.make = Maker()
         self.fields = {name: Field(self, name) for name in store.road.model_fields}
         self.token = token_field() if front_end_attached() else None
         self.root = self.build()
@@ -87,17 +89,19 @@ class Form:
         """All widgets in one box: a summary, the groups, and below them the settings as a file."""
         import ipywidgets as widgets
 
-        self.summary, self.file = widgets.HTML(), widgets.HTML()
-        self.load = widgets.FileUpload(
-            accept=".yaml,.yml,.json", description="Load a settings file", layout={"width": "16em"}
+        make = self.make
+        self.summary, self.file = make(widgets.HTML), make(widgets.HTML)
+        self.load = make(
+            widgets.FileUpload,
+            accept=".yaml,.yml,.json",
+            description="Load a settings file",
+            layout={"width": "16em"},
         )
         self.load.add_class("as-load")
         self.load.observe(self.load_file, "value")
         groups = [self.group(title) for title in GROUPS]
-        root = widgets.VBox(
-            [self.summary, *groups, widgets.HBox([self.file], layout={"margin": "10px 0 0"}), self.load],
-            layout={"max_width": "64em"},
-        )
+        file = make(widgets.HBox, [self.file], layout={"margin": "10px 0 0"})
+        root = make(widgets.VBox, [self.summary, *groups, file, self.load], layout={"max_width": "64em"})
         root.add_class("autosloth")
         return root
 
@@ -107,14 +111,15 @@ class Form:
 
         mine = [field for field in self.fields.values() if field.extra["group"] == title]
         front, more = ([field.row for field in mine if field.extra["front"] == where] for where in (True, False))
-        heading = widgets.HTML(f"<div style='font-weight:600;font-size:15px;margin:12px 0 2px'>{title}</div>")
+        make, style = self.make, "font-weight:600;font-size:15px;margin:12px 0 2px"
+        heading = make(widgets.HTML, f"<div style='{style}'>{title}</div>")
         if title == "Publish" and self.token:
             front.append(self.token)
-        folded = widgets.Accordion(children=[widgets.VBox(more)], selected_index=None)
+        folded = make(widgets.Accordion, children=[make(widgets.VBox, more)], selected_index=None)
         titles = ", ".join(field.title for field in mine if not field.extra["front"])
         folded.set_title(0, textwrap.shorten(f"More: {titles}", 90, placeholder=" …"))
         folded.add_class(f"as-more-{title.lower()}")
-        return widgets.VBox([heading, *front, *([folded] if more else [])])
+        return make(widgets.VBox, [heading, *front, *([folded] if more else [])])
 
     def refresh(self) -> None:
         """Bring every widget and message to what the store holds."""
@@ -212,27 +217,33 @@ class Field:
         self.title = self.info.title or name.replace("_", " ").capitalize()
         suggestions = self.extra["suggestions"]
         self.words = suggestions if isinstance(suggestions, dict) else {}
-        self.widget = make_widget(self.info, suggestions, self.title)
+        make = form.make
+        self.widget = make_widget(make, self.info, suggestions, self.title)
         self.widget.add_class(f"as-{name.replace('_', '-')}")
-        self.message, self.word = widgets.HTML(), widgets.HTML(layout={"margin": "0 0 0 12.2em"})
+        self.message = make(widgets.HTML)
         how = " Hold Ctrl (or Cmd) to take several." if isinstance(self.widget, widgets.SelectMultiple) else ""
-        help = widgets.HTML(remark(self.info.description + how), layout={"flex": "1 1 18em", "min_width": "12em"})
-        rows = [widgets.HBox([self.widget, help], layout={"flex_flow": "row wrap"})]
+        help = remark(self.info.description + how)
+        help = make(widgets.HTML, help, layout={"flex": "1 1 18em", "min_width": "12em"})
+        rows = [make(widgets.HBox, [self.widget, help], layout={"flex_flow": "row wrap"})]
         if name == "dataset":
             rows.append(self.upload_row())
         if self.words:
+            self.word = make(widgets.HTML, layout={"margin": "0 0 0 12.2em"})
             rows.append(self.word)
-        self.row = widgets.VBox([*rows, self.message])
+        self.row = make(widgets.VBox, [*rows, self.message])
         self.widget.observe(self.changed, "value")
 
     def upload_row(self) -> Any:
         """A button that takes a dataset from the user's own disk, and what it takes."""
         import ipywidgets as widgets
 
-        self.upload = widgets.FileUpload(description="Upload", layout={"width": "8em"})
+        make = self.form.make
+        self.upload = make(widgets.FileUpload, description="Upload", layout={"width": "8em"})
         self.upload.add_class("as-upload")
         self.upload.observe(self.uploaded, "value")
-        return widgets.HBox([self.upload, widgets.HTML(remark(UPLOAD_LIMIT))], layout={"margin": "0 0 0 12.2em"})
+        return make(
+            widgets.HBox, [self.upload, make(widgets.HTML, remark(UPLOAD_LIMIT))], layout={"margin": "0 0 0 12.2em"}
+        )
 
     def uploaded(self, change: dict[str, Any]) -> None:
         """Keep an uploaded dataset beside the settings file and choose its path."""

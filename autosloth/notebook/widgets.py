@@ -17,28 +17,46 @@ from .runtime import find_token, give_token
 RED, GREEN, AMBER, GREY = "#b42318", "#067647", "#93590b", "#667380"
 
 
-def make_widget(info: Any, suggestions: Iterable[str], title: str) -> Any:
+class Maker:
+    """Makes the widgets of one form; those that look the same share their layout and their style.
+
+    Each widget, layout and style is a message to the front end, and ZeroMQ drops what a slow one lets wait beyond 1000
+    (ZMQ_SNDHWM in zmq_setsockopt(3)): a form with a layout and a style for each widget lost its own display.
+    """
+
+    def __init__(self) -> None:
+        self.shared: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, kind: type, /, *children: Any, style: Any = None, layout: Any = None, **values: Any) -> Any:
+        """A widget of this class. style, layout: their traits by name."""
+        looks = {"layout": layout or {}} | ({"style": style or {}} if "style" in kind.class_traits() else {})
+        keys = {name: (kind if name == "style" else None, *sorted(traits.items())) for name, traits in looks.items()}
+        widget = kind(*children, **values, **{name: self.shared.get(keys[name], looks[name]) for name in looks})
+        for name, key in keys.items():
+            self.shared.setdefault(key, getattr(widget, name))
+        return widget
+
+
+def make_widget(make: Maker, info: Any, suggestions: Iterable[str], title: str) -> Any:
     """An input for a field: by its type, with its choices."""
     import ipywidgets as widgets
 
-    look = {
-        "description": title,
-        "style": {"description_width": "12em"},
-        "layout": {"width": "32em", "max_width": "100%"},
-    }
+    make = partial(
+        make, description=title, style={"description_width": "12em"}, layout={"width": "32em", "max_width": "100%"}
+    )
     kind = info.annotation
     if kind is bool:
-        return widgets.Checkbox(indent=True, **look)
+        return make(widgets.Checkbox, indent=True)
     if kind in (int, float):
-        return {int: widgets.IntText, float: widgets.FloatText}[kind](**look)
+        return make({int: widgets.IntText, float: widgets.FloatText}[kind])
     if get_origin(kind) is Literal:
-        return widgets.Dropdown(options=get_args(kind), **look)
+        return make(widgets.Dropdown, options=get_args(kind))
     if get_origin(kind) is list:
         choices = get_args(get_args(kind)[0])
-        return widgets.SelectMultiple(options=choices, rows=len(choices), **look)
+        return make(widgets.SelectMultiple, options=choices, rows=len(choices))
     if suggestions:
-        return widgets.Combobox(options=list(suggestions), ensure_option=False, **look)
-    return widgets.Text(**look)
+        return make(widgets.Combobox, options=list(suggestions), ensure_option=False)
+    return make(widgets.Text)
 
 
 def to_widget(info: Any, value: Any) -> Any:
