@@ -52,7 +52,7 @@ MOVING = ".moving.json"  # in a run: what is being moved to before/, until all o
 HALF_WRITTEN = ".partial"  # the end of a temporary file's or folder's name, which a kill leaves behind
 MARKED = ("fingerprint", "result", "settings", "files")  # what the mark of a finished stage tells
 BEGUN = ("fingerprint", "settings", "after", "number")  # what is kept of a stage that was begun
-HASHED = ("data", "adapter", "reference")  # of what a stage leaves: all that others build on and cannot be proven later
+HASHED = ("data", "adapter", "reference", "merged")  # of what a stage leaves: what others build on and no proof reads
 # How a full disk is told: by the system and safetensors; by torch 2.13's writer of archives, in two ways.
 FULL = ("No space left on device", "iostream error", "unexpected pos ")
 LOCKS: dict[Path, FileLock] = {}  # held until the process ends

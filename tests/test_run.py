@@ -266,3 +266,22 @@ def test_zeros_where_a_disk_lost_a_part_of_a_file_are_told_and_it_is_made_again(
     follow(settings_of(tmp_path))
     assert run.path(name).read_bytes() == kept
     runs.refuse_altered(run, stage)
+
+
+def test_zeros_in_the_merged_model_are_told_and_it_is_made_again(tmp_path):
+    @runs.stage("merge", after=("train",), outputs=("merged",), replaces=True)
+    def merge(run):
+        with run.replaced("merged") as folder:
+            folder.joinpath("model.safetensors").write_text("weights")
+
+    @runs.stage("card", after=("merge",))
+    def later(run):
+        raise AssertionError
+
+    run = follow(settings_of(tmp_path), data, train, merge)
+    weights = run.path("merged", "model.safetensors")
+    weights.write_bytes(b"\0" * 7)
+    with pytest.raises(StorageError, match=r"merged/model\.safetensors has another content .*Run `autosloth export "):
+        later(run)
+    merge(run)
+    assert weights.read_text() == "weights"
