@@ -692,7 +692,7 @@ def begin_stage(
         set_aside(run, after)
     run.write_settings()
     if lost := run.lost_facts(name):
-        say(f"{name}: facts.json does not tell {lost[0]} any more, which is measured again")
+        say(f"{name}: `facts.json` does not tell {lost[0]} any more: it is measured again")
         run.forget(*{fact.partition(".")[0] for fact in lost})  # else the rest would pass for measured
     run.path(UNCLEARED).unlink(missing_ok=True)
     run.path(".done", f"{name}.json").unlink(missing_ok=True)

@@ -298,7 +298,9 @@ def test_a_stage_whose_facts_were_lost_is_not_done_and_makes_them_again(tmp_path
     capsys.readouterr()
     assert follow(settings_of(tmp_path)).facts == whole and not befores(tmp_path)
     said = capsys.readouterr().out
-    assert "data: done already" in said and "train: facts.json does not tell train" in said and "card: done in" in said
+    assert (
+        "data: done already" in said and "train: `facts.json` does not tell train" in said and "card: done in" in said
+    )
 
 
 def test_more_facts_than_a_stage_measured_and_other_figures_leave_it_done(tmp_path, capsys):
