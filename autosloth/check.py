@@ -21,6 +21,7 @@ from .export import (
 )
 from .hardware import GB
 from .hub_client import is_offline
+from .hub_copy import check_copy
 from .models import (
     adapter_config,
     check_memory,
@@ -291,7 +292,8 @@ def disk_needed(settings: Settings) -> tuple[float, float, float]:
 
 
 def check_publishing(settings: Settings) -> None:
-    """Whether there is a token that may write, when the run is to be published or kept on the Hub. Raises HubError."""
+    """Whether there is a token that may write, when the run is to be published or kept on the Hub, and which of folder and copy goes on. Raises HubError."""
     if not (settings.publish_to_hub or settings.hub_checkpoints):
         return
     refuse_foreign_token(settings)
+    check_copy(settings)

@@ -1,4 +1,4 @@
-"""Runs a module's `main` in a process of its own, whose memory and imports end with it; request and answer are JSON."""
+"""Processes that end with this one: a module's `main`, whose memory and imports end with it (request and answer are JSON), and any program in the background."""
 
 from __future__ import annotations
 
@@ -11,12 +11,23 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import AutoSlothError
 from .output import last_words, say
 
 SERVE = "from autosloth.child_process import serve; serve()"
+# What is started stands in a process group of its own, which ends when nobody holds the other end of standard input any more.
+GUARD = """
+import os, signal, subprocess, sys, threading
+
+def end_with_parent():
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
+
+threading.Thread(target=end_with_parent, daemon=True).start()
+sys.exit(subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL).returncode)
+"""
 REPORTS = ("base: ", "demo base: ")  # how lines begin that are passed on at once
 NOT_NEEDED = ("bitsandbytes", "torchao")  # quantizers that peft and transformers load where they find them, in 2 s of 9
 
@@ -76,6 +87,13 @@ def end_with_parent() -> None:
     """End this process when the one that started it is gone, killed perhaps: it holds the other end of standard input, and writes nothing."""
     os.read(0, 1)
     os._exit(1)
+
+
+def start_behind(command: list[str], environment: dict[str, str], log: IO[str]) -> subprocess.Popen:
+    """Start a program in the background; it ends, with all that it has started, when this process does, killed perhaps. log: takes what it says."""
+    guarded = [sys.executable, "-c", GUARD, *command]
+    pipes = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(guarded, **pipes, env=environment, start_new_session=True)
 
 
 def hub_access() -> dict[str, str]:

@@ -37,11 +37,13 @@ def ask_for(kind: Kind, name: str) -> None:
             persistently(lambda: hub_api().auth_check(name, repo_type=kind))
 
 
-def commit_folder(repo: str, folder: Path, message: str, leave_out: str = "", replaced: Iterable[str] = ()) -> None:
+def commit_folder(
+    repo: str, folder: Path, message: str, leave_out: str = "", replaced: Iterable[str] = (), parent: str | None = None
+) -> None:
     """Bring a folder's files to a repository in one commit, or none where it holds them all.
 
     `upload_folder` would make several, which a kill may part (huggingface_hub 1.33 with Xet). replaced: files of the repository that go in the
-    same commit where the folder does not have them.
+    same commit where the folder does not have them; parent: the commit that it must follow, the Hub answers with 412 where another came between.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -50,7 +52,7 @@ def commit_folder(repo: str, folder: Path, message: str, leave_out: str = "", re
     gone = [name for name in replaced if name not in files and name not in (".gitattributes", leave_out)]
     operations = [*map(CommitOperationDelete, gone), *(CommitOperationAdd(name, path) for name, path in files.items())]
     logging.getLogger("huggingface_hub.hf_api").addFilter(news)
-    hub_api().create_commit(repo, operations, commit_message=message)
+    hub_api().create_commit(repo, operations, commit_message=message, parent_commit=parent)
 
 
 def news(record: logging.LogRecord) -> bool:

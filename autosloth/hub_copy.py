@@ -235,7 +235,8 @@ def send(snapshot: Path, settings: Settings) -> None:
 def commit(snapshot: Path, settings: Settings) -> None:
     """Make the copy hold exactly this, in one commit, or none where it does already. Raises HubError where it is not this folder's.
 
-    The state is noted before it is written: then it is known too where the answer is lost, or this process is.
+    The state is noted before it is written: then it is known too where the answer is lost, or this process is. The commit must follow the one that
+    was looked at: another machine's that came between is seen at the next look, and refused.
     """
     api, name = hub_api(), copy_name(settings)
     warnings.filterwarnings("ignore", "It seems that you are about to commit a data file", UserWarning)
@@ -246,7 +247,7 @@ def commit(snapshot: Path, settings: Settings) -> None:
     refuse_others(copy, settings.folder)
     note(settings.folder, [copy.state, state_of((snapshot / "README.md").read_text(encoding="utf-8"))])
     files = sum(path.is_file() for path in snapshot.rglob("*"))
-    commit_folder(name, snapshot, f"{counted(files, 'file')} of a run", replaced=copy.files)
+    commit_folder(name, snapshot, f"{counted(files, 'file')} of a run", replaced=copy.files, parent=copy.head or None)
 
 
 def refuse_others(copy: Copy, folder: Path) -> None:
@@ -270,12 +271,31 @@ def bring_back(settings: Settings) -> None:
     put_in(folder)
     with copy_errors("read"):
         copy = persistently(partial(look, copy_name(settings)))
-        if copy is None or not copy.files or (copy.state in known(folder) and in_the_way(copy, folder, REPLACED)):
+        if not (copy and is_needed(copy, folder)):
             return
-        refuse_in_the_way(copy, folder)
         fetch_copy(copy, folder)
     put_in(folder)
     say(f"hub copy: {folder} goes on from {copy.name}")
+
+
+def is_needed(copy: Copy, folder: Path) -> bool:
+    """Whether a run folder is to be filled from its copy: not where that is empty, or the folder's own. Raises HubError where it cannot be."""
+    if not copy.files or (copy.state in known(folder) and in_the_way(copy, folder, REPLACED)):
+        return False
+    refuse_in_the_way(copy, folder)
+    return True
+
+
+def check_copy(settings: Settings) -> None:
+    """Say what the Hub holds of the run, and which of the two goes on; nothing is changed. Raises HubError where `bring_back` would."""
+    folder = settings.folder
+    if not settings.hub_checkpoints or (folder / FETCHED).is_dir():  # which the run puts in
+        return
+    with copy_errors("read"):
+        copy = persistently(partial(look, copy_name(settings)))
+        if copy and copy.files:
+            goes_on = f"{folder} is filled from it" if is_needed(copy, folder) else f"it is of {folder}, which goes on"
+            say(f"check: {copy.name} on the Hub holds a copy of this run ({counted(len(copy.files), 'file')}): {goes_on}")  # fmt: skip
 
 
 def refuse_in_the_way(copy: Copy, folder: Path) -> None:

@@ -38,6 +38,7 @@ STAGES = (
     "publish",
 )  # of every road, in their order
 COPIED = ("data", "train")  # stages whose end the copy on the Hub is to have
+LISTS = ("rounds",)  # of the facts, which are mappings else
 GGUF_FOLDER = "publish-GGUF"  # what goes into the repository of the GGUF files
 # There only after a training began.
 TRAINED = ("adapter", "checkpoints", "rounds", "merged", "gguf", "publish", GGUF_FOLDER)
@@ -52,7 +53,7 @@ MOVING = ".moving.json"  # in a run: what is being moved to before/, until all o
 HALF_WRITTEN = ".partial"  # the end of a temporary file's or folder's name, which a kill leaves behind
 MARKED = ("fingerprint", "result", "settings", "files")  # what the mark of a finished stage tells
 BEGUN = ("fingerprint", "settings", "after", "number")  # what is kept of a stage that was begun
-HASHED = ("data", "adapter", "reference")  # of what a stage leaves: all that others build on and cannot be proven later
+HASHED = ("data", "adapter", "reference", "merged")  # of what a stage leaves: what others build on and no proof reads
 # How a full disk is told: by the system and safetensors; by torch 2.13's writer of archives, in two ways.
 FULL = ("No space left on device", "iostream error", "unexpected pos ")
 LOCKS: dict[Path, FileLock] = {}  # held until the process ends
@@ -172,8 +173,9 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Everything measured so far, by stage."""
-        return read_json(self.path("facts.json"))
+        """Everything measured so far, by stage; what is there in another form (a list in place of a mapping) was not measured."""
+        told = read_json(self.path("facts.json"))
+        return {name: value for name, value in told.items() if isinstance(value, list if name in LISTS else dict)}
 
     def record(self, stage: str, **facts: Any) -> None:
         """Add measured facts under a stage's name; facts already there stay unless named again."""
@@ -201,8 +203,14 @@ class Run:
         return AutoSlothError(told["what"], told["todo"]) if told and self.mark(stage) is None else None
 
     def lost(self, stage: str) -> list[str]:
-        """The files of a finished stage that are not there any more, by their path in the run."""
-        return [name for name in (self.mark(stage) or {}).get("files", {}) if not self.path(name).is_file()]
+        """The files of a finished stage that are not there any more, by their path in the run, and its facts, such as `facts.json: eval.before.loss`."""
+        files = [name for name in (self.mark(stage) or {}).get("files", {}) if not self.path(name).is_file()]
+        return files + [f"facts.json: {name}" for name in self.lost_facts(stage)]
+
+    def lost_facts(self, stage: str) -> list[str]:
+        """The names of what a finished stage measured that facts.json does not tell any more, or in another form."""
+        now = names_in(self.facts)
+        return [name for name, form in (self.mark(stage) or {}).get("facts", {}).items() if now.get(name) != form]
 
     def command(self, stage: str) -> str:
         """The command that makes again what a stage left."""
@@ -241,6 +249,22 @@ class Run:
         old = out_of_the_way(self.path(name))
         new.rename(self.path(name))
         remove(old)
+
+
+def names_in(facts: Any, above: str = "") -> dict[str, str]:
+    """The names in facts, nested, with the form of what each tells; of a list those that all of its entries have.
+
+    >>> names_in({"eval": {"before": {"loss": 2.5}}, "rounds": [{"steps": 3, "stopped": "no gain"}, {"steps": 2}]})
+    {'eval': 'dict', 'eval.before': 'dict', 'eval.before.loss': 'float', 'rounds': 'list', 'rounds.*': 'dict', 'rounds.*.steps': 'int'}
+    """
+    found = {above: type(facts).__name__} if above else {}
+    if isinstance(facts, dict):
+        for name, value in facts.items():
+            found |= names_in(value, f"{above}.{name}" if above else name)
+    if isinstance(facts, list) and facts:
+        first, *others = (names_in(each, f"{above}.*").items() for each in facts)
+        found |= {name: form for name, form in first if all((name, form) in other for other in others)}
+    return found
 
 
 def remove(path: Path) -> None:
@@ -481,7 +505,7 @@ def stage(
     reads: the settings that change its result; after: the stages whose results it reads; inputs: what
     else it reads, as anything JSON can hold. The mark, written last, carries a fingerprint of all three.
     result: what tells one result from another; without it every new one makes later stages run again.
-    facts, outputs (files or folders): what the stage leaves in the run, without which it is not done; scratch: what it works in.
+    facts, outputs (files or folders): what the stage leaves in the run, without which it is not done, every name in the facts too; scratch: what it works in.
     prepares: work that can fail and touches nothing of the run, done before anything is dropped; what it gives is handed to f.
     All three are dropped when it starts anew from other inputs; sets_aside: a training, and what followed from it, is not, but kept (`set_aside`);
     replaces: outputs stay until f has put whole new ones in their place (`Run.replaced`).
@@ -513,7 +537,7 @@ def stage(
                 mark = {"fingerprint": wanted, "result": fingerprint(result(run) if result else time.time_ns())}
                 if result is None or (earlier and earlier["result"] != mark["result"]):
                     void_followers(run, name)
-                end_stage(run, name, mark, reads, outputs, time.perf_counter() - started)
+                end_stage(run, name, mark, reads, facts, outputs, time.perf_counter() - started)
 
         @functools.wraps(function)
         def run_stage(run: Run) -> None:
@@ -521,7 +545,7 @@ def stage(
                 return again(run)
             with storage_errors(run.folder):
                 mark, wanted = run.mark(name), stage_fingerprint(run, reads, after, inputs)
-                whole = mark and mark["files"] == file_sizes(run, outputs) and set(facts) <= run.facts.keys()
+                whole = mark and mark["files"] == file_sizes(run, outputs) and not run.lost_facts(name)
                 whole = whole and not altered(run, name, HASHED)
                 if whole and mark["fingerprint"] == wanted:
                     if together:
@@ -553,15 +577,35 @@ def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inpu
         mark = run.mark(earlier)
         if mark is None:
             raise not_finished(run, earlier)
-        if lost := run.lost(earlier):
-            raise SettingsError(
-                f"{run.path(lost[0])} is missing, which the stage `{earlier}` wrote.",
-                f"Run {run.command(earlier)}: it is made again.",
-            )
+        refuse_lost(run, earlier, run.lost(earlier))
         refuse_altered(run, earlier)
         before[earlier] = mark["result"]
+    for earlier in all_before(run, after):
+        refuse_lost_facts(run, earlier)
     refuse_other_settings(run, after)
     return fingerprint([chosen_settings(run, reads), before, inputs(run) if inputs else None])
+
+
+def refuse_lost(run: Run, stage: str, lost: list[str]) -> None:
+    """Raises SettingsError where any of what a stage left is lost."""
+    if lost:
+        raise SettingsError(
+            f"{run.path(lost[0])} is missing, which the stage `{stage}` wrote.",
+            f"Run {run.command(stage)}: it is made again.",
+        )
+
+
+def refuse_lost_facts(run: Run, stage: str) -> None:
+    """Raises SettingsError where facts.json does not tell any more what a finished stage measured: who reads it would fail, or be told something else."""
+    refuse_lost(run, stage, [f"facts.json: {name}" for name in run.lost_facts(stage)])
+
+
+def all_before(run: Run, stages: Iterable[str]) -> list[str]:
+    """These stages, and those that came before any of them."""
+    begun, found = run.begun(), [*stages]
+    for earlier in found:  # which grows
+        found += [name for name in begun.get(earlier, {"after": []})["after"] if name not in found]
+    return found
 
 
 def not_finished(run: Run, stage: str) -> SettingsError:
@@ -617,12 +661,11 @@ def altered(run: Run, stage: str, kinds: Iterable[str]) -> tuple[str, str] | Non
 
 def refuse_other_settings(run: Run, stages: Iterable[str]) -> None:
     """Raises SettingsError when one of these stages, or one that came before it, was done with other settings than the run has now."""
-    begun, looked_at = run.begun(), [*stages]
-    for earlier in looked_at:  # which grows
-        told = begun.get(earlier, {"settings": {}, "after": []})
-        looked_at += [name for name in told["after"] if name not in looked_at]
-        now_set = json.loads(json.dumps(chosen_settings(run, told["settings"])))
-        if changed := [field for field, value in told["settings"].items() if now_set.get(field) != value]:
+    begun = run.begun()
+    for earlier in all_before(run, stages):
+        told = begun.get(earlier, {"settings": {}})["settings"]
+        now_set = json.loads(json.dumps(chosen_settings(run, told)))
+        if changed := [field for field, value in told.items() if now_set.get(field) != value]:
             raise SettingsError(
                 f"The stage `{earlier}` of {run.folder} was done with other settings ({', '.join(changed)}).",
                 f"Run `autosloth {run.settings.road}` to the end, or set them back.",
@@ -648,6 +691,9 @@ def begin_stage(
     if sets_aside and not same and run.is_trained:
         set_aside(run, after)
     run.write_settings()
+    if lost := run.lost_facts(name):
+        say(f"{name}: `facts.json` does not tell {lost[0]} any more: it is measured again")
+        run.forget(*{fact.partition(".")[0] for fact in lost})  # else the rest would pass for measured
     run.path(UNCLEARED).unlink(missing_ok=True)
     run.path(".done", f"{name}.json").unlink(missing_ok=True)
     failure_note(run, name).unlink(missing_ok=True)
@@ -679,13 +725,20 @@ def void_followers(run: Run, name: str) -> None:
 
 
 def end_stage(
-    run: Run, name: str, mark: dict[str, Any], reads: Iterable[str], outputs: Iterable[str], seconds: float
+    run: Run,
+    name: str,
+    mark: dict[str, Any],
+    reads: Iterable[str],
+    facts: Iterable[str],
+    outputs: Iterable[str],
+    seconds: float,
 ) -> None:
-    """Write the mark: with what the stage was done, what it left, its own seconds, and when."""
+    """Write the mark: with what the stage was done, what it left and measured, its own seconds, and when."""
     waited = ", ".join(f"{duration(span)} for {what}" for what, span in _waits.items())
     seconds -= sum(_waits.values())
     mark |= {"seconds": round(seconds, 2), "settings": chosen_settings(run, reads), "files": file_sizes(run, outputs)}
     mark["hashes"] = {name: known_hash(run.path(name)) for name in mark["files"] if Path(name).parts[0] in HASHED}
+    mark["facts"] = names_in({fact: told for fact, told in run.facts.items() if fact in {name, *facts}})
     write_json(run.path(".done", f"{name}.json"), mark | {"finished": now()})
     say(f"{name}: done in {seconds:.1f} s" + (f", besides {waited}" if waited else ""))
     if name in COPIED:

@@ -237,6 +237,31 @@ def test_damaged_facts_are_a_named_problem(copied):
     assert result.returncode == 1 and "facts.json is damaged" in result.stderr
 
 
+@pytest.mark.parametrize("name, told, stage", [("eval", {}, "train"), ("train", [], "train"), ("data", {}, "data"), ("export", {"gguf": [{}]}, "gguf"), ("verify", {}, "verify"), ("publish", {}, "publish")])  # fmt: skip
+def test_facts_that_were_lost_are_named_with_what_measures_them_again(copied, name, told, stage):
+    run = Run.open(copied)
+    write_json(copied / "facts.json", run.facts | {name: told})
+    readers = [summary, *([write_card.again] if stage != "publish" else [])]
+    for reader in readers:
+        with pytest.raises(SettingsError, match=rf"facts\.json: {name}\S* is missing, which the stage `{stage}` wrote") as error:  # fmt: skip
+            reader(run)
+        assert error.value.todo == f"Run {run.command(stage)}: it is made again."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("road, fixture", [("sft", "finished"), ("dpo", "preferred"), ("spin", "played")])
+def test_a_road_whose_facts_were_lost_measures_them_again(request, tmp_path, road, fixture):
+    done = shutil.copytree(request.getfixturevalue(fixture), tmp_path / "short", copy_function=shutil.copyfile)
+    whole = Run.open(done).facts
+    write_json(done / "facts.json", whole | {"train": [], "eval": {"before": {}}, "sft_start": 1})
+    again = command_line(road, done / "settings.json", "--set", f"storage={tmp_path}")
+    assert again.returncode == 0, again.stderr
+    now = Run.open(done).facts
+    assert now["eval"] == whole["eval"] and now["train"].keys() == whole["train"].keys() and now["verify"]["passed"]
+    assert all(now["train"][name] == whole["train"][name] for name in ("steps", "losses"))
+    assert now.get("rounds") == whole.get("rounds") and not Run.open(done).path("before").exists()
+
+
 def test_show_prints_what_was_measured(finished):
     result = command_line("show", finished)
     for name in (

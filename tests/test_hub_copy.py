@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.hub_server import HubServer, Reply
+from support.hub_server import File, HubServer, Reply
 from support.locks import released
 
 from autosloth import hub_client, hub_copy
+from autosloth.check import check_publishing
 from autosloth.errors import HubError
 from autosloth.hub_copy import ABOUT, FETCHED, NOTE, STATE, bring_back, copy_name, drop, finish, keep, kept, put_in
+from autosloth.output import counted
 from autosloth.publish import refuse_foreign_token, repositories, upload
 from autosloth.run import Run, lock
 from autosloth.settings import SFTSettings
@@ -135,6 +137,26 @@ def test_a_folder_without_a_training_is_filled_from_the_copy(hub, tmp_path):
     assert {name: (settings.folder / name).read_bytes() for name in RUN} == RUN
 
 
+def test_the_check_tells_which_of_folder_and_copy_goes_on_and_changes_nothing(hub, tmp_path, capsys):
+    one, two = settings_of(tmp_path / "one"), settings_of(tmp_path / "two")
+    check_publishing(one)
+    assert "hub" not in capsys.readouterr().out  # nothing is there yet
+    send(one)
+    capsys.readouterr()
+    held, commits = hub.files("model", COPY), hub.commits("model", COPY)
+    for settings, told in ((one, f"it is of {one.folder}, which goes on"), (two, f"{two.folder} is filled from it")):
+        check_publishing(settings)
+        said = capsys.readouterr().out
+        assert said == f"check: {COPY} on the Hub holds a copy of this run ({counted(len(RUN) + 1, 'file')}): {told}\n"
+    assert not two.folder.exists() and (hub.files("model", COPY), hub.commits("model", COPY)) == (held, commits)
+    fill(two.folder, {"settings.json": b"{}", FOUR: b"four"})
+    with pytest.raises(HubError) as by_run:
+        start(two)
+    with pytest.raises(HubError, match=f"holds a run .checkpoints. and {COPY} on the Hub another") as by_check:
+        check_publishing(two)
+    assert str(by_check.value) == str(by_run.value)
+
+
 def test_an_older_folder_does_not_overwrite_a_newer_copy(hub, tmp_path):
     settings = settings_of(tmp_path / "one")
     send(settings)
@@ -168,6 +190,21 @@ def test_a_lost_answer_is_no_other_machine(hub, tmp_path, capsys, status):
     send(settings, **{FOUR: b"last"})
     start(settings)
     assert "not kept" not in capsys.readouterr().out and hub.files("model", COPY)[FOUR] == b"last"
+
+
+@pytest.mark.parametrize("sent_before", [True, False])
+def test_of_two_machines_that_write_at_once_the_second_keeps_nothing_and_says_so(hub, tmp_path, capsys, sent_before):
+    def overtake():
+        theirs = ABOUT.format(name="short", state="ab12").encode()
+        hub._repos["model", COPY].commit("theirs", {"README.md": File.at("README.md", theirs)})
+
+    settings = settings_of(tmp_path)
+    if sent_before:
+        send(settings)
+    hub.meanwhile("POST", "/commit/", overtake)
+    send(settings, **{FOUR: b"four"})
+    assert f"Another machine writes to the same copy, {COPY}." in capsys.readouterr().out
+    assert hub.commits("model", COPY)[-1].message == "theirs"
 
 
 def test_a_process_that_is_killed_after_the_commit_knows_its_copy(hub, tmp_path):

@@ -8,7 +8,7 @@ from support.toy_road import NEVER_ENDS, card, data, follow, gguf, settings_of, 
 
 from autosloth import run as runs
 from autosloth.errors import Interrupted, SettingsError, StorageError, VerifyError
-from autosloth.run import Run, read_json, stage, waiting_for
+from autosloth.run import Run, read_json, stage, waiting_for, write_json
 from autosloth.settings import ROADS, DPOSettings, SFTSettings
 
 
@@ -266,3 +266,59 @@ def test_zeros_where_a_disk_lost_a_part_of_a_file_are_told_and_it_is_made_again(
     follow(settings_of(tmp_path))
     assert run.path(name).read_bytes() == kept
     runs.refuse_altered(run, stage)
+
+
+def test_zeros_in_the_merged_model_are_told_and_it_is_made_again(tmp_path):
+    @runs.stage("merge", after=("train",), outputs=("merged",), replaces=True)
+    def merge(run):
+        with run.replaced("merged") as folder:
+            folder.joinpath("model.safetensors").write_text("weights")
+
+    @runs.stage("card", after=("merge",))
+    def later(run):
+        raise AssertionError
+
+    run = follow(settings_of(tmp_path), data, train, merge)
+    weights = run.path("merged", "model.safetensors")
+    weights.write_bytes(b"\0" * 7)
+    with pytest.raises(StorageError, match=r"merged/model\.safetensors has another content .*Run `autosloth export "):
+        later(run)
+    merge(run)
+    assert weights.read_text() == "weights"
+
+
+@pytest.mark.parametrize("told", [{}, [], None, {"rate": {}}, {"rate": None}, {"other": 1e-3}], ids=str)
+def test_a_stage_whose_facts_were_lost_is_not_done_and_makes_them_again(tmp_path, capsys, told):
+    run = follow(settings_of(tmp_path))
+    whole = run.facts
+    write_json(run.path("facts.json"), whole | {"train": told})
+    with pytest.raises(SettingsError, match=r"facts\.json: train.* is missing, which the stage `train` wrote.*Run `autosloth sft "):  # fmt: skip
+        gguf.again(run)
+    assert runs.changes(run.settings).endswith("is missing: train, gguf, card again")
+    capsys.readouterr()
+    assert follow(settings_of(tmp_path)).facts == whole and not befores(tmp_path)
+    said = capsys.readouterr().out
+    assert (
+        "data: done already" in said and "train: `facts.json` does not tell train" in said and "card: done in" in said
+    )
+
+
+def test_more_facts_than_a_stage_measured_and_other_figures_leave_it_done(tmp_path, capsys):
+    run = follow(settings_of(tmp_path))
+    write_json(run.path("facts.json"), run.facts | {"train": {"rate": 5.0, "note": "mine"}, "mine": []})
+    follow(settings_of(tmp_path))
+    assert capsys.readouterr().out.count("done already, skipped") == 4
+
+
+def test_facts_in_a_list_are_held_entry_by_entry(tmp_path):
+    @stage("rounds", facts=("rounds",))
+    def play(run):
+        run.put("rounds", [{"steps": 3}, {"steps": 2, "stopped": "no gain"}])
+
+    run = Run.create(settings_of(tmp_path))
+    play(run)
+    for lost in ([], {}, [{"steps": 3}, {}], [{"steps": 3}, 2], [3, 2]):
+        write_json(run.path("facts.json"), {"rounds": lost})
+        assert run.lost("rounds")
+    play(run)
+    assert not run.lost("rounds") and [each["steps"] for each in run.facts["rounds"]] == [3, 2]

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..child_process import start_behind
 from ..errors import ExportError
 from ..output import last_words, say
 from ..run import cache_dir, fingerprint, waiting_for
@@ -46,7 +47,7 @@ def compile_llama_cpp() -> None:
     behind, environment = ["nice", "-n", str(NICENESS)], {"CMAKE_ARGS": LEAN, **os.environ}
     log_path().parent.mkdir(parents=True, exist_ok=True)
     with open(log_path(), "w") as log:
-        _compiling.append(subprocess.Popen([*behind, *pip], env=environment, stdout=log, stderr=subprocess.STDOUT))
+        _compiling.append(start_behind([*behind, *pip], environment, log))
     say("llama.cpp: compiling in the background, some minutes on two cores; it is needed after the training")
 
 

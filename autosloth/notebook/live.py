@@ -14,7 +14,7 @@ from typing import Any
 from ..distributed import processes
 from ..hardware import GB, gpu_energy_wh, peak_ram_gb, peak_vram_gb
 from ..output import counted, duration, or_nothing, render_html, say, show, size_in_words
-from ..run import STAGES, Run
+from ..run import STAGES, Run, refuse_lost_facts
 from .runtime import front_end_attached
 
 LINES_PER_RUN = 20  # where nobody watches
@@ -188,13 +188,15 @@ def summary(run: Run) -> None:
 
 
 def summary_lines(run: Run) -> list[tuple[str, str]]:
-    """(name, value) of each line of the summary, from facts.json: what is measured so far, and at last what failed or is not done."""
+    """(name, value) of each line of the summary, from facts.json: what is measured so far, and at last what failed or is not done. Raises SettingsError where facts of a finished stage are lost."""
     facts = run.facts
+    for name in STAGES:
+        refuse_lost_facts(run, name)
     lines = [("run folder", str(run.folder))]
     if "data" in facts:
         told = f"{facts['data']['train_rows']} to train on, {facts['data']['eval_rows']} held out"
         lines.append(("pairs" if run.settings.road == "dpo" else "rows", told))
-    if "eval" in facts:
+    if "before" in facts.get("eval", {}):
         lines += measured_lines(run)
     if "steps" in facts.get("train", {}):
         lines.append(("training", f"{counted(facts['train']['steps'], 'step')} in {duration(facts['train']['seconds'])}, {facts['train']['tokens_per_second']:.0f} tokens per second, {memory_facts(facts)}"))  # fmt: skip

@@ -41,7 +41,7 @@ def plot_rounds(facts: dict[str, Any], start: dict[str, Any], path: Path) -> Non
 
 def show_rounds(run: Run) -> None:
     """Show the rounds that were played: table and plot in a notebook, the table elsewhere."""
-    start = read_json(run.path("rounds", "start.json"))["eval"]
+    start = read_json(run.path("rounds", "start.json"), ("eval",))["eval"]
     image = base64.b64encode(run.path("rounds", "rounds.png").read_bytes()).decode()
     facts = run.facts
     show(as_text(facts, start), render_html("training/templates/rounds.html.j2", facts=facts, start=start, image=image))

@@ -120,14 +120,16 @@ class Game:
             self.rounds.append(facts)
         path = self.run.path("rounds", "start.json")
         if of_first(lambda: not path.is_file() or damage(path.with_suffix(""))):
+            start: dict[str, Any] = {"sft_start": {}}
             if self.settings.sft_steps:
                 rate = {"learning_rate": self.settings.sft_learning_rate}
-                self.run.record("sft_start", **rate, **self.plain_sft("sft_start", self.settings.sft_steps, **rate))
+                start["sft_start"] = rate | self.plain_sft("sft_start", self.settings.sft_steps, **rate)
             self.keep(self.run.path("rounds", "start"))
-            self.run.record("eval", before=self.stand())
-            start = {"eval": {**standing(self.model, self.measured), **self.style(0)}}
+            start |= {"before": self.stand(), "eval": {**standing(self.model, self.measured), **self.style(0)}}
             of_first(lambda: write_json(path, start))
-        self.start = read_json(path)
+        self.start = read_json(path, ("sft_start", "before", "eval"))
+        self.run.record("sft_start", **self.start["sft_start"])  # empty where there was none
+        self.run.record("eval", before=self.start["before"])
         if self.rounds:
             say(f"spin: going on after round {len(self.rounds)}")
             self.load(len(self.rounds) - 1)
@@ -269,8 +271,7 @@ class Game:
         """Write adapter/ of the best round, or of the start where no round was better, and what the export needs."""
         if self.settings.sft_arm and of_first(lambda: not self.run.facts.get("sft_arm")):
             self.run.record("sft_arm", **self.compare_with_sft())
-        for what in ("sft_start", "sft_arm"):
-            self.run.record(what)  # empty where there was none
+        self.run.record("sft_arm")  # empty where there was none
         best = best_round(self.start, self.rounds)
         self.load(best)
         said = (

@@ -2,11 +2,15 @@
 
 import json
 import os
+import select
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from support.environments import environment, wheel
+from support.patience import HUNG
 
 from autosloth.check import check_architecture
 from autosloth.errors import ExportError
@@ -89,6 +93,33 @@ def test_where_it_is_missing_it_is_made_in_the_background_and_waited_for(tmp_pat
 def test_where_it_cannot_be_made_the_reason_and_the_way_on_are_said(tmp_path):
     said = without_llama_cpp(tmp_path, USE).stdout
     assert "could not be installed (ERROR: " in said and "llama-cpp-python.log" in said and "run again" in said
+
+
+PIP = """
+import subprocess
+subprocess.run(["sh", "-c", "exec 3> {pipe}; echo here >&3; sleep 100000"])
+"""
+COMPILE = """
+import importlib.util, threading
+from autosloth.export import llama
+importlib.util.find_spec = lambda name: None
+llama.compile_llama_cpp()
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("deadly", [signal.SIGKILL, signal.SIGTERM])
+def test_the_compiler_ends_with_the_process_that_started_it(tmp_path, deadly):
+    (tmp_path / "pip.py").write_text(PIP.format(pipe=tmp_path / "pipe"))
+    os.mkfifo(tmp_path / "pipe")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    given = os.environ | {"PYTHONPATH": paths, "AUTOSLOTH_CACHE": str(tmp_path / "cache")}
+    parent = subprocess.Popen([sys.executable, "-c", COMPILE], env=given, stdout=subprocess.DEVNULL)
+    with open(tmp_path / "pipe", "rb", buffering=0) as pipe:
+        assert pipe.read(5) == b"here\n"
+        parent.send_signal(deadly)
+        assert select.select([pipe], [], [], HUNG)[0] and pipe.read() == b""  # nobody can write to it any more
+    assert parent.wait() == -deadly
 
 
 class Compiler:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Self
 
 from autosloth.publish.kept import marked
 from support.commands import quick_process
-from support.hub_server import HubServer
+from support.hub_server import File, HubServer
 
 TOKEN = "hf_write" + "Zq7x" * 8
 HEADER = b'{"w": {"dtype": "U8", "shape": [300000], "data_offsets": [0, 300000]}}'
@@ -62,7 +62,7 @@ def failing(method: str, path: str, *how: Any, **more: Any) -> Callable[[Misbeha
 
 
 def meanwhile(method: str, path: str, what: str, **more: Any) -> Callable[[Misbehaving, str], None]:
-    """`forget`, the repository is deleted, or `revoke`, the token is, when such a request comes."""
+    """`forget`, the repository is deleted, `revoke`, the token is, or `overtake`, another machine commits to a run's copy, when such a request comes."""
     return lambda hub, repo: hub.meanwhile(method, path.replace("ID", repo), partial(getattr(hub, what), repo), **more)
 
 
@@ -157,6 +157,12 @@ class Misbehaving(HubServer):
     def forget(self, repo: str) -> None:
         self.remove_repo("model", repo)
         self.remove_repo("dataset", repo)
+
+    def overtake(self, repo: str) -> None:
+        from autosloth.hub_copy import ABOUT
+
+        about = ABOUT.format(name="a run", state="ab12").encode()
+        self._repos["model", repo].commit("theirs", {"README.md": File.at("README.md", about)})
 
     def survive(self, operation: str, fault: Fault) -> None:
         """Try an operation against a fault. Raises AssertionError where it is not survived."""
@@ -456,7 +462,17 @@ FAULTS: dict[str, list[Fault]] = {
         *lasting("commit", *COMMIT, "no permission"),
         *of_an_upload(),
     ],
-    "checkpoints": [*passing(PARTS_OF_A_COPY), *lasting("commit", *COMMIT, "no permission")],
+    "checkpoints": [
+        *passing(PARTS_OF_A_COPY),
+        *lasting("commit", *COMMIT, "no permission"),
+        Fault("the answer to the commit is lost", failing(*COMMIT, None, how="after")),
+        Fault("the commit is done and answered with 504", failing(*COMMIT, 504, how="after")),
+        Fault("412 for the commit", failing(*COMMIT, 412)),
+        Fault("repository deleted before the commit", meanwhile(*COMMIT, "forget")),
+        Fault(
+            "another machine commits first", meanwhile(*COMMIT, "overtake"), ("Another machine",), Misbehaving.forget
+        ),
+    ],
     "back from checkpoints": [*passing(PARTS_OF_A_DOWNLOAD), *lasting("file", *FILE, "no permission")],
     "base": [*passing(PARTS_OF_A_DOWNLOAD), *lasting("file", *FILE), *spoiled(), *deleted(add_model)],
     "shards": [  # of a shard the header is read first, by a request of its own
