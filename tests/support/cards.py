@@ -110,6 +110,26 @@ SPIN_FACTS = FACTS | {
     "train": {**TRAIN, "best_round": 1, "peak_vram_gb": None, "energy_wh": None},
     "hardware": {"gpu": None, "vram_gb": None, "cpu": "x86_64", "cores": 8, "ram_gb": 33.4},
 }
+PROVEN = FACTS["verify"]["files"][0]
+SMALL = PROVEN | {"file": "my-run-Q4_K_M.gguf", "type": "Q4_K_M", "mean_kl": 0.0641, "top1": 0.883}
+ALONE = {
+    **{"file": "my-run-ADAPTER.gguf", "type": "F16"},
+    "weights": PROVEN["weights"] | {"tensors": 64, "whole_model": False, "mean_error": 0.0001},
+}
+THREE_FACTS = FACTS | {
+    "export": {
+        "gguf": [
+            *FACTS["export"]["gguf"],
+            {
+                **{"path": "gguf/my-run-Q4_K_M.gguf", "type": "Q4_K_M", "bytes": 4_370_000_000},
+                "stored": "2 matrices as Q5_0",
+            },
+            {"path": "gguf/my-run-ADAPTER.gguf", "type": "ADAPTER", "bytes": 84_000_000},
+        ]
+    },
+    "verify": FACTS["verify"] | {"files": [PROVEN, SMALL, ALONE]},
+    "eval": sample({"loss": 41.2, "perplexity": 7.8e17}, {"loss": 9.1, "perplexity": 8955.293}, answers_compared=8),
+}
 MERGED = {"merge": {"path": "merged"}}
 EARLY = {name: facts for name, facts in FACTS.items() if name not in ("export", "verify")}
 
@@ -122,6 +142,7 @@ GOLDEN = {
     "spin-adapter": (SPINSettings(run_name="my-run", model=f"{LLAMA}-bnb-4bit"), SPIN_FACTS, "both"),
     "spin-merged": (SPINSettings(run_name="my-run", model=f"{LLAMA}-bnb-4bit", merged=True), SPIN_FACTS | MERGED, "model"),
     "gguf": (SFTSettings(run_name="my-run", repo="mila/my-run"), FACTS, "gguf"),
+    "three-files": (SFTSettings(run_name="my-run", quantizations=["q8_0", "q4_k_m", "adapter"]), THREE_FACTS, "both"),
     "early": (SFTSettings(run_name="my-run", repo="mila/my-run", merged=True), EARLY, "model"),
 }  # fmt: skip
 
