@@ -16,6 +16,7 @@ from .kept import marked
 from .plain import in_code, in_line, in_sample
 from .repositories import Kind, repo_id
 from .scores import held_out_results
+from .settings_file import base_commit, dataset_commits
 
 YOUR_NAME = "your-name"  # stands for an owner that is not known
 ANY_QUESTION = "Hello!"
@@ -57,6 +58,8 @@ def about_run(run: Run, origin: dict[str, Any]) -> dict[str, Any]:
         "dataset": " and ".join(linked_dataset(part["path"], origin) for part in settings.parts),
         "start": settings.adapter
         and public_name(settings.adapter, "the demo's adapter of both manners", is_hub_id(settings.adapter)),
+        "base_commit": base_commit(run),
+        "dataset_commits": dataset_commits(run),
         "layers": layers_line(facts["train"].get("layers", {})),
         "batch": batch_line(run),
         "curve": has_curve(run),

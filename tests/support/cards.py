@@ -44,6 +44,7 @@ TRAIN = {
     "layers": {"self_attn.q_proj": {"trained": 32, "of": 32}, "lm_head": {"trained": 0, "of": 1}},
     **{"precision": "float16", "lora_r": 16, "lora_alpha": 16, "four_bit": True, "optimizer": "adamw_8bit"},
     **{"batch_size": 2, "gradient_accumulation": 4, "processes": 1, "energy_wh": 14.212},
+    "base": {"commit": "81b1e5a5a3b8f5e0d0e1d5bfb4c6b1a7f0d9c2e3"},
 }
 ALPACA, MISTRAL = "yahma/alpaca-cleaned", "unsloth/mistral-7b-bnb-4bit"
 FACTS = {
