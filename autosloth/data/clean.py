@@ -77,7 +77,7 @@ class Findings:
     answers_not_learnt: int = 0  # of earlier turns that a template does not show whole once the chat goes on
     lengths: list[int] = field(default_factory=list)
     readings: list[tuple[str, Reading]] = field(default_factory=list)  # of each dataset and split, how it is read
-    revision: str | None = None
+    revisions: dict[str, str] = field(default_factory=dict)  # of each dataset from the Hub, by its id, the commit
     usable: int = 0  # rows that could be learnt from, were they shown whole and short enough
 
     def example(self, name: str, row: object) -> None:
@@ -109,7 +109,8 @@ def mixed(settings: Settings, eval_split: str | None, found: Findings) -> Iterat
         if part["path"] == "demo":
             rows = demo_rows(settings.road)[bool(eval_split)]
         else:
-            rows, found.revision = load_raw(alone, "eval_split" if eval_split else "split")
+            rows, commit = load_raw(alone, "eval_split" if eval_split else "split")
+            found.revisions |= {part["path"]: commit} if commit else {}
         taken = 0
         for row in usable(rows, name, alone, found, seen, part["share"]):
             taken += 1

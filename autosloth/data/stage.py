@@ -213,7 +213,8 @@ def describe(
         "form": found.readings[0][1].form,
         "schema": found.readings[0][1].name,
         "columns": found.readings[0][1].columns,
-        "revision": found.revision,
+        "revision": next(iter(found.revisions.values())) if len(found.revisions) == 1 else None,
+        "revisions": found.revisions,
     }
 
 

@@ -22,7 +22,8 @@ LICENSE_FILE = re.compile(r"licen[cs]e(\.(md|txt|pdf))?", re.IGNORECASE)
 TAGS = ["autosloth", "transformers", "text-generation-inference", "unsloth", "trl"]
 GGUF_TAGS = ["gguf", "llama-cpp"]
 ADDRESS = re.compile(r"https?://[^\s<>()|`\\]+")
-# What the Hub takes as `license` (huggingface.co/docs/hub/repositories-licenses); another one is `other`, with a `license_name`.
+# What the Hub takes as `license`: the table of docs/hub/repositories-licenses.md in huggingface/hub-docs at 242f4a1 (2026-08-22), which no library ships; another one is
+# `other`, with a `license_name`.
 LICENSES = frozenset(
     """
     afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 bigscience-openrail-m
@@ -31,7 +32,7 @@ LICENSES = frozenset(
     cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0
     etalab-2.0 eupl-1.1 eupl-1.2 fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 grok2-community h-research
     intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa
-    odbl odc-by ofl-1.1 openmdw-1.0 openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib
+    odbl odc-by ofl-1.1 openmdw-1.0 openmdw-1.1 openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib
     """.split()
 )
 

@@ -16,6 +16,7 @@ from .kept import marked
 from .plain import in_code, in_line, in_sample
 from .repositories import Kind, repo_id
 from .scores import held_out_results
+from .settings_file import base_commit, dataset_commits
 
 YOUR_NAME = "your-name"  # stands for an owner that is not known
 ANY_QUESTION = "Hello!"
@@ -42,7 +43,7 @@ def card_text(run: Run, kind: Kind) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"counted": counted, "or_nothing": or_nothing, "size": size_in_words, "duration": duration}
-    environment.filters |= {"in_line": in_line, "in_code": in_code, "in_sample": in_sample}
+    environment.filters |= {"readable": readable, "in_line": in_line, "in_code": in_code, "in_sample": in_sample}
     origin = origin_of(run)
     template = environment.get_template("gguf_card.md.j2" if kind == "gguf" else "card.md.j2")
     return template.render(kind=kind, **about_run(run, origin), **about_base(run, origin), **about_files(run, kind))
@@ -57,6 +58,8 @@ def about_run(run: Run, origin: dict[str, Any]) -> dict[str, Any]:
         "dataset": " and ".join(linked_dataset(part["path"], origin) for part in settings.parts),
         "start": settings.adapter
         and public_name(settings.adapter, "the demo's adapter of both manners", is_hub_id(settings.adapter)),
+        "base_commit": base_commit(run),
+        "dataset_commits": dataset_commits(run),
         "layers": layers_line(facts["train"].get("layers", {})),
         "batch": batch_line(run),
         "curve": has_curve(run),
@@ -103,6 +106,7 @@ def about_files(run: Run, kind: Kind) -> dict[str, Any]:
         "vllm_rank": None if facts["train"].get("use_dora") or settings.modules_to_save else rank,
         "gguf": gguf if kind != "model" else [],
         "elsewhere": verdict(run) if kind == "model" else None,
+        "gguf_rows": [gguf_row(file, proof.get("files", [])) for file in gguf],
         "held_against": held_against(gguf),
         "whole_models": whole_models,
         "alone": alone,
@@ -125,6 +129,25 @@ def parted(files: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict
     """GGUF files that hold a whole model, and those of an adapter alone."""
     alone = [file for file in files if file["type"] == "ADAPTER"]
     return [file for file in files if file not in alone], alone
+
+
+def gguf_row(file: dict[str, Any], proofs: list[dict[str, Any]]) -> list[str]:
+    """A GGUF file as a row of the card's table: name, type, size, and what tells most of its proof, `-` where that was not measured."""
+    name = Path(file["path"]).name
+    proof = next((proof for proof in proofs if proof["file"] == name), {})
+    figures = [f"{proof['mean_kl']:.2g}", f"{proof['top1']:.1%}"] if "mean_kl" in proof else ["-", "-"]
+    return [f"`{name}`", ", ".join(filter(None, [file["type"], file.get("stored")])), size_in_words(file["bytes"]), *figures]  # fmt: skip
+
+
+def readable(perplexity: float) -> str:
+    """A perplexity, by three digits where it is large, as that of a base that has learnt no chat may be.
+
+    >>> readable(4.482), readable(12345.678), readable(5.2e21)
+    ('4.482', '12,300', 'over 1,000,000')
+    """
+    if perplexity > 1e6:
+        return "over 1,000,000"
+    return f"{perplexity}" if perplexity < 1000 else f"{float(f'{perplexity:.3g}'):,.0f}"
 
 
 def held_against(files: list[dict[str, Any]]) -> str:

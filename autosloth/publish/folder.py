@@ -15,7 +15,7 @@ from ..values import is_hub_id
 from .card import render_card
 from .curve import CURVE, draw_curve
 from .repositories import GGUF, MODEL, Kind, repositories
-from .settings_file import SETTINGS, settings_file
+from .settings_file import SETTINGS, base_commit, dataset_commits, settings_file
 
 
 @stage(
@@ -54,7 +54,8 @@ def fill(run: Run, folder: Path, kind: Kind, early: bool = False) -> None:
         link_adapter(run, folder / "adapter" if merged else folder)
         link_files(run.path("rounds"), folder, "*.png")  # of self-play
         draw_curve(run, folder / CURVE)
-        write_text(folder / SETTINGS, settings_file(run.settings, names_on_hub(run)))
+        pins = base_commit(run), dataset_commits(run)
+        write_text(folder / SETTINGS, settings_file(run.settings, names_on_hub(run), *pins))
     if kind != "model":
         link_files(run.path("gguf"), folder)
         if "adapter" in run.settings.quantizations:  # whose file goes on another model's, with this template

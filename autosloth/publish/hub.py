@@ -16,7 +16,7 @@ from ..proof import refuse_unproven
 from ..retries import persistently
 from ..run import HALF_WRITTEN, Run, stage
 from .folder import fill, link_adapter
-from .repositories import MODEL, Repository, repo_id, repositories
+from .repositories import GGUF, MODEL, Repository, repo_id, repositories
 from .upload import compare_with_hub, files_of, hub_errors, published_before, upload
 
 
@@ -72,7 +72,22 @@ def publish(run: Run) -> None:
     seconds = round(sum(each["seconds"] for each in sent), 2)
     urls, commits = {each["repo"]: each["url"] for each in sent}, {each["repo"]: each["commit"] for each in sent}
     run.record("publish", repos=[each["repo"] for each in sent], urls=urls, commits=commits, **sums, seconds=seconds)
+    if GGUF not in wanted:
+        tell_what_stays(repo_id(run.settings, GGUF.suffix))
     drop(run.settings)
+
+
+def tell_what_stays(repo: str) -> None:
+    """Say that a repository of GGUF files is still there, of an earlier upload, which this run does not fill; nothing where there is none, or the Hub does not tell."""
+    try:
+        with hub_errors(repo):
+            there = persistently(partial(published_before, repo))
+    except HubError:
+        return
+    if there:
+        say(
+            f"publish: {repo}, of an earlier upload, stays as it is; delete it in its settings on the Hub if it is not wanted any more"
+        )
 
 
 def send(folder: Path, repository: Repository, run: Run) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..run import fingerprint
+from .front_matter import Loader, card, split, to_yaml
 
 BEGIN, END = "<!-- autosloth begins", "<!-- autosloth ends -->"
 # The first mark: which of the front matter's keys are ours, each with a hash of its value as we wrote it, and of a list with one of each item.
@@ -15,20 +16,7 @@ FIRST = re.compile(
     rf"{BEGIN}; text above this line and below the last one is kept, what is between is written anew\.((?: \S+=[0-9a-f]{{16}}(?:,[0-9a-f]{{8}})*)*) -->\n?"
 )
 INDENTED = re.compile(r"(?: {4}|\t)[^\n]*\Z")  # as the samples in our text are: a mark behind this is quoted
-MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 OURS = "autosloth"  # a tag of every card of ours
-
-
-class Loader(yaml.SafeLoader):
-    """YAML as people write front matter: `no` is Norwegian and `yes` a word, and a date is text."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "timestamp")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|false", re.IGNORECASE), list("tTfF"))
 
 
 def marked(matter: dict[str, Any], body: str) -> str:
@@ -44,7 +32,7 @@ def marked(matter: dict[str, Any], body: str) -> str:
 def keep_theirs(ours: str, theirs: str) -> str:
     r"""Our new card with what a person changed in the one that is there: text before and after our marks, keys of the front matter that they added, changed or took away.
 
-    Of a list that they changed, ours are put behind theirs. A card without our marks stands below ours, with its own front matter before ours.
+    What they wrote into the front matter keeps its form and its comments. Of a list that they changed, ours are put behind theirs. A card without our marks stands below ours, with its own front matter before ours.
 
     >>> mine = marked({"license": "mit"}, "# Mine")
     >>> print(keep_theirs(mine, "Read this first.\n\n" + mine).split("\n")[3])
@@ -54,10 +42,10 @@ def keep_theirs(ours: str, theirs: str) -> str:
     whole = blocks(text)
     if not whole:
         below = "\n\n".join(part.strip() for part in FIRST.sub("\n", text).split(END) if part.strip())
-        return card(merged(our_matter, matter, {}), our_text + (f"\n{below}\n" if below else ""))
+        return card(merged(our_matter, matter, {}), our_text + (f"\n{below}\n" if below else ""), theirs)
     written = hashes_in(text, whole[0]) if matter else {}  # else they took all of it away
     before, after = text[: whole[0].start], outside(text[whole[0].end :])
-    return card(merged(our_matter, matter, written), before + our_text.rstrip("\n") + (after or "\n"))
+    return card(merged(our_matter, matter, written), before + our_text.rstrip("\n") + (after or "\n"), theirs)
 
 
 class Block(NamedTuple):
@@ -184,30 +172,6 @@ def grouped(items: list[Any]) -> list[Any]:
 def has_results(item: Any) -> bool:
     """Whether an item is one of `model-index`."""
     return isinstance(item, dict) and isinstance(item.get("results"), list)
-
-
-def split(text: str) -> tuple[dict[str, Any], str]:
-    """A card's front matter and its text; what is no front matter that can be read stays with the text."""
-    matter = MATTER.match(text)
-    try:
-        read = yaml.load(matter[1], Loader) if matter else None
-    except (yaml.YAMLError, ValueError):
-        read = None
-    if matter and isinstance(read, dict):
-        return {str(key): value for key, value in read.items()}, text[matter.end() :]
-    return {}, text
-
-
-def card(matter: dict[str, Any], text: str) -> str:
-    """A card of this front matter and this text."""
-    return f"---\n{to_yaml(matter)}---\n{text}"
-
-
-def to_yaml(matter: dict[str, Any]) -> str:
-    """Front matter as YAML, in its order, as the Hub's own client writes it."""
-    from huggingface_hub.utils import yaml_dump
-
-    return yaml_dump(matter, sort_keys=False)
 
 
 def listed(value: Any) -> list[Any]:

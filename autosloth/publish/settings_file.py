@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from ..models import HUB
+from ..models import on_hub as is_on_hub
+from ..run import Run
 from ..settings import Settings
 from ..values import is_address, is_hub_id, is_jinja, last_part, load_yaml, public_address, yaml_text
 
@@ -20,10 +25,16 @@ HERE = (
 PLACES = ("model", "adapter", "sixteen_bit_model")
 
 
-def settings_file(settings: Settings, on_hub: list[str] | None = None) -> str:
+def settings_file(
+    settings: Settings,
+    on_hub: list[str] | None = None,
+    base: str | None = None,
+    datasets: Mapping[str, str] | None = None,
+) -> str:
     """The settings that differ from the defaults, as `autosloth <road> settings.yaml` takes them; of a path only the last part, of an address no user and nothing behind `?`, which may be a key.
 
-    on_hub: which names are on the Hub; without it those that are no file or folder here.
+    on_hub: which names are on the Hub; without it those that are no file or folder here. base: the commit of the model that was trained, which becomes `revision`;
+    datasets: the commit of each that is on the Hub, told on top, as no setting takes one.
     """
     values = {name: value for name, value in load_yaml(settings.to_yaml(changes_only=True)).items() if name not in HERE}
     values |= {name: public(values[name], on_hub) for name in PLACES if values.get(name)}
@@ -33,7 +44,26 @@ def settings_file(settings: Settings, on_hub: list[str] | None = None) -> str:
         values["dataset"] = public(dataset, on_hub)
     if (template := values.get("chat_template")) and not is_jinja(template):
         values["chat_template"] = last_part(template)
-    return f"# autosloth {settings.road} {SETTINGS}\n" + yaml_text({"road": settings.road, **values})
+    pinned = {"model": settings.model, "revision": base} if base else {}
+    rows = [
+        f"# The rows of {name} as they were: {HUB}/datasets/{name}/tree/{commit} (by its name they come as they are now)\n"
+        for name, commit in (datasets or {}).items()
+    ]
+    text = yaml_text({"road": settings.road, **pinned, **values, **pinned})
+    return f"# autosloth {settings.road} {SETTINGS}\n{''.join(rows)}{text}"
+
+
+def base_commit(run: Run) -> str | None:
+    """The commit of `model` that was trained; None for one that is not on the Hub."""
+    commit = run.facts["train"].get("base", {}).get("commit")
+    return commit if is_on_hub(run.facts.get("origin", {}), run.settings.model) else None
+
+
+def dataset_commits(run: Run) -> dict[str, str]:
+    """The commit of each dataset of a run that is on the Hub, by its id."""
+    data, parts = run.facts["data"], run.settings.parts
+    told = data.get("revisions") or ({parts[0]["path"]: data["revision"]} if data.get("revision") else {})
+    return {name: commit for name, commit in told.items() if is_on_hub(run.facts.get("origin", {}), name)}
 
 
 def public(name: str, on_hub: list[str] | None = None) -> str:

@@ -45,7 +45,7 @@ def send(folder: Path, repo: str, settings: Settings) -> str:
         return url
     if gone := [name for name in ours if not (folder / name).is_file()]:
         say(
-            f"publish: {repo} held another training; what is no part of this one stays in its history alone: {', '.join(gone)}"
+            f"publish: {repo} held files of an earlier upload; what is no part of this one stays in its history alone: {', '.join(gone)}"
         )
     commit_folder(repo, folder, f"{BY_US}{contents(folder)}", leave_out=CARD, replaced=ours)
     if theirs:

@@ -151,6 +151,17 @@ def test_the_facts_name_the_commit_of_the_dataset(hub, whole):
     assert whole.facts["data"]["revision"] == hub.commits("dataset", "team/questions")[-1].sha
 
 
+def test_the_published_settings_pin_what_was_trained(hub, whole):
+    commits = {
+        kind: hub.commits(kind, name)[-1].sha for kind, name in (("model", "team/gated"), ("dataset", "team/questions"))
+    }
+    settings = hub.files("model", "team/whole")["settings.yaml"].decode()
+    assert yaml.safe_load(settings)["revision"] == commits["model"]
+    assert f"/datasets/team/questions/tree/{commits['dataset']} " in settings
+    card = hub.files("model", "team/whole")["README.md"].decode()
+    assert f"| base commit | {commits['model']} |" in card and f"| dataset commit | {commits['dataset']} |" in card
+
+
 def test_the_card_names_both_ids_where_the_hub_reads_them(hub, whole):
     _, front_matter, _ = hub.files("model", "team/whole")["README.md"].decode().split("---\n", 2)
     named = yaml.safe_load(front_matter)

@@ -84,6 +84,7 @@ def test_a_card_that_is_no_yaml_tells_nothing(tmp_path):
         ({"license": "mit"}, ("mit", None, None)),
         ({"license": ["mit"]}, ("mit", None, None)),
         ({"license": "MIT"}, ("mit", None, None)),
+        ({"license": "openmdw-1.1"}, ("openmdw-1.1", None, None)),
         ({"license": ["mit", "apache-2.0"]}, ("other", "mit-apache-2.0", None)),
         ({"license": "gpl-2.0-or-later"}, ("other", "gpl-2.0-or-later", None)),
         ({"license": "mit\n---\n# x"}, ("other", "mit-x", None)),

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from support.cards import CARDS, FACTS, GOLDEN, card_of, run_of
 
 from autosloth.publish.card import front_matter, render_card
+from autosloth.publish.kept import keep_theirs
 from autosloth.run import Run, write_json
 
 
@@ -56,9 +57,27 @@ def test_a_licence_that_no_card_names_is_unknown_and_what_the_hub_did_not_answer
     run.record("origin", license=None)
     matter = front_matter(run)
     assert matter["license"] == "other" and "license_name" not in matter
-    assert "**License:** unknown, as no card of the base names one" in render_card(run)
+    assert "**License of the base:** unknown, as no card of the base names one" in render_card(run)
     run.record("origin", away=["unsloth/mistral-7b"])
-    assert "**License:** unknown, as its card could not be read" in render_card(run)
+    assert "**License of the base:** unknown, as its card could not be read" in render_card(run)
+
+
+def test_another_licence_in_a_person_s_front_matter_is_not_contradicted(run):
+    theirs = keep_theirs(render_card(run), render_card(run).replace("license: apache-2.0", "license: cc-by-nc-4.0"))
+    text = theirs.split("---\n", 2)[2]
+    assert "license: cc-by-nc-4.0" in theirs and "**License of the base:** apache-2.0" in text
+    assert not re.search(r"^(- \*\*)?Licen[cs]e:", text, re.MULTILINE)
+
+
+def test_each_file_is_told_with_its_figures_and_how_to_choose_it(tmp_path):
+    text = card_of("three-files", tmp_path)
+    assert "| `my-run-Q4_K_M.gguf` | Q4_K_M, 2 matrices as Q5_0 | 4.4 GB | 0.064 | 88.3% |\n" in text
+    assert "| `my-run-ADAPTER.gguf` | ADAPTER | 84.0 MB | - | - |\n" in text
+    assert "for another file of the table write its type in that place (`Q4_K_M`)" in text
+
+
+def test_a_perplexity_that_is_large_is_rounded(tmp_path):
+    assert "| perplexity | over 1,000,000 | 8,960 |" in card_of("three-files", tmp_path)
 
 
 def test_energy_and_the_example_are_absent_where_there_are_none(run):

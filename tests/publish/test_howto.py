@@ -15,7 +15,7 @@ from autosloth.models import origin_of
 from autosloth.publish.card import render_card
 from autosloth.publish.folder import fill
 from autosloth.publish.kept import split
-from autosloth.publish.settings_file import settings_file
+from autosloth.publish.settings_file import base_commit, dataset_commits, settings_file
 from autosloth.run import Run, read_json, write_json
 from autosloth.settings import SFTSettings
 
@@ -116,6 +116,30 @@ def test_the_settings_in_the_repository_tell_nothing_of_this_machine_and_load(tm
     again = SFTSettings.load(tmp_path / "settings.yaml")
     assert [part["path"] for part in again.parts] == ["rows.jsonl", "https://a.b/c.jsonl", "team/questions"]
     assert (again.model, again.chat_template, again.adapter) == (tmp_path.name, "own.jinja", tmp_path.name)
+
+
+def test_the_settings_in_the_repository_pin_the_base_and_tell_the_rows(tmp_path):
+    settings = SFTSettings(model="team/base", revision="main", dataset="team/questions", seed=7)
+    text = settings_file(settings, ["team/base", "team/questions"], "a" * 40, {"team/questions": "b" * 40})
+    (tmp_path / "settings.yaml").write_text(text)
+    again = SFTSettings.load(tmp_path / "settings.yaml")
+    assert (again.model, again.revision, again.seed) == ("team/base", "a" * 40, 7)
+    assert (
+        f"\n# The rows of team/questions as they were: https://huggingface.co/datasets/team/questions/tree/{'b' * 40} ("
+        in text
+    )
+    assert "model: unsloth/mistral-7b-bnb-4bit\nrevision: aa" in settings_file(SFTSettings(), None, "a" * 40)
+
+
+def test_of_folders_no_commit_is_pinned_and_of_several_datasets_each(tmp_path):
+    parts = [{"path": "team/a"}, {"path": "team/b"}, {"path": "rows.jsonl"}]
+    settings = SFTSettings(model="base", dataset=parts, storage=str(tmp_path))
+    run = run_with_facts(settings, found("base", settings.dataset_name, None, on_hub=["team/a", "team/b"]))
+    run.record("data", revision=None, revisions={"team/a": "a" * 40, "team/b": "b" * 40})
+    assert base_commit(run) is None and dataset_commits(run) == {"team/a": "a" * 40, "team/b": "b" * 40}
+    card = render_card(run)
+    assert f"| commit of team/a | {'a' * 40} |" in card and f"| commit of team/b | {'b' * 40} |" in card
+    assert "| base commit |" not in card and "The rows come as they are in these datasets by then" in card
 
 
 def run_with_facts(settings, origin):

@@ -202,6 +202,26 @@ def test_what_an_earlier_training_left_goes_and_a_person_s_files_stay(hub, tmp_p
     assert arrived(hub) == files_of(run.path("publish")) | {"mine-IQ4.gguf": b"mine"}
 
 
+def test_a_repository_of_gguf_files_that_is_not_filled_any_more_is_told(hub, tmp_path):
+    run, stays = (
+        make_run(tmp_path / "runs", one_repo=False),
+        f"{REPO}-GGUF, of an earlier upload, stays as it is; delete",
+    )
+    assert stays not in autosloth(hub, tmp_path / "home", "publish", run.folder).stdout
+    before = arrived(hub, f"{REPO}-GGUF")
+    run.settings = run.settings.model_copy(update={"one_repo": True})
+    run.write_settings()
+    result = autosloth(hub, tmp_path / "home", "publish", run.folder)
+    assert result.returncode == 0 and stays in result.stdout
+    assert arrived(hub, f"{REPO}-GGUF") == before and GGUF in arrived(hub)
+
+
+def test_of_another_s_repository_of_that_name_nothing_is_said(hub, tmp_path):
+    hub.add_repo("model", f"{REPO}-GGUF", {"theirs.gguf": b"theirs"})
+    result = autosloth(hub, tmp_path / "home", "publish", make_run(tmp_path / "runs").folder)
+    assert result.returncode == 0 and "stays as it is" not in result.stdout
+
+
 # -------------------- names that may not
 
 BAD_NAMES = ["team/a--b", "team/sloth.git", "team/sloth-"]

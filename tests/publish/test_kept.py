@@ -5,7 +5,8 @@ import re
 import pytest
 import yaml
 
-from autosloth.publish.kept import END, card, keep_theirs, marked, split
+from autosloth.publish.front_matter import card, split
+from autosloth.publish.kept import END, keep_theirs, marked
 
 MATTER = {"license": "mit", "tags": ["autosloth", "sft"], "language": ["no"], "license_link": "https://a.b"}
 OLD = marked(MATTER, "# Sloth\n\nOld figures.")
@@ -48,6 +49,66 @@ def test_a_key_that_was_touched_is_theirs_and_another_is_ours(old, new, key, exp
     assert split(kept)[0].get(key) == expected
     assert split(keep_theirs(NEW, kept))[0].get(key) == expected
     assert yaml.safe_load(kept.split("---")[1])["license_link"] == "https://a.b"
+
+
+MINE = """\
+# about the numbers
+version: 1.10  # mine
+when: "2026-11-30"
+empty:
+code: 0x1F
+notes: |
+  # no comment
+  two lines
+
+# for the Hub's search
+widget:
+- text: 'Who?'   # asked often
+"""
+
+
+def matter_of(text):
+    return text.split("---\n")[1]
+
+
+def test_what_a_person_wrote_into_the_front_matter_keeps_its_form_and_its_comments():
+    kept = keep_theirs(NEW, edited("license_link:", MINE + "license_link:"))
+    assert MINE in kept and split(kept)[0]["license"] == "llama3.2" and split(kept)[0]["version"] == 1.1
+    assert keep_theirs(NEW, kept) == kept and MINE in keep_theirs(OLD, kept)
+    assert keep_theirs(NEW, edited("license_link:", MINE.replace("\n", "\r\n") + "license_link:")) == kept
+
+
+@pytest.mark.parametrize(
+    "old, new, lines",
+    [
+        ("license: mit", "license: MIT   # as agreed", "license: MIT   # as agreed\n"),
+        ("license: mit", "# agreed\nlicense: mit # as agreed", "# agreed\n# as agreed\nlicense: llama3.2\n"),
+        ("- sft", "- sft\n# more\n- 'mine' # yes", "tags:\n- autosloth\n# more\n- 'mine' # yes\n- dpo\n"),
+        ("- autosloth\n- sft", "  - autosloth\n  # more\n  - mine", "tags:\n  - autosloth\n  # more\n  - mine\n  - dpo\n"),
+        ("tags:\n- autosloth\n- sft", "tags: [autosloth, sft, mine] # few", "# few\ntags:\n- autosloth\n- mine\n- dpo\n"),
+        ("license_link: https://a.b", "license_link: 'https://a.b' # here", "license_link: 'https://a.b' # here\n"),
+        ("license_link: https://a.b", "license_link: https://a.b\n# the end", "license_link: https://a.b\n# the end\n"),
+        ("- 'no'", '- "no" # Norwegian', 'language:\n- "no" # Norwegian\n'),
+    ],
+)  # fmt: skip
+def test_lines_of_the_front_matter_are_kept_and_comments_where_the_value_is_ours(old, new, lines):
+    kept = keep_theirs(NEW, edited(old, new))
+    assert lines in matter_of(kept) and keep_theirs(NEW, kept) == kept
+
+
+def test_comments_of_a_key_that_we_wrote_and_do_not_write_any_more_are_kept():
+    less = marked({key: value for key, value in MATTER.items() if key != "license_link"}, "# Sloth")
+    kept = keep_theirs(less, edited("license_link:", "# by Mila\nlicense_link:"))
+    assert "# by Mila\n" in matter_of(kept) and "license_link" not in split(kept)[0]
+
+
+@pytest.mark.parametrize(
+    "theirs, key, value",
+    [("{license: mit, mine: 1.10} # braces\n", "mine", 1.1), ("license: &it mit\nmine: *it\n", "mine", "mit")],
+)
+def test_front_matter_whose_lines_cannot_stand_keeps_what_it_says(theirs, key, value):
+    kept = keep_theirs(NEW, f"---\n{theirs}---\n" + split(OLD)[1])
+    assert split(kept)[0][key] == value and keep_theirs(NEW, kept) == kept
 
 
 @pytest.mark.parametrize("text", ["# Mine\n\nMy words.", "---\nlicense: [mit\n---\nMy words.", "My words."])

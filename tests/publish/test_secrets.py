@@ -1,5 +1,6 @@
 """What is published holds no secret: every file is searched before anything is sent."""
 
+import base64
 import random
 import string
 import struct
@@ -9,9 +10,10 @@ import pytest
 from support.tiny_models import PRE_TOKENIZERS, vocabulary
 
 from autosloth.errors import HubError
-from autosloth.publish.secrets import WINDOW, refuse_secrets, secrets_in
+from autosloth.publish.secrets import ADDRESS, LONGEST, WINDOW, refuse_secrets, secrets_in
 
 LETTERS = string.ascii_letters + string.digits
+BASE64 = LETTERS + "+/"
 
 
 def drawn(length: int, of: str = LETTERS, seed: int = 0) -> str:
@@ -36,7 +38,17 @@ KEYS = {
     "an xAI key": "xai-" + drawn(80),
     "a Google client's secret": "GOCSPX-" + drawn(28),
     "a DigitalOcean token": "dop_v1_" + drawn(64, "0123456789abcdef"),
+    "an OpenRouter key": "sk-or-v1-" + drawn(64, "0123456789abcdef"),
+    "an Azure key": f"AccountKey={drawn(86, BASE64)}==",
+    "a Databricks token": "dapi" + drawn(32, "0123456789abcdef"),
+    "a Docker token": "dckr_pat_" + drawn(27),
+    "a Perplexity key": "pplx-" + drawn(48),
+    "a Pinecone key": f"pcsk_{drawn(6)}_{drawn(63, seed=1)}",
+    "a Shopify token": "shpat_" + drawn(32, "0123456789abcdef"),
+    "a Telegram bot's token": "7104659823:AAH" + drawn(32, LETTERS + "_-"),
+    "a JSON Web Token": f"eyJ{drawn(33)}.eyJ{drawn(90, seed=1)}.{drawn(43, LETTERS + '_-', seed=2)}",
     "a private key": "-----BEGIN RSA PRIVATE KEY-----\n" + drawn(64) + "\n",
+    ADDRESS: "postgres://mila:Summer2024@db.company.com:5432/rows",
 }
 OTHERS = {
     "DeepSeek's": "sk-" + drawn(32, "0123456789abcdef"),
@@ -45,7 +57,21 @@ OTHERS = {
     "GitHub's fine-grained": "github_pat_" + drawn(22) + "_" + drawn(59),
     "AWS's for a session": "ASIA" + drawn(16, string.ascii_uppercase + "234567"),
     "Slack's of a user": "xoxp-1234567890-" + drawn(20),
-}
+    "Slack's of an app": "xapp-1-A0123456789-1234567890123-" + drawn(64, "0123456789abcdef"),
+    "GitLab's for a pipeline": "glptt-" + drawn(40),
+    "AWS's secret one": f'aws_secret_access_key = "{drawn(40, BASE64)}"',
+    "AWS's secret one in JSON": f'{{"AWS_SECRET_ACCESS_KEY": "{drawn(40, BASE64)}"}}',
+    "Azure's for messages": f"SharedAccessKey={drawn(43, BASE64)}=",
+    "Telegram's in an address": f"https://api.telegram.org/bot7104659823:AAH{drawn(32)}/getMe",
+    "an encrypted private key": f"-----BEGIN ENCRYPTED PRIVATE KEY-----\n{drawn(64, BASE64)}",
+    "an older encrypted one": f"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,{drawn(32, 'ABCDEF0123456789')}\n\n{drawn(64, BASE64)}",
+    "the same in JSON": f"-----BEGIN RSA PRIVATE KEY-----\\nProc-Type: 4,ENCRYPTED\\nDEK-Info: AES-128-CBC,{drawn(32, 'ABCDEF0123456789')}\\n\\n{drawn(64, BASE64)}",
+    "PGP's": f"-----BEGIN PGP PRIVATE KEY BLOCK-----\nVersion: GnuPG v2\n\n{drawn(64, BASE64)}",
+    "SSH's": f"---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----\nComment: mila\n{drawn(64, BASE64)}",
+    "an address without a user": f"redis://:{drawn(24)}@cache.company.com",
+    "Google's in YAML": "key:AIza" + drawn(35, LETTERS + "_-"),
+    "an address in JSON": f"mongodb+srv:\\/\\/mila:{drawn(16)}@cluster0.abcde.mongodb.net",
+}  # fmt: skip
 HARMLESS = [
     "sk-learn-contrib-2024-some-long-name-abcdefghijklmnopqrstuvw",
     "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",
@@ -60,7 +86,22 @@ HARMLESS = [
     "-----BEGIN CERTIFICATE-----\n" + drawn(64),
     "https://example.com/risk-" + drawn(30),
     drawn(500),
-]
+    *("https://user:password@example.com", "https://mila:Summer2024@example.org/x", "http://mila:Summer2024@localhost:8080", "ftp://mila:Summer2024@db/"),
+    *("postgresql://user:pass1234@db.company.com/db", "https://your-name:your-token-123@github.com/a/b", "https://me:${TOKEN1}@a.com", "https://me:<token1>@a.com"),
+    *("https://me:*******1@a.com", "git+https://github.com/a/b@v1.2.3", "https://a.com:8080/b@c.com", "see http://a.com: 12 letters1 to mila@b.com"),
+    "123456:ABC-DEF1234ghIkl-zyx57W2v1u123ew11",  # Telegram's own pages
+    "123456789:AABBCCDDEEFFaabbccddeeff-1234567890",
+    f"1710465982:{drawn(34)}",
+    "AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==",
+    "AccountKey=<your key>; AccountKey=" + "x" * 86 + "==",
+    "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    "aws_secret_access_key = os.environ['AWS_SECRET_ACCESS_KEY']",
+    "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIn0." + drawn(43),  # jwt.io
+    "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9 is how it begins",
+    "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: ...\n\n...",
+    "pplx-" + "a" * 48,
+    "glrt-a-name-of-many-words-with-1-digit",
+]  # fmt: skip
 CARD = """---
 license: mit
 ---
@@ -114,6 +155,59 @@ def test_a_key_in_weights_is_found_once_wherever_it_lies(tmp_path, at):
     key = KEYS["a GitHub token"].encode()
     weights[at : at + len(key)] = key
     assert found(tmp_path, bytes(weights)) == ["a GitHub token"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16"])
+@pytest.mark.parametrize("around", ["{}", "the key is `{}`, look", '{{"text": "say\\n{}\\n"}}', "мой ключ:{} 中{}"])
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_key_in_utf_16_is_found(tmp_path, kind, around, encoding):
+    text = around.format(KEYS[kind], KEYS[kind])
+    assert found(tmp_path, text.encode(encoding)) == [kind] * around.count("{}")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16"])
+@pytest.mark.parametrize("at", [WINDOW // 2 - 10, WINDOW // 2, 2 * WINDOW + 7])
+def test_a_key_far_down_in_utf_16_is_found_once(tmp_path, at, encoding):
+    text = ("A line of a book.\n" * (at // 18 + 1))[: at - 1] + " "
+    assert found(tmp_path, f"{text}{KEYS['a GitHub token']}\n".encode(encoding)) == ["a GitHub token"]
+
+
+def test_a_key_far_down_is_found_where_the_mark_alone_tells_utf_16(tmp_path):
+    assert found(tmp_path, ("中" * WINDOW + KEYS["a GitHub token"]).encode("utf-16")) == ["a GitHub token"]
+
+
+@pytest.mark.parametrize("text", [*HARMLESS, "".join(map(chr, range(0x20, 0x3000)))], ids=range(len(HARMLESS) + 1))
+def test_what_is_no_key_in_utf_16_is_not_found(tmp_path, text):
+    assert found(tmp_path, text.encode("utf-16-le")) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16"])
+def test_a_secret_in_use_is_found_in_utf_16(tmp_path, monkeypatch, encoding):
+    monkeypatch.setenv("MY_SERVICE_SECRET", "correct horse battery")
+    assert found(tmp_path, "a correct horse battery".encode(encoding)) == ["the secret in use as MY_SERVICE_SECRET"]
+
+
+def test_of_an_address_neither_user_nor_password_is_repeated(tmp_path):
+    (tmp_path / "notes.txt").write_text(KEYS[ADDRESS])
+    with pytest.raises(HubError, match=r"an address with a password \(`postgres:\.\.\.`\): line 1, column 1;"):
+        refuse_secrets(tmp_path)
+
+
+@pytest.mark.parametrize("wrapped", [0, 76])
+def test_pictures_as_text_hold_no_secret(tmp_path, wrapped):
+    picture = random.Random(2).randbytes(3_000_000)
+    text = base64.encodebytes(picture) if wrapped else base64.b64encode(picture)
+    assert found(tmp_path, b'{"image": "data:image/png;base64,' + text + b'"}') == []
+    assert found(tmp_path, base64.urlsafe_b64encode(picture)) == []
+
+
+def test_prose_and_code_hold_no_secret(tmp_path):
+    """The Python of the standard library and of huggingface_hub, with its tests' addresses and its documentation."""
+    import huggingface_hub
+
+    for folder in Path(random.__file__).parent, Path(huggingface_hub.__file__).parent:
+        text = b"\n".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+        assert len(text) > LONGEST and found(tmp_path, text) == []
 
 
 def test_random_bytes_hold_no_secret(tmp_path):

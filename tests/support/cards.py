@@ -44,6 +44,7 @@ TRAIN = {
     "layers": {"self_attn.q_proj": {"trained": 32, "of": 32}, "lm_head": {"trained": 0, "of": 1}},
     **{"precision": "float16", "lora_r": 16, "lora_alpha": 16, "four_bit": True, "optimizer": "adamw_8bit"},
     **{"batch_size": 2, "gradient_accumulation": 4, "processes": 1, "energy_wh": 14.212},
+    "base": {"commit": "81b1e5a5a3b8f5e0d0e1d5bfb4c6b1a7f0d9c2e3"},
 }
 ALPACA, MISTRAL = "yahma/alpaca-cleaned", "unsloth/mistral-7b-bnb-4bit"
 FACTS = {
@@ -110,6 +111,26 @@ SPIN_FACTS = FACTS | {
     "train": {**TRAIN, "best_round": 1, "peak_vram_gb": None, "energy_wh": None},
     "hardware": {"gpu": None, "vram_gb": None, "cpu": "x86_64", "cores": 8, "ram_gb": 33.4},
 }
+PROVEN = FACTS["verify"]["files"][0]
+SMALL = PROVEN | {"file": "my-run-Q4_K_M.gguf", "type": "Q4_K_M", "mean_kl": 0.0641, "top1": 0.883}
+ALONE = {
+    **{"file": "my-run-ADAPTER.gguf", "type": "F16"},
+    "weights": PROVEN["weights"] | {"tensors": 64, "whole_model": False, "mean_error": 0.0001},
+}
+THREE_FACTS = FACTS | {
+    "export": {
+        "gguf": [
+            *FACTS["export"]["gguf"],
+            {
+                **{"path": "gguf/my-run-Q4_K_M.gguf", "type": "Q4_K_M", "bytes": 4_370_000_000},
+                "stored": "2 matrices as Q5_0",
+            },
+            {"path": "gguf/my-run-ADAPTER.gguf", "type": "ADAPTER", "bytes": 84_000_000},
+        ]
+    },
+    "verify": FACTS["verify"] | {"files": [PROVEN, SMALL, ALONE]},
+    "eval": sample({"loss": 41.2, "perplexity": 7.8e17}, {"loss": 9.1, "perplexity": 8955.293}, answers_compared=8),
+}
 MERGED = {"merge": {"path": "merged"}}
 EARLY = {name: facts for name, facts in FACTS.items() if name not in ("export", "verify")}
 
@@ -122,6 +143,7 @@ GOLDEN = {
     "spin-adapter": (SPINSettings(run_name="my-run", model=f"{LLAMA}-bnb-4bit"), SPIN_FACTS, "both"),
     "spin-merged": (SPINSettings(run_name="my-run", model=f"{LLAMA}-bnb-4bit", merged=True), SPIN_FACTS | MERGED, "model"),
     "gguf": (SFTSettings(run_name="my-run", repo="mila/my-run"), FACTS, "gguf"),
+    "three-files": (SFTSettings(run_name="my-run", quantizations=["q8_0", "q4_k_m", "adapter"]), THREE_FACTS, "both"),
     "early": (SFTSettings(run_name="my-run", repo="mila/my-run", merged=True), EARLY, "model"),
 }  # fmt: skip
 
