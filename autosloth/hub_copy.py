@@ -39,7 +39,7 @@ REPLACED = ("settings.json", "facts.json")  # of a run folder without a training
 ABOUT = """---
 tags: [autosloth]
 ---
-AutoSloth keeps `{name}` here while it trains. With the same settings, on any machine, the run goes on from here; once it is published this repository is deleted.
+AutoSloth keeps `{name}` here while it trains. With the same settings and the same files of yours, on any machine, the run goes on from here; once it is published this repository is deleted, unless `keep_hub_checkpoints` is set.
 
 <!-- state {state} -->
 """

@@ -252,12 +252,13 @@ class Run:
 
 
 def names_in(facts: Any, above: str = "") -> dict[str, str]:
-    """The names in facts, nested, with the form of what each tells; of a list those that all of its entries have.
+    """The names in facts, nested, with the form of what each tells; of a list how long it is, and the names that all of its entries have.
 
     >>> names_in({"eval": {"before": {"loss": 2.5}}, "rounds": [{"steps": 3, "stopped": "no gain"}, {"steps": 2}]})
-    {'eval': 'dict', 'eval.before': 'dict', 'eval.before.loss': 'float', 'rounds': 'list', 'rounds.*': 'dict', 'rounds.*.steps': 'int'}
+    {'eval': 'dict', 'eval.before': 'dict', 'eval.before.loss': 'number', 'rounds': '2 in a list', 'rounds.*': 'dict', 'rounds.*.steps': 'number'}
     """
-    found = {above: type(facts).__name__} if above else {}
+    form = "number" if type(facts) in (int, float) else f"{len(facts)} in a list" if isinstance(facts, list) else type(facts).__name__  # fmt: skip
+    found = {above: form} if above else {}
     if isinstance(facts, dict):
         for name, value in facts.items():
             found |= names_in(value, f"{above}.{name}" if above else name)

@@ -224,6 +224,11 @@ def parse_value(text: str) -> Any:
 
 def refuse_unknown(given: Mapping[str, Any], model: type[BaseModel]) -> None:
     """Raises SettingsError for keys that are no settings, with the nearest name that is one."""
+    if "token" in given:
+        raise SettingsError(
+            "`token` is not a setting: settings are kept in files.",
+            "Take it away there, and give the token as HF_TOKEN (environment or Colab secret), or by `hf auth login`.",
+        )
     if unknown := [key for key in given if key not in model.model_fields]:
         known = list(model.model_fields)
         raise SettingsError(f"{misspelt(unknown, known, 'a setting')}.", f"The settings are: {', '.join(known)}.")

@@ -305,7 +305,7 @@ def test_a_stage_whose_facts_were_lost_is_not_done_and_makes_them_again(tmp_path
 
 def test_more_facts_than_a_stage_measured_and_other_figures_leave_it_done(tmp_path, capsys):
     run = follow(settings_of(tmp_path))
-    write_json(run.path("facts.json"), run.facts | {"train": {"rate": 5.0, "note": "mine"}, "mine": []})
+    write_json(run.path("facts.json"), run.facts | {"train": {"rate": 5, "note": "mine"}, "mine": []})
     follow(settings_of(tmp_path))
     assert capsys.readouterr().out.count("done already, skipped") == 4
 
@@ -317,7 +317,7 @@ def test_facts_in_a_list_are_held_entry_by_entry(tmp_path):
 
     run = Run.create(settings_of(tmp_path))
     play(run)
-    for lost in ([], {}, [{"steps": 3}, {}], [{"steps": 3}, 2], [3, 2]):
+    for lost in ([], {}, [{"steps": 3}], [{"steps": 3}, {}], [{"steps": 3}, 2], [3, 2]):
         write_json(run.path("facts.json"), {"rounds": lost})
         assert run.lost("rounds")
     play(run)

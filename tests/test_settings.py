@@ -102,7 +102,7 @@ def test_a_later_source_wins_over_an_earlier_one(tmp_path, monkeypatch):
         ({"run_name": "a/b"}, '`run_name` is "a/b"', "letters without accents, digits"),
         ({"eval_fraction": 0.9}, "`eval_fraction` is 0.9", "at most 0.5"),
         ({"batchsize": 4}, "`batchsize` is not a setting", "did you mean `batch_size`?"),
-        ({"token": "hf_x"}, "`token` is not a setting", ""),
+        ({"token": "hf_x"}, "`token` is not a setting: settings are kept in files", ""),
     ],
 )
 def test_an_error_names_the_field_what_was_given_and_what_is_allowed(given, wrong, allowed):

@@ -158,10 +158,14 @@ def look_through(settings: Settings, found: Findings, alone: bool) -> None:
 
 def report_readings(found: Findings) -> None:
     """Say how the rows are read, how they could be read too, and which columns and keys of turns nothing reads."""
+    lines = []
     for name, reading in found.readings:
-        say(f"data: {name} read as {reading.name} ({reading.told()})")
-        for others in reading.others:
-            say(f"data: {others} could be read too; if that is meant, say so with `columns`")
+        lines.append(f"data: {name} read as {reading.name} ({reading.told()})")
+        lines += [
+            f"data: {other} could be read too; if that is meant, say so with `columns`" for other in reading.others
+        ]
+    for line in dict.fromkeys(lines):  # the demo's rows to measure with are read as those to train on
+        say(line)
     if found.unused:
         say(f"data: not used: {', '.join(name.removeprefix(TURN_KEY) for name in found.unused)}")
 

@@ -236,7 +236,9 @@ def not_recognised(rows: list[Row], columns: list[str], roles: Roles, name: str,
         )
     guess = guessed(rows, columns, road)
     todo = (
-        f"If it is so, set `columns: {guess}`; otherwise say so what they mean." if guess else f"Give {NEEDED[road]}."
+        f"If it is so, set `columns: {guess}`; otherwise name there what each of them means."
+        if guess
+        else f"Give {NEEDED[road]}."
     )
     if road == "dpo" and "label" in roles and {"completion", "messages"} & roles.keys():
         what = f"The rows of {name} label single answers (as KTO takes them), and none of their prompts has a good and a bad one: DPO learns from pairs."

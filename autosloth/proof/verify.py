@@ -101,7 +101,10 @@ def verify_file(file: Path, model: str, adapter: str | None = None) -> dict[str,
         todo = cure(failures)
         if adapter is None and facts["weights"]["failures"] and not is_another(facts["weights"]):
             todo = f"If a trained adapter is in the file, name it with `--adapter`. If not: {todo[0].lower()}{todo[1:]}"
-        raise VerifyError(f"{file.name} is not {model} as it stands: {'; '.join(failures)}.", todo)
+        made = f"{model} with the adapter {adapter}" if adapter else f"{model} as it stands"
+        if adapter and any("the adapter does" in failure for failure in failures):
+            todo = f"Name the adapter that is in the file, if it is another than {adapter}; if it is not, export again: it is not in the file as it was trained."
+        raise VerifyError(f"{file.name} is not {made}: {'; '.join(failures)}.", todo)
     return facts
 
 

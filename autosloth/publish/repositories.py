@@ -90,7 +90,7 @@ def account() -> dict[str, Any]:
 
     if not get_token():
         raise HubError("There is no Hugging Face token to publish with.", NO_TOKEN)
-    with hub_errors("the account"):
+    with hub_errors("the account of the token"):
         me = persistently(hub_api().whoami)
     if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError(f"The Hugging Face token of {me['name']} may only read.", NO_TOKEN)

@@ -18,7 +18,6 @@ from ..settings import Settings
 from .kept import is_ours, keep_theirs
 from .secrets import refuse_secrets
 
-AGAIN = "autosloth publish"
 CARD = "README.md"
 BY_US = "AutoSloth: "  # begins the title of each commit
 WEIGHTS = ["*.safetensors", "*.bin", "*.gguf", "*.pt", "*.onnx"]
@@ -118,7 +117,7 @@ def card_there(repo: str) -> str | None:
         return content.decode("cp1252", errors="replace")
 
 
-def compare_with_hub(api: Any, folder: Path, repo: str, again: str = AGAIN) -> str:
+def compare_with_hub(api: Any, folder: Path, repo: str, again: str = "autosloth publish") -> str:
     """Hash what the Hub holds against publish/; returns the commit. Raises HubError that names the files that differ; again: the command that sends them."""
     info = persistently(partial(api.model_info, repo, files_metadata=True))
     there = {file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) for file in info.siblings}
@@ -147,8 +146,8 @@ def files_of(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def hub_errors(what: str, again: str = AGAIN) -> Iterator[None]:
-    """Turn the client's errors into a HubError that says what to do, `again` say; no message holds the token."""
+def hub_errors(what: str, again: str = "") -> Iterator[None]:
+    """Turn the client's errors into a HubError that says what to do; no message holds the token. again: the command that sends the rest, where an upload began."""
     import httpx
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -163,7 +162,7 @@ def explain(error: Exception, what: str, again: str) -> tuple[str, str]:
     """What is wrong and what to do, from an error of the client."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    go_on = f"run `{again}` again; what arrived is not sent twice."
+    go_on = f"run `{again}` again; what arrived is not sent twice." if again else "run the same command again."
     cause = cause_of(error)
     status, said = status_of(cause), getattr(cause, "server_message", None)
     if status and status not in PASSING:

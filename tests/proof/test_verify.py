@@ -7,6 +7,7 @@ import sys
 
 import numpy
 import pytest
+from safetensors.torch import load_file, save_file
 from support.commands import made_once
 from support.official import converted
 from support.tiny_models import tiny_adapter, tiny_model
@@ -23,7 +24,7 @@ from autosloth.proof.reference import load_to_answer
 from autosloth.proof.tally import Tally, allowed, conclude, is_seen
 from autosloth.proof.tokens import STRINGS, judge
 from autosloth.proof.verdict import LIMITS, cure, find_failures, proof_rows, show_proof, verdict, weight_rows, worst_of
-from autosloth.proof.verify import prove, verify_gguf
+from autosloth.proof.verify import prove, verify_file, verify_gguf
 from autosloth.publish.card import render_card
 from autosloth.publish.folder import write_card
 from autosloth.publish.hub import refuse_unverified
@@ -385,6 +386,16 @@ def test_any_file_is_held_against_any_model(tiny, cli):
     assert "If a trained adapter is in the file, name it with `--adapter`. If not: export again" in wrong.stderr
 
 
+def test_the_adapter_that_was_named_may_be_another_one(tiny, tmp_path):
+    other = shutil.copytree(tiny / "adapter", tmp_path / "other")
+    weights = load_file(other / "adapter_model.safetensors")
+    turned = {name: weight.flip(0) if "lora_B" in name else weight for name, weight in weights.items()}
+    save_file(turned, other / "adapter_model.safetensors")
+    with pytest.raises(VerifyError, match=f"is not {tiny / 'base'} with the adapter {other}: ") as error:
+        verify_file(tiny / "right.gguf", str(tiny / "base"), str(other))
+    assert error.value.todo.startswith(f"Name the adapter that is in the file, if it is another than {other}")
+
+
 def test_a_file_of_another_architecture_is_told_in_a_sentence(tiny, tmp_path, cli):
     other = tiny_model("qwen3", tmp_path / "other", steps=0)
     result = cli("verify", tiny / "right.gguf", "--against", other)
@@ -457,6 +468,7 @@ def prove_again(folder):
     return proof, {check: (found, limit) for check, found, limit in proof_rows(proof)}
 
 
+@pytest.mark.slow
 def test_a_model_that_minds_the_rounding_is_held_to_the_next_coarser_type(copied, monkeypatch):
     """As if Q8_0 had to be as near as this model is without rounding (4e-7 nats); it is at 4e-4."""
     monkeypatch.setitem(LIMITS, 8, (1e-4, 0.95))
@@ -493,6 +505,7 @@ def test_where_the_user_named_the_base_it_may_be_to_blame(copied):
     assert "See that `sixteen_bit_model` names the weights" in error.value.todo and "merged/" not in error.value.todo
 
 
+@pytest.mark.slow
 def test_of_a_model_that_was_trained_in_4_bit_the_base_may_be_to_blame(copied):
     known = read_json(copied / "reference" / "rows.json")
     (copied / "reference" / "rows.json").write_text(json.dumps(known | {"quantized": True}))

@@ -55,6 +55,7 @@ def expected(run):
     return run.facts["eval"]["after"]["samples"][0]["answer"]
 
 
+@pytest.mark.slow
 def test_those_of_a_merged_model_with_its_gguf(run, tmp_path):
     (tmp_path / "all").mkdir()
     fill(run, tmp_path / "all", "both")

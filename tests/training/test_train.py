@@ -427,7 +427,13 @@ def test_of_several_processes_none_shrinks_its_batch_while_others_wait_for_it(mo
 
 
 @pytest.mark.parametrize(
-    "lost", ["gguf/short-Q8_0.gguf", "merged/model.safetensors", "publish/README.md", "data/train.parquet"]
+    "lost",
+    [
+        pytest.param("gguf/short-Q8_0.gguf", marks=pytest.mark.slow),
+        "merged/model.safetensors",
+        "publish/README.md",
+        "data/train.parquet",
+    ],
 )
 def test_a_file_that_was_deleted_is_made_again(copied, cli, lost):
     (copied / lost).unlink()

@@ -54,6 +54,7 @@ def on_small_disk(home, command, **environment):
     )
 
 
+@pytest.mark.slow
 def test_a_base_larger_than_the_disk_is_exported_and_proven_shard_by_shard(base, finished, copied, shards, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
