@@ -77,7 +77,7 @@ def read_csv(source: Source) -> Iterator[Row]:
 def delimiter_of(header: str) -> str:
     """What stands between the names of columns in this line: of the marks that may, the one that makes the most columns.
 
-    >>> delimiter_of("question;answer (yes, no)\\n"), delimiter_of('"a;b",c')
+    >>> delimiter_of("question;answer"), delimiter_of('"a;b",c')
     (';', ',')
     """
     return max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
