@@ -15,17 +15,17 @@ from typing import Any
 from ..errors import DataError
 from ..hub_client import ask_for, first_lines, is_offline, reading
 from ..output import say
-from ..retries import STALLED_S, SpoiledError, as_hashed, cause_of, downloaded, in_words, persistently
+from ..retries import STALLED_S, SpoiledError, as_hashed, cause_of, in_words, persistently
 from ..settings import Settings
 from ..values import DATA_SUFFIXES, is_address, is_hub_id
-from .files import PASSAGE, read_source, sources_in, sources_of, suffix_of, unread_in
+from .files import PASSAGE, read_source, sources_of, unread_in
 from .recognise import IGNORE, media_refused
 from .sources import Source
-from .tables import BATCH, plain
+from .tables import BATCH, delimiter_of, plain
 from .turns import Row
 
-TABLES = (".csv", ".tsv")
 MAX_NAMED = 5  # files in a line
+SHIFTED = "Length of header"  # how pandas begins to say that a row has more cells than the header
 CHARACTERS = 3  # a token has, at least, in the prose of most languages that Latin letters write
 
 
@@ -38,66 +38,11 @@ def load_raw(settings: Settings, setting: str = "split") -> tuple[Iterator[Row],
 
 def load_from_hub(settings: Settings, setting: str) -> tuple[Iterator[Row], str | None]:
     """The rows of a split of a dataset on the Hub, and the commit they are from. Raises DataError."""
-    from datasets import load_dataset_builder
+    from datasets import Audio, Image, Video
 
     ask_for("dataset", settings.dataset)
     with dataset_errors(settings.dataset):
-        load = partial(load_dataset_builder, settings.dataset, settings.dataset_config)
-        builder = persistently(load)
-        own = is_csv(builder) and is_plain(builder)
-        if is_csv(builder) and not own:
-            builder = persistently(partial(load, index_col=False))  # else a cell too many would make the first an index
-    read = rows_of_csv if own else rows_by_datasets
-    return read(builder, settings, setting), builder.hash  # `datasets` keys its cache by the commit
-
-
-def is_csv(builder: Any) -> bool:
-    """Whether `datasets` would read a dataset as CSV or TSV."""
-    from datasets.packaged_modules.csv.csv import Csv
-
-    return isinstance(builder, Csv)
-
-
-def is_plain(builder: Any) -> bool:
-    """Whether a card tells of CSV or TSV files no more than columns of plain values: not, say, that labels are numbers."""
-    from datasets import Value
-
-    told = builder.config.pd_read_csv_kwargs
-    usual = type(builder.config)(sep=told["sep"] if told["sep"] in (",", "\t") else ",").pd_read_csv_kwargs
-    columns, names = (builder.info.features or {}).values(), [name for _, name in csv_files(builder)]
-    known = all(suffix_of(name) in TABLES or name.endswith(".zip") for name in names)
-    return told == usual and known and all(isinstance(kind, Value) for kind in columns)
-
-
-def csv_files(builder: Any) -> list[tuple[str, str]]:
-    """The split and the address of each file of a dataset."""
-    return [(str(split), file) for split, files in builder.config.data_files.items() for file in files]
-
-
-def rows_of_csv(builder: Any, settings: Settings, setting: str) -> Iterator[Row]:
-    """The rows of a split of a Hub dataset of CSV files, read as local ones are: `datasets` takes every delimiter for a comma, and a first cell too many for an index. Raises DataError."""
-    from datasets import DownloadConfig, DownloadManager
-
-    name, split = settings.dataset, getattr(settings, setting)
-    wanted = split_names(name, split)
-    refuse_missing(name, wanted, [str(part) for part in builder.config.data_files], setting)
-    files = [(part, address) for part, address in csv_files(builder) if part in wanted]
-    manager = DownloadManager(download_config=DownloadConfig(disable_tqdm=True, token=builder.token))
-    with dataset_errors(name):
-        paths = downloaded(partial(manager.download, [address for _, address in files]))
-    splits: dict[str, list[Source]] = {part: [] for part in wanted}
-    for (part, address), path in zip(files, paths, strict=True):
-        inside = address.rpartition("@")[2].partition("/")[2] or address  # hf://datasets/owner/name@commit/inside
-        splits[part] += [each for each in sources_in(Path(path), f"{name}/{inside}") if each.form in TABLES]
-    return rows_of_splits(name, split, splits, read_source)
-
-
-def rows_by_datasets(builder: Any, settings: Settings, setting: str) -> Iterator[Row]:
-    """The rows of a split of a Hub dataset, as `datasets` reads it. Raises DataError."""
-    from datasets import Audio, Image, Video
-
-    with dataset_errors(settings.dataset):
-        persistently(partial(prepare, builder))
+        builder = prepared(settings.dataset, settings.dataset_config)
     splits = list(builder.info.splits or ())
     split = getattr(settings, setting)
     refuse_missing(settings.dataset, split_names(settings.dataset, split), splits, setting)
@@ -108,16 +53,88 @@ def rows_by_datasets(builder: Any, settings: Settings, setting: str) -> Iterator
         raise media_refused(settings.dataset, seen[0])
     texts = found.select_columns([name for name in found.features if name not in media])
     parts = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
-    return (row for part in parts for row in plain(rows_in(part), texts.data.schema, texts.features))
+    rows = (row for part in parts for row in plain(rows_in(part), texts.data.schema, texts.features))
+    return rows, builder.hash  # `datasets` keys its cache by the commit
+
+
+def prepared(name: str, config: str | None) -> Any:
+    """The builder of a dataset on the Hub, its tables made; CSV that `datasets` would part at commas is parted at its own delimiter. Raises DataError and what `datasets` raises."""
+    from datasets.exceptions import DatasetGenerationError
+
+    builder = builder_of(name, config)
+    try:
+        persistently(partial(prepare, builder))
+    except DatasetGenerationError:
+        delimiter = delimiter_of(first_line(builder)) if by_commas(builder) else ","
+        if delimiter == ",":
+            raise
+    else:
+        refuse_shifted(name, builder)
+        columns = list(builder.info.features or ())
+        delimiter = delimiter_of(columns[0]) if len(columns) == 1 and by_commas(builder) else ","
+        if delimiter == ",":
+            return builder
+    builder = builder_of(name, builder.config.name, sep=delimiter)
+    persistently(partial(prepare, builder))
+    return builder
+
+
+def builder_of(name: str, config: str | None, **kwargs: Any) -> Any:
+    """What makes the tables of a dataset on the Hub, or, offline, has those made before, of commas or another delimiter. Raises what `datasets` raises."""
+    from datasets import load_dataset_builder
+
+    load = partial(load_dataset_builder, name, config)
+    try:
+        return persistently(partial(load, **kwargs))
+    except ValueError:
+        for delimiter in ";\t|" if is_offline() and not kwargs else "":
+            with contextlib.suppress(ValueError):
+                return load(sep=delimiter)
+        raise
+
+
+def by_commas(builder: Any) -> bool:
+    """Whether a dataset is CSV that is parted at commas, as is the default; of tables that are found offline that is not known."""
+    config = builder.config
+    return builder.info.builder_name == "csv" and getattr(config, "sep", ",") == "," and not getattr(config, "delimiter", None)  # fmt: skip
+
+
+def first_line(builder: Any) -> str:
+    """The first line of the first file of a dataset of text files, which are downloaded already."""
+    from datasets import DownloadConfig, DownloadManager
+
+    manager = DownloadManager(download_config=DownloadConfig(disable_tqdm=True, token=builder.token))
+    address = next(file for files in builder.config.data_files.values() for file in files)
+    path = next(iter(manager.iter_files(manager.download_and_extract(address))))
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return file.readline()
+
+
+def refuse_shifted(name: str, builder: Any) -> None:
+    """Raises DataError where the tables of a CSV, which another program has made, have the first column as an index that no file names."""
+    index = "__index_level_0__"  # pandas' name for what has none
+    if getattr(builder.config, "index_col", None) is False and index in builder.info.features and index not in first_line(builder):  # fmt: skip
+        raise too_many_cells(name)
+
+
+def too_many_cells(name: str) -> DataError:
+    """The error of a CSV on the Hub with a row that has more cells than there are columns."""
+    return DataError(
+        f"A file of the dataset {name} has a row with more cells than its first line names columns, so it is not clear which is whose.",
+        "Download its files and give their path: they are then read row by row, and the wrong line is named.",
+    )
 
 
 def prepare(builder: Any) -> None:
-    """Download the files of a dataset and make its tables, of no file that arrived spoiled; where pandas warns that it leaves cells out, that is an error. Raises SpoiledError."""
-    from pandas.errors import ParserWarning
+    """Download the files of a dataset and make its tables, of no file that arrived spoiled. Raises SpoiledError.
 
+    In CSV pandas would take the first cells of a row with too many for an index, and shift all others: here it warns, which is an error.
+    """
+    if getattr(builder.config, "index_col", False) is None:  # which the name of the cache does not depend on
+        builder.config.index_col = False
     try:
         with as_hashed(), warnings.catch_warnings():
-            warnings.simplefilter("error", ParserWarning)
+            warnings.filterwarnings("error", message=SHIFTED)
             builder.download_and_prepare()
     except SpoiledError:
         shutil.rmtree(builder.cache_dir, ignore_errors=True)  # tables that were made of it
@@ -155,6 +172,8 @@ def dataset_errors(name: str) -> Iterator[None]:
         with reading("dataset", name):
             yield
     except DatasetGenerationError as error:
+        if str(error.__cause__).startswith(SHIFTED):
+            raise too_many_cells(name) from None
         raise DataError(
             f"The files of the dataset {name} cannot be read ({first_lines(error.__cause__ or error)}).",
             "Download its files and give their path: they are then read row by row, and the wrong line is named.",
@@ -185,7 +204,9 @@ def load_from_files(settings: Settings, setting: str) -> Iterator[Row]:
         others = split_names(name, settings.eval_split) if settings.eval_split else []
         tell_files(name, sources, {part: files for part, files in splits.items() if part not in wanted + others})
     read = partial(read_source, passage=min(PASSAGE, settings.max_length * CHARACTERS))
-    return rows_of_splits(name, split, {part: splits[part] for part in wanted}, read)
+    if "+".join(wanted) == split.replace(" ", ""):  # whole splits
+        return (row for part in wanted for source in splits[part] for row in read(source))
+    return parts_of_splits(name, split, {part: splits[part] for part in wanted}, read)
 
 
 def tell_files(name: str, sources: list[Source], left_out: dict[str, list[Source]]) -> None:
@@ -207,15 +228,6 @@ def files_of(name: str) -> list[Source]:
     """The data files that a path or an address stands for. Raises DataError."""
     path, name = (fetch_address(name), name.partition("?")[0]) if is_address(name) else (Path(name).expanduser(), name)
     return sources_of(path, name)
-
-
-def rows_of_splits(
-    name: str, split: str, splits: dict[str, list[Source]], read: Callable[[Source], Iterator[Row]]
-) -> Iterator[Row]:
-    """The rows that `train+test[:10%]` names, of the splits that it is made of. Raises DataError."""
-    if "+".join(splits) == split.replace(" ", ""):  # whole splits
-        return (row for sources in splits.values() for source in sources for row in read(source))
-    return parts_of_splits(name, split, splits, read)
 
 
 def parts_of_splits(

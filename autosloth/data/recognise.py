@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..errors import DataError
 from .schemas import COLUMN_NAMES, SCHEMAS, Schema, plain_name
-from .transforms import LABELS, makes_rows
+from .transforms import LABELS, are_numbered, makes_rows, unclear_choice
 from .turns import Row, Turn, parsed, turns_in
 
 Roles = dict[str, str]  # the role of a column -> the column
@@ -85,7 +85,25 @@ def recognise(rows: list[Row], mapping: Roles, name: str, road: Literal["sft", "
     found = schema or common
     if found is None:
         raise not_recognised(rows, columns, roles, name, road)
+    found = with_choices(found, some, name)
     return replace(found, others=tuple(could_be(found, roles, common, road)))
+
+
+def with_choices(found: Reading, rows: list[Row], name: str) -> Reading:
+    """The reading, of a multiple choice whose answers are numbers from 0 with that told. Raises DataError where they may be numbers or texts."""
+    if not found.schema or found.schema.transform != "choices":
+        return found
+    sample = [found.named(row) for row in rows]
+    if unclear := unclear_choice(sample):
+        given, texts = unclear
+        raise DataError(
+            f"The answers of {name} are texts of choices and may be numbers of choices as well: {given} of {', '.join(map(str, texts))}.",
+            "Write the answers as letters (A, B, ...).",
+        )
+    if not are_numbered(sample):
+        return found
+    told = f"{found.schema.name}, numbered from 0"
+    return replace(found, schema=found.schema._replace(name=told, transform="choices_from_zero"))
 
 
 def known_schema(rows: list[Row], columns: list[str], common: Reading | None, road: str) -> Reading | None:

@@ -17,13 +17,14 @@ from .sources import Source, empty, lines_of
 from .turns import Row
 
 BATCH = 1000  # rows of a table that are in memory at once
+QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a cell, as CSV quotes it
 
 
 def read_csv(source: Source) -> Iterator[Row]:
     """The rows of a table in text, every cell as the text that stands there; the header tells the delimiter. Raises DataError.
 
-    A quote that does not end where its cell ends would swallow rows without a word, so it is refused. With tabs, as in TSV,
-    quotes are text.
+    A quote that does not end where its cell ends would swallow rows without a word, so it is refused. In TSV quotes are text,
+    but where the cells that begin with one are all quoted as CSV quotes them.
     """
     name, lines = source.name, lines_of(source)
     header, quoting, delimiter, told = next(lines, ""), csv.QUOTE_NONE, "\t", None
@@ -33,17 +34,18 @@ def read_csv(source: Source) -> Iterator[Row]:
         raise empty(name)
     if source.form == ".csv":
         quoting = csv.QUOTE_MINIMAL
-        delimiter = (
-            told[1] if told else max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
-        )
+        delimiter = told[1] if told else delimiter_of(header)
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     seen: list[str] = []  # the lines of the row at hand
     reader = csv.reader(
         remembered(itertools.chain([header], lines), seen), delimiter=delimiter, quoting=quoting, strict=True
     )
     begun, odd, table = 1, False, quoting == csv.QUOTE_NONE
+    quoted = table and is_quoted(source)
     try:
         columns, begun = next(reader), reader.line_num + 1
+        if quoted:
+            columns = [unquoted(column) for column in columns]
         twice = [column for column in columns if columns.count(column) > 1]
         if twice:
             raise DataError(f"{name} has two columns named {twice[0]!r}.", "Rename one of them.")
@@ -53,6 +55,8 @@ def read_csv(source: Source) -> Iterator[Row]:
                 raise DataError(what, f"Quote texts that hold {delimiter!r}.")
             refuse_odd_quotes(name, begun, cells, seen, delimiter, odd and len(cells) < len(columns))
             odd = table and bool(cells) and cells[-1].startswith('"') and cells[-1].count('"') % 2 == 1
+            if quoted:
+                cells = [unquoted(cell) for cell in cells]
             if cells:
                 yield dict(zip(columns, cells, strict=False))
             begun = reader.line_num + 1
@@ -68,6 +72,31 @@ def read_csv(source: Source) -> Iterator[Row]:
             f"{lines} of {name} is no CSV: a quote is opened and not closed where its cell ends ({error}, line {reader.line_num}).",
             'Close that quote; within a quoted cell a quote is written twice ("").',
         ) from None
+
+
+def delimiter_of(header: str) -> str:
+    """What stands between the names of columns in this line: of the marks that may, the one that makes the most columns.
+
+    >>> delimiter_of("question;answer"), delimiter_of('"a;b",c')
+    (';', ',')
+    """
+    return max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+
+
+def is_quoted(source: Source) -> bool:
+    """Whether cells of a table with tabs, as far as its first lines tell, are quoted as CSV quotes them: each that begins with a quote. Raises DataError."""
+    lines = itertools.islice(lines_of(source), BATCH)
+    cells = [cell for line in lines for cell in line.rstrip("\r\n").split("\t") if cell.startswith('"')]
+    return bool(cells) and all(QUOTED.fullmatch(cell) for cell in cells)
+
+
+def unquoted(cell: str) -> str:
+    """The text of a cell that CSV has quoted; any other cell as it is.
+
+    >>> unquoted('"' + 'say ""hi""' + '"')
+    'say "hi"'
+    """
+    return cell[1:-1].replace('""', '"') if QUOTED.fullmatch(cell) else cell
 
 
 def remembered(lines: Iterable[str], seen: list[str]) -> Iterator[str]:

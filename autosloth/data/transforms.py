@@ -77,8 +77,8 @@ def alternating(row: Row, notes: Notes, pairs: str) -> Made:
     return [{"messages": [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]}]
 
 
-def choices(row: Row, notes: Notes, pairs: str, first: int = 0) -> Made:
-    """A question with what can be chosen, and the choice, by its letter, its text or its number, from 0.
+def choices(row: Row, notes: Notes, pairs: str, first: int | None = None) -> Made:
+    """A question with what can be chosen, and the choice, by its letter, its text or its number, from 0; with `first` a number is no text.
 
     >>> choices({"question": "1+1?", "choices": ["1", "2"], "answer": 1}, Counter(), "best")
     [{'prompt': '1+1?\\n\\nA. 1\\nB. 2', 'completion': 'B. 2'}]
@@ -127,19 +127,39 @@ def offered_in(row: Row) -> Any:
     return offered
 
 
-def chosen_one(given: Any, labels: list[str], texts: list[str], first: int) -> int | None:
-    """Which choice an answer means: by its label, by its very text, or by its number, counted from `first`; None for none of them."""
-    told = str(given).strip()
+def chosen_one(given: Any, labels: list[str], texts: list[str], first: int | None) -> int | None:
+    """Which choice an answer means: by its label, by its very text, or by its number, counted from `first`; None for none of them.
+
+    Where `first` is given, answers are numbers: one that is also the text of a choice is not meant as the text.
+    """
+    told, number = str(given).strip(), whole_number(given)
     if told in labels:
         return labels.index(told)
-    if isinstance(given, str) and told in texts:
+    if is_text(given, texts) and (first is None or number is None):
         return texts.index(told)
     if told.upper() in labels:
         return labels.index(told.upper())
-    number = number_of(given)
-    if number is None:
-        return None
-    return int(number) - first if 0 <= number - first < len(texts) and number.is_integer() else None
+    place = -1 if number is None else number - (first or 0)
+    return place if 0 <= place < len(texts) else None
+
+
+def is_text(given: Any, texts: list[Any]) -> bool:
+    """Whether an answer is the very text of a choice; a number that is no text means a place."""
+    return isinstance(given, (str, bool)) and str(given).strip() in map(str, texts)
+
+
+def whole_number(given: Any) -> int | None:
+    """An answer as a whole number; None where it is none.
+
+    >>> [whole_number(given) for given in (2, "2", "2.0", 2.0, "two", "2.5", None)]
+    [2, 2, 2, 2, None, None, None]
+    """
+    return int(float(given)) if re.fullmatch(r"[+-]?\d+(\.0*)?", str(given).strip()) else None
+
+
+def choices_from_zero(row: Row, notes: Notes, pairs: str) -> Made:
+    """A question with what can be chosen, and the choice by its number, from 0."""
+    return choices(row, notes, pairs, first=0)
 
 
 def choices_from_one(row: Row, notes: Notes, pairs: str) -> Made:
@@ -147,13 +167,39 @@ def choices_from_one(row: Row, notes: Notes, pairs: str) -> Made:
     return choices(row, notes, pairs, first=1)
 
 
+def listed_choices(sample: list[Row]) -> list[tuple[Any, list[Any]]]:
+    """The answer and what can be chosen of each row that has a list of it."""
+    return [(row["answer"], offered) for row in sample if isinstance(offered := offered_in(row), list)]
+
+
+def read_both_ways(sample: list[Row]) -> tuple[int, int]:
+    """How many answers are the text of one of their choices, and how many may be the number of one."""
+    answers = listed_choices(sample)
+    as_texts = sum(is_text(given, texts) for given, texts in answers)
+    return as_texts, sum(0 <= number <= len(texts) for given, texts in answers if (number := whole_number(given)) is not None)  # fmt: skip
+
+
+def are_numbered(sample: list[Row]) -> bool:
+    """Whether the answers to these questions are numbers of choices: more of them than are texts of choices."""
+    as_texts, as_numbers = read_both_ways(sample)
+    return as_numbers > as_texts
+
+
 def counted_from_one(sample: list[Row]) -> bool:
     """Whether the answers to these questions are numbers of choices of which the last one's is how many there are, and none is 0."""
-    offered = [offered_in(row) for row in sample]
-    counts = [len(texts) if isinstance(texts, list) else 0 for texts in offered]
-    numbers = [number_of(row["answer"]) for row in sample]
-    named = any(isinstance(row["answer"], str) and row["answer"].strip() in map(str, texts) for row, texts in zip(sample, offered, strict=True) if isinstance(texts, list))  # fmt: skip
-    return not named and 0 not in numbers and any(number == count > 0 for number, count in zip(numbers, counts, strict=True))  # fmt: skip
+    answers = [(whole_number(given), len(texts)) for given, texts in listed_choices(sample)]
+    return 0 not in [number for number, _ in answers] and any(number == count for number, count in answers)
+
+
+def unclear_choice(sample: list[Row]) -> tuple[Any, list[Any]] | None:
+    """An answer, with what can be chosen, that means one choice by its text and another by its number, where nothing tells which all are; else None."""
+    as_texts, as_numbers = read_both_ways(sample)
+    first = int(counted_from_one(sample))
+    for given, texts in listed_choices(sample) if as_texts == as_numbers else ():
+        number = whole_number(given)
+        if number is not None and is_text(given, texts) and [*map(str, texts)].index(str(given).strip()) != number - first:  # fmt: skip
+            return given, texts
+    return None
 
 
 def first_answer(row: Row, notes: Notes, pairs: str) -> Made:
@@ -323,7 +369,9 @@ def tree(rows: list[Row], pairs: str) -> tuple[list[tuple[int, Row]], dict[str, 
     names = [(str(row["id"]), str(row["parent"])) for row in rows]
     place = {name: i for i, (name, _) in reversed([*enumerate(names)]) if rows[i]["id"] is not None}
     for i, (_, parent) in enumerate(names):
-        if not rows[i].get("deleted"):  # what replies to itself, or to nothing that is there, begins a conversation
+        if not is_marked(
+            rows[i].get("deleted")
+        ):  # what replies to itself, or to nothing that is there, begins a conversation
             replies.setdefault(parent if place.get(parent, i) != i else None, []).append(i)
     chats, used = [], set()
     for start in replies.get(None, []):
@@ -333,6 +381,15 @@ def tree(rows: list[Row], pairs: str) -> tuple[list[tuple[int, Row]], dict[str, 
         used.update(thread)
         chats.append((start + 1, {"messages": [{"role": rows[i]["role"], "content": rows[i]["text"]} for i in thread]}))
     return chats, {"other_branch": [i + 1 for i in range(len(rows)) if i not in used]}
+
+
+def is_marked(value: Any) -> bool:
+    """Whether a mark is set, as text too.
+
+    >>> [is_marked(value) for value in (True, "True", "1", False, "False", "0", "", None)]
+    [True, True, True, False, False, False, False, False]
+    """
+    return str(value).strip().lower() not in ("false", "0", "0.0", "", "none", "null", "nan", "no")
 
 
 def thumbs(rows: list[Row], pairs: str) -> tuple[list[tuple[int, Row]], dict[str, list[int]]]:
@@ -368,7 +425,7 @@ def is_good(label: Any) -> bool | None:
 
 TRANSFORMS: dict[str, Callable[[Row, Notes, str], Made]] = {
     each.__name__: each
-    for each in (renamed, transcript, alternating, choices, choices_from_one, first_answer, calls, with_thought, translation,
+    for each in (renamed, transcript, alternating, choices, choices_from_zero, choices_from_one, first_answer, calls, with_thought, translation,
                  by_number, first_if_true, by_winner, by_winner_from_zero, by_sign, by_scores, by_choice, ranked)
 }  # fmt: skip
 WHOLE: dict[str, Callable[[list[Row], str], Any]] = {each.__name__: each for each in (tree, thumbs)}
@@ -381,7 +438,7 @@ def makes_rows(transform: str, sample: list[Row]) -> bool:
     if transform == "thumbs":
         labels = {str(row["label"]).strip().lower() for row in sample} - {"none", "nan", ""}
         return bool(labels) and labels <= LABELS.keys()
-    if transform == "choices_from_one" and not counted_from_one(sample):
+    if transform == "choices_from_one" and not (are_numbered(sample) and counted_from_one(sample)):
         return False
     if transform == "by_winner_from_zero" and {number_of(row["verdict"]) for row in sample} - {None} != {0, 1}:
         return False

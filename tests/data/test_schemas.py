@@ -39,7 +39,7 @@ ROWS = {
     "ARC": ({"question": "1+1?", "choices": {"text": ["1", "2"], "label": ["1", "2"]}, "answerKey": "2"}, ["u:1+1?\n\n1. 1\n2. 2", "a:2. 2"]),
     "choices numbered from 1": ({"question": "1+1?", "choices": ["1", "two"], "answer": 2}, ["u:1+1?\n\nA. 1\nB. two", "a:B. two"]),
     "a choice by its text": ({"question": "1+1?", "choices": ["1", "2"], "answer": "2"}, ["u:1+1?\n\nA. 1\nB. 2", "a:B. 2"]),
-    "a choice by its text, numbers throughout": ({"question": "2+1?", "choices": ["3", "4", "5", "6"], "answer": "3"}, ["u:2+1?\n\nA. 3\nB. 4\nC. 5\nD. 6", "a:A. 3"]),
+    "a choice by its text, numbers throughout": ({"question": "2+3?", "choices": ["3", "4", "5", "6"], "answer": "5"}, ["u:2+3?\n\nA. 3\nB. 4\nC. 5\nD. 6", "a:C. 5"]),
     "HellaSwag": ({"ctx": "One and", "endings": ["two", "x"], "label": "0", "ind": 3}, ["u:One and\n\nA. two\nB. x", "a:A. two"]),
     "MMLU-Pro": ({"question": "1+1?", "options": ["1", "2"], "answer": "B", "answer_index": 1}, ["u:1+1?\n\nA. 1\nB. 2", "a:B. 2"]),
     "MMMLU": ({"Question": "1+1?", "A": "1", "B": "2", "C": "3", "D": "4", "Answer": "B", "Subject": "x"}, ["u:1+1?\n\nA. 1\nB. 2\nC. 3\nD. 4", "a:B. 2"]),
