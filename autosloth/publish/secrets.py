@@ -21,7 +21,7 @@ from ..output import counted
 SHAPES = {
     "a Hugging Face token": rb"hf_(?=[A-Z0-9]*[a-z])(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[A-Za-z0-9._-]{30,}",
     "an OpenRouter key": rb"sk-or-v1-[0-9a-f]{64}",
-    "an OpenAI or Anthropic key": rb"sk-(?=[A-Za-z_-]*[0-9])(?=[a-z0-9_-]*[A-Z])[A-Za-z0-9_-]{0,100}?[A-Za-z0-9]{20,}|sk-[0-9a-f]{32}(?![0-9A-Za-z]|\.[a-z]{2,4}\b)",  # not a file that is called by its MD5
+    "an OpenAI or Anthropic key": rb"sk-(?=[A-Za-z_-]{0,200}[0-9])(?=[a-z0-9_-]{0,200}[A-Z])[A-Za-z0-9_-]{0,100}?[A-Za-z0-9]{20,}|sk-[0-9a-f]{32}(?![0-9A-Za-z]|\.[a-z]{2,4}\b)",  # not a file that is called by its MD5
     "a Stripe key": rb"[rs]k_live_[A-Za-z0-9]{20,}",
     "an AWS key": rb"A(?:KIA|SIA|BIA|CCA)[A-Z2-7]{16}(?![A-Za-z0-9])",
     "an Azure key": rb"AccountKey=(?!Eby8vdM02xNOcqFl)[A-Za-z0-9+/]{86}==|SharedAccessKey=[A-Za-z0-9+/]{43}=",  # the one left out is the emulator's, known to all
@@ -87,12 +87,13 @@ PATTERNS = {kind: re.compile(shape) for kind, shape in SHAPES.items()}
 BEGINNINGS = re.compile(
     rb"h(?:f_|vs\.|ooks\.slack)|s(?:k-|k_live_|hp(?:at|ca|pa|ss)_|bp_|ecretAccessK)|A(?:[KSB]IA|CCA|Iza|ccountKey=|WS_SE(?:CRET|SSION_T)|PI_KEY)|aws_se(?:cret|ssion_t)|S(?:G\.|haredAccessKey=|ecretAccessK)"
     rb"|g(?:h[opsur]_|ithub_pat_|l(?:pat|ptt|dt|rt|cbt|soat)-|lsa_|sk_)|d(?:op_v1_|api[0-9a-f]|ckr_pat_|iscord)|eyJ|ya29\.|username\\?\"|-(?:---[- ]BEGIN [A-Z0-9 ]{0,20}PRIVATE|(?<=[aibrspxyXi]-)(?:"
-    rb"(?<=xai-)|(?<=xox[abeoprs]-|tvly-|xapp-|pplx-)|(?<=pypi-)A|(?<=nvapi-)|(?<=GOCSPX-)))|_(?<=[8kmnpaT2b]_)(?:(?<=r8_)|(?<=rk_)live|(?<=npm_|ntn_)|(?<=tgp_)v1|(?<=lin_)api|(?<=jina_|KGAT_|lsv2_|pcsk_)|(?<=wandb_)v1)"
+    rb"(?<=xai-)|(?<=xox[abeoprs]-|tvly-|xapp-|pplx-)|(?<=pypi-)(?=A)|(?<=nvapi-)|(?<=GOCSPX-)))|_(?<=[8kmnpaT2b]_)(?:(?<=r8_)|(?<=rk_)(?=live)|(?<=npm_|ntn_)|(?<=tgp_)(?=v1)|(?<=lin_)(?=api)|(?<=jina_|KGAT_|lsv2_|pcsk_)|(?<=wandb_)(?=v1))"
     rb"|:(?=AA[A-Za-z0-9_-]{33}|\\?/\\?/" + IN_USER + rb":" + IN_PASSWORD + rb"{8,100}@)"
 )
 # What stands before a character that it is found by, as there is less of it than of first letters: the number of a Telegram bot, the scheme of an address, the name of a service.
 LED_BY = {
-    b":": re.compile(rb"(?:bot)?[0-9]{8,10}$|[a-z][a-z0-9+]{1,20}$"),
+    b":": re.compile(rb"(?:bot)?[0-9]{8,10}$"),
+    b"://": re.compile(rb"[a-z][a-z0-9+]{1,20}$"),
     b"_": re.compile(rb"(?:r8|rk|npm|ntn|tgp|lin|jina|KGAT|lsv2|pcsk|wandb)$"),
     b"-": re.compile(rb"(?:xai|xox[abeoprs]|tvly|xapp|pplx|pypi|nvapi|GOCSPX)$"),
 }
@@ -102,8 +103,8 @@ WINDOW = 1 << 24  # bytes between which other threads run
 LONGEST = 1 << 12  # of what is matched
 ENTROPY = 3.0  # bits a character: keys are drawn at random, placeholders such as `hf_xxxx` are not
 # What is written by people: a word that stands for a key, six characters that follow each other, in the alphabet or on the keyboard, two words between dashes, or twelve small
-# letters beside capitals. How often one drawn at random holds that by chance: of 160 letters and digits (OpenAI's longest) a word in 0.05 %, a row in 0.0006 %,
-# two words between dashes in 0.004 %, twelve small letters in 0.3 %; of the 34 letters of a Hub token twelve small ones in 0.3 %, a word in 0.01 %.
+# letters beside capitals. How many drawn at random hold that by chance: of 160 letters and digits (OpenAI's longest) 0.05 % a word, 0.001 % a row, 0.001 % two words between
+# dashes, 0.25 % twelve small letters; of the 34 letters of a Hub token, which need hold no digit, 0.02 % a word and 0.3 % twelve small letters.
 ROWS = ("01234567890", "abcdefghijklmnopqrstuvwxyz", "qwertyuiop")
 WORDS = ["your", "here", "example", "placeholder", "dummy", "test", "pacific", *(row[at : at + 6] for row in ROWS for at in range(len(row) - 5))]  # fmt: skip
 STANDS_FOR_ONE = re.compile("|".join(WORDS).encode(), re.IGNORECASE)
@@ -131,7 +132,9 @@ def refuse_secrets(folder: Path, run: Path) -> None:
         return
     path, secret = found[0]
     others = f", and {counted(len(found) - 1, 'other place')}" if len(found) > 1 else ""
-    name = path if folder.parent == run else f"{path.relative_to(folder).as_posix()} of the upload"  # whose folder is gone by now
+    name = (
+        path if folder.parent == run else f"{path.relative_to(folder).as_posix()} of the upload"
+    )  # whose folder is gone by now
     card = f"{run / 'facts.json'}, run `autosloth card {run}`"
     raise HubError(
         f"{name} holds what looks like {secret.kind} (`{secret.begins}...`): {place_of(path, secret.at)}{others}; nothing was uploaded.",
@@ -161,7 +164,8 @@ def keys_in(content: mmap.mmap | bytes, start: int = 0, stop: int | None = None)
     """What looks like a key, of those that begin between two places."""
     for begins in BEGINNINGS.finditer(content, start, len(content) if stop is None else stop):
         at = begins.start()
-        led = LED_BY[begins[0][:1]].search(content[max(at - 24, 0) : at]) if begins[0][:1] in LED_BY else None
+        by = b"://" if begins[0] == b":" and content[at + 1 : at + 2] != b"A" else begins[0]
+        led = LED_BY[by].search(content[max(at - 21, 0) : at]) if by in LED_BY else None
         at -= len(led[0]) if led else 0
         if kind := kind_at(content, at):
             yield Found(kind, at, content[at : min(begins.end(), at + 10)].decode())
