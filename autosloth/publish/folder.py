@@ -17,6 +17,8 @@ from .curve import CURVE, draw_curve
 from .repositories import GGUF, MODEL, Kind, repositories
 from .settings_file import SETTINGS, base_commit, dataset_commits, settings_file
 
+TEMPLATE = "chat_template.jinja"
+
 
 @stage(
     "card",
@@ -58,8 +60,8 @@ def fill(run: Run, folder: Path, kind: Kind, early: bool = False) -> None:
         write_text(folder / SETTINGS, settings_file(run.settings, names_on_hub(run), *pins))
     if kind != "model":
         link_files(run.path("gguf"), folder)
-        if "adapter" in run.settings.quantizations:  # whose file goes on another model's, with this template
-            link_files(run.path("adapter"), folder, "chat_template.jinja")
+        if "adapter" in run.settings.quantizations and not (folder / TEMPLATE).exists():
+            link_files(run.path("adapter"), folder, TEMPLATE)  # its file goes on another model's, with this template
     write_text(folder / "README.md", render_card(run, kind))
 
 

@@ -52,7 +52,7 @@ def to_yaml(matter: dict[str, Any]) -> str:
 def by_their_lines(matter: dict[str, Any], theirs: str) -> str:
     r"""Front matter as YAML in which a key, or an item of a list, that a card has with the same value keeps its lines there: comments, and how numbers and texts are written.
 
-    Of one that has another value now, or is gone, the comments are kept. Where such lines together would not say what they should (the anchor of an alias may be gone), none is.
+    Of one that has another value now, or is gone, the comments are kept, above what comes in its place; those below all keys stay there. Where such lines together would not say what they should (the anchor of an alias may be gone), none is.
 
     >>> print(by_their_lines({"version": 1.1, "tags": ["a", "b"]}, "---\nversion: 1.10 # mine\ntags:\n- 'a'\n---\n"), end="")
     version: 1.10 # mine
@@ -60,10 +60,10 @@ def by_their_lines(matter: dict[str, Any], theirs: str) -> str:
     - 'a'
     - b
     """
-    there = keys_in(theirs)
+    there, foot = keys_in(theirs)
     lines = [line for key, value in matter.items() for line in lines_of({key: value}, value, there.get(key))]
     gone = [line for key, part in there.items() if key not in matter for line in part.comments]
-    text = "".join(lines + gone)
+    text = "".join(lines + gone + foot)
     return text if split(f"---\n{text}---\n")[0] == matter else to_yaml(matter)
 
 
@@ -84,36 +84,68 @@ def lines_of(dumped: Any, value: Any, part: Part | None) -> list[str]:
         return part.lines
     if not part or not part.items or not value or not isinstance(value, list):
         return [*(part.comments if part else []), to_yaml(dumped)]
-    stand = [next((known.lines for known in part.items if known.value == item), None) for item in value]
-    new = [textwrap.indent(to_yaml([item]), part.indent) for item in value]
-    return [*part.head, *(line for known, fresh in zip(stand, new, strict=True) for line in known or [fresh])]
+    above, left, lines = above_items(value, part), [*part.items], [*part.head]
+    for number, item in enumerate(value):
+        known = next((each for each in left if each.value == item), None)
+        if known:
+            left.remove(known)
+        fresh = textwrap.indent(to_yaml([item]), part.indent)
+        lines += [*above.get(number, []), *(known.lines if known else [fresh])]
+    return lines
 
 
-def keys_in(theirs: str) -> dict[str, Part]:
-    """The keys of a card's front matter; none where it has none, writes it in braces, or has keys that are given twice or merged."""
+def above_items(value: list[Any], part: Part) -> dict[int, list[str]]:
+    """The comments of a list's items that are gone, by the number of the item that they go above: the one that comes in its place, or the last one."""
+    above: dict[int, list[str]] = {}
+    place = 0
+    for item in part.items:
+        if item.value in value:
+            place = value.index(item.value) + 1
+        else:
+            comments = [part.indent + line for line in item.comments]
+            above.setdefault(min(place, len(value) - 1), []).extend(comments)
+    return above
+
+
+def keys_in(theirs: str) -> tuple[dict[str, Part], list[str]]:
+    """The keys of a card's front matter, and the lines of comments below them; none where it has none, writes it in braces, or has keys that are given twice or merged."""
     values, _ = split(theirs)
     if not values:
-        return {}
+        return {}, []
     raw = MATTER.match(theirs)[1].replace("\r\n", "\n")
     root, lines = yaml.compose(raw, Loader), raw.splitlines(keepends=True)
     if root.flow_style or [key.value for key, _ in root.value] != [*values]:
-        return {}
-    starts = [*starts_of([key for key, _ in root.value], lines), len(lines)]
-    found = zip(values, root.value, itertools.pairwise(starts), strict=True)
-    return {name: part_of(values[name], node, lines, *between) for name, (_, node), between in found}
+        return {}, []
+    foot = len(lines) - len([*itertools.takewhile(re.compile(r"#|\s*$").match, reversed(lines))])
+    foot = next((number for number in range(foot, len(lines)) if lines[number].startswith("#")), len(lines))
+    starts = [*starts_of([key for key, _ in root.value], lines), foot]
+    found, comments = zip(values, root.value, itertools.pairwise(starts), strict=True), comments_of(raw)
+    return {name: part_of(values[name], node, lines, comments, *at) for name, (_, node), at in found}, lines[foot:]
 
 
-def part_of(value: Any, node: yaml.Node, lines: list[str], start: int, end: int) -> Part:
+def comments_of(raw: str) -> list[str]:
+    r"""The comment of each line of YAML, or nothing; a `#` within a text is none.
+
+    >>> comments_of("a: 'b # c' # d\ne: |\n  # f\n")
+    ['# d\n', '', '']
+    """
+    said = [token for token in yaml.scan(raw, Loader) if isinstance(token, yaml.ScalarToken)]
+    places = [at for token in said for at in (token.start_mark.index, token.end_mark.index)]
+    parts = [raw[start:end] for start, end in itertools.pairwise([0, *places, len(raw)])]
+    parts[1::2] = [re.sub(r"\S", "x", part) for part in parts[1::2]]
+    found = [re.search(r"(?:^|\s)(#.*)", line) for line in "".join(parts).splitlines()]
+    return [f"{comment[1]}\n" if comment else "" for comment in found]
+
+
+def part_of(value: Any, node: yaml.Node, lines: list[str], comments: list[str], start: int, end: int) -> Part:
     """What stands between two lines of front matter."""
-    comments = [line.lstrip() for line in lines[start:end] if line.lstrip().startswith("#")]
-    if node.end_mark.line < end and (tail := lines[node.end_mark.line][node.end_mark.column :].strip()).startswith("#"):
-        comments.append(f"{tail}\n")
+    own = [comment for comment in comments[start:end] if comment]
     if not isinstance(node, yaml.SequenceNode) or node.flow_style or not node.value:
-        return Part(value, lines[start:end], comments)
+        return Part(value, lines[start:end], own)
     starts = [*starts_of(node.value, lines), end]
     nodes = zip(value, node.value, itertools.pairwise(starts), strict=True)
-    items = [part_of(item, each, lines, *between) for item, each, between in nodes]
-    return Part(value, lines[start:end], comments, items, lines[start : starts[0]], " " * node.start_mark.column)
+    items = [part_of(item, each, lines, comments, *between) for item, each, between in nodes]
+    return Part(value, lines[start:end], own, items, lines[start : starts[0]], " " * node.start_mark.column)
 
 
 def starts_of(nodes: list[yaml.Node], lines: list[str]) -> list[int]:

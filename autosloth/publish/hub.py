@@ -95,7 +95,7 @@ def send(folder: Path, repository: Repository, run: Run) -> dict[str, Any]:
     repo, started = repo_id(run.settings, repository.suffix), time.perf_counter()
     again = f"autosloth publish {run.folder}"
     with hub_errors(repo, again):
-        url = upload(folder, repo, run.settings)
+        url = upload(folder, repo, run.settings, run.folder)
         commit = compare_with_hub(hub_api(), folder, repo, again)
     sizes = [path.stat().st_size for path in files_of(folder)]
     told = f"{counted(len(sizes), 'file')}, {size_in_words(sum(sizes))}, read back and found equal"

@@ -21,14 +21,15 @@ from ..output import counted
 SHAPES = {
     "a Hugging Face token": rb"hf_(?=[A-Z0-9]*[a-z])(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[A-Za-z0-9._-]{30,}",
     "an OpenRouter key": rb"sk-or-v1-[0-9a-f]{64}",
-    "an OpenAI or Anthropic key": rb"sk-(?=[A-Za-z_-]*[0-9])(?=[a-z0-9_-]*[A-Z])[A-Za-z0-9_-]{0,100}?[A-Za-z0-9]{20,}|sk-[0-9a-f]{32}(?![0-9A-Za-z])",
+    "an OpenAI or Anthropic key": rb"sk-(?=[A-Za-z_-]{0,200}[0-9])(?=[a-z0-9_-]{0,200}[A-Z])[A-Za-z0-9_-]{0,100}?[A-Za-z0-9]{20,}|sk-[0-9a-f]{32}(?![0-9A-Za-z]|\.[a-z]{2,4}\b)",  # not a file that is called by its MD5
     "a Stripe key": rb"[rs]k_live_[A-Za-z0-9]{20,}",
-    "an AWS key": rb"A(?:KIA|SIA|BIA|CCA)[A-Z2-7]{16}(?![A-Za-z0-9])|(?:aws_secret_access_key|AWS_SECRET_ACCESS_KEY)[\\\"' ]*[=:][\\\"' ]*[A-Za-z0-9+/]{40}(?![A-Za-z0-9+/=])",
+    "an AWS key": rb"A(?:KIA|SIA|BIA|CCA)[A-Z2-7]{16}(?![A-Za-z0-9])",
     "an Azure key": rb"AccountKey=(?!Eby8vdM02xNOcqFl)[A-Za-z0-9+/]{86}==|SharedAccessKey=[A-Za-z0-9+/]{43}=",  # the one left out is the emulator's, known to all
     "a GitHub token": rb"gh[opsur]_(?=[A-Za-z]*[0-9])(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{60,}",
     "a GitLab token": rb"glpat-[A-Za-z0-9_-]{20,}|gl(?:ptt|dt|rt|cbt|soat)-(?=[A-Za-z_-]*[0-9])(?=[a-z0-9_-]*[A-Z])[A-Za-z0-9_-]{20,}",
-    "a Slack token": rb"xox[abeoprs]-[0-9]+-[A-Za-z0-9-]{10,}|xapp-[0-9]-[A-Z0-9]+-[0-9]+-[a-z0-9]{30,}",
-    "a Google key": rb"AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])",
+    "a Slack token": rb"xox[abeoprs]-[0-9]+-([A-Za-z0-9-]{10,})|xapp-[0-9]-[A-Z0-9]+-[0-9]+-([a-z0-9]{30,})",
+    "the address of a Slack or Discord webhook": rb"hooks\.slack\.com\\?/services\\?/T[A-Z0-9]{8,12}\\?/B[A-Z0-9]{8,12}\\?/([A-Za-z0-9]{24})|discord(?:app)?\.com\\?/api\\?/webhooks\\?/[0-9]{17,20}\\?/([A-Za-z0-9_-]{60,})",
+    "a Google key": rb"AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])|ya29\.[A-Za-z0-9_-]{60,200}",
     "a Groq key": rb"gsk_[A-Za-z0-9]{50,}",
     "an npm token": rb"npm_[A-Za-z0-9]{36}(?![A-Za-z0-9])",
     "a PyPI token": rb"pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{50,}",
@@ -43,32 +44,71 @@ SHAPES = {
     "a Perplexity key": rb"pplx-(?=[A-Za-z]*[0-9])[A-Za-z0-9]{40,}",
     "a Pinecone key": rb"pcsk_[A-Za-z0-9]{5,8}_[A-Za-z0-9]{50,}",
     "a Shopify token": rb"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}",
-    "a Telegram bot's token": rb"(?:bot)?(?!12345)[0-9]{8,10}:A[A-Za-z0-9_-]{34}(?![A-Za-z0-9_-])",  # its documentation counts from 1
-    "a JSON Web Token": rb"eyJ[A-Za-z0-9_-]{10,}\.(?!eyJzdWIiOiIxMjM0NTY3ODkwI)eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{20,}",  # the one left out is jwt.io's
-    "a private key": rb"----[- ]BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?[- ]----(?:(?:\s|\\[nr])*[A-Z][A-Za-z-]{2,20}: [^\r\n\\]{1,100})*(?:\s|\\[nr])*[A-Za-z0-9+/]{30,}",
+    "a Telegram bot's token": rb"(?:bot)?(?!12345)[0-9]{8,10}:AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-])",  # its documentation counts from 1
+    "a LangSmith key": rb"lsv2_(?:pt|sk)_[0-9a-f]{32}_[0-9a-f]{10}",
+    "a Together key": rb"tgp_v1_[A-Za-z0-9_-]{40,}",
+    "a Tavily key": rb"tvly-(?:dev-|prod-)?[A-Za-z0-9]{30,}",
+    "a Notion token": rb"ntn_[A-Za-z0-9]{40,}",
+    "a Vault token": rb"hvs\.(?=[A-Za-z_-]*[0-9])(?=[a-z0-9_-]*[A-Z])[A-Za-z0-9_-]{24,200}",
+    "a Supabase token": rb"sbp_[0-9a-f]{40}(?![0-9A-Za-z])",
+    "a Grafana token": rb"glsa_[A-Za-z0-9]{32}_[0-9a-f]{8}",
+    "a Linear key": rb"lin_api_[A-Za-z0-9]{40}",
+    "a Jina key": rb"jina_[0-9a-f]{32}[A-Za-z0-9_-]{28}",
+    "a Kaggle key": rb"KGAT_[0-9a-f]{32}|username\\?\"\s*:\s*\\?\"[^\"\\]{1,60}\\?\"\s*,\s*\\?\"key\\?\"\s*:\s*\\?\"([0-9a-f]{32})\\?\"",
+    "a Weights & Biases key": rb"wandb_v1_[A-Za-z0-9_]{60,}",
+    "a JSON Web Token": rb"eyJ[A-Za-z0-9_-]{10,}\.(?!eyJzdWIiOiIxMjM0NTY3ODkwI|eyJpc3MiOiJqb2UiLA0K)eyJ[A-Za-z0-9_-]{10,}\.(?!SflKxwRJSMeKKF2QT4fw|CRXP1A7WOeoJeXxjNni4|EGIM96RAZx35lJzdJsyH)([A-Za-z0-9_-]{20,})",
+    # The shortest key, an Ed25519 one, has 64 characters; one that is shortened for a text goes on with dots, or a remark in brackets.
+    "a private key": rb"----[- ]BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?[- ]----(?:(?:[\s>\"',|]|\\+[nrt])*[A-Z][A-Za-z-]{2,20}: [^\r\n\\]{1,100})*((?:(?:[\s>\"',|]|\\+[nrt])*[A-Za-z0-9+/]){60,}+)(?!(?:\s|\\+[nrt])*(?:\.\.|\xe2\x80\xa6|[<\[*]))",
 }  # fmt: skip
-# A password in an address: eight characters or more, a letter and a digit among them, and no word that stands for one; at a host that others can reach and that is not kept
-# for examples (RFC 2606).
+# Those left out of JSON Web Tokens are known to all: jwt.io's by its payload (`"sub":"1234567890"`) and, of other payloads, its signature; those of RFC 7515 and RFC 7519
+# by their payload (`"iss":"joe"`); the two of Supabase's local demo (its guide to self-hosting) by their signatures.
+# What is known by the name that it is assigned to, which may end a longer one.
+AWS_SECRET, ASSIGNED = "an AWS secret", "a key that is named so"
+QUOTED = rb"[\\\"' ]*[=:][\\\"' ]*"
+SHAPES[AWS_SECRET] = (
+    rb"(?:aws_secret_access_key|AWS_SECRET_ACCESS_KEY|[Ss]ecretAccessKey)" + QUOTED + rb"([A-Za-z0-9+/]{40})(?![A-Za-z0-9+/=])"
+    rb"|(?:aws_session_token|AWS_SESSION_TOKEN)" + QUOTED + rb"([A-Za-z0-9+/]{100,400})"
+)  # fmt: skip
+# Letters and digits alone, a digit before the last letter: what code has there is a call, a name of words, or ends in its digit; of random ones of 32 characters 0.4 % have none.
+SHAPES[ASSIGNED] = rb"API_KEY" + QUOTED + rb"((?=[A-Za-z]*[0-9]+[A-Za-z])[A-Za-z0-9]{24,200}+)(?![\w(.\[-])"
+# A password in an address: eight characters or more, a letter and a digit among them, and no word that stands for one, nor a word with a few digits behind it; at a host that
+# others can reach and that is not kept for examples (RFC 2606), in a private network (RFC 1918) or this machine.
 ADDRESS = "an address with a password"
+IN_USER, IN_PASSWORD = rb"[^\s:/@\"'`<>\\]{0,64}", rb"[^\s:/@\"'`<>\\]"
 SHAPES[ADDRESS] = (
-    rb"[a-z][a-z0-9+]{1,20}:\\?/\\?/[^\s:/@\"'`<>\\]{0,64}:"
-    rb"(?=[^@]*[0-9])(?=[^@]*[A-Za-z])(?![^@]*(?i:pass|pwd|secret|token|key|your|example|change|hunter|1234|xxx|[${<*\[]))[^\s:/@\"'`<>\\]{8,100}"
-    rb"@(?!(?i:(?:[a-z0-9-]+\.)*(?:example\.[a-z]+|example|test|invalid|localhost|local)(?![a-z0-9.-])|127\.))[A-Za-z0-9-]+\.[A-Za-z0-9]"
-)
+    rb"[a-z][a-z0-9+]{1,20}:\\?/\\?/" + IN_USER + rb":(?=" + IN_PASSWORD + rb"{0,99}[0-9])(?=" + IN_PASSWORD + rb"{0,99}[A-Za-z])"
+    rb"(?!" + IN_PASSWORD + rb"{0,99}(?i:pass|p4ss|pwd|secret|token|key|your|example|change|hunter|1234|xxx|[${*\[]))"
+    rb"(?!(?:[A-Za-z]?[a-z]+|[A-Z]+)[0-9]{1,4}@)" + IN_PASSWORD + rb"{8,100}"
+    rb"@(?!(?i:(?:[a-z0-9-]+\.)*(?:example\.[a-z]+|example|test|invalid|localhost|local)(?![a-z0-9.-])|127\.|10\.[0-9]|192\.168\.|169\.254\.|172\.(?:1[6-9]|2[0-9]|3[01])\.))[A-Za-z0-9-]+\.[A-Za-z0-9]"
+)  # fmt: skip
 PATTERNS = {kind: re.compile(shape) for kind, shape in SHAPES.items()}
 # One search for how they begin, by a first letter each, which is how the regex engine skips (a class of letters in its place makes it nine times as slow); the few
 # that it finds in a GB are looked at.
 BEGINNINGS = re.compile(
-    rb"hf_|s(?:k-|k_live_|hp(?:at|ca|pa|ss)_)|r(?:8_|k_live_)|A(?:[KSB]IA|CCA|Iza|ccountKey=|WS_SECRET)|aws_secret|S(?:G\.|haredAccessKey=)|g(?:h[opsur]_|ithub_pat_|l(?:pat|ptt|dt|rt|cbt|soat)-|sk_)"
-    rb"|x(?:ox[abeoprs]-|app-|ai-)|n(?:pm_|vapi-)|p(?:ypi-A|plx-|csk_)|GOCSPX-|d(?:op_v1_|api[0-9a-f]|ckr_pat_)|eyJ|:(?=A[A-Za-z0-9_-]{34}|\\?/\\?/)|----[- ]BEGIN [A-Z0-9 ]{0,20}PRIVATE"
+    rb"h(?:f_|vs\.|ooks\.slack)|s(?:k-|k_live_|hp(?:at|ca|pa|ss)_|bp_|ecretAccessK)|A(?:[KSB]IA|CCA|Iza|ccountKey=|WS_SE(?:CRET|SSION_T)|PI_KEY)|aws_se(?:cret|ssion_t)|S(?:G\.|haredAccessKey=|ecretAccessK)"
+    rb"|g(?:h[opsur]_|ithub_pat_|l(?:pat|ptt|dt|rt|cbt|soat)-|lsa_|sk_)|d(?:op_v1_|api[0-9a-f]|ckr_pat_|iscord)|eyJ|ya29\.|username\\?\"|-(?:---[- ]BEGIN [A-Z0-9 ]{0,20}PRIVATE|(?<=[aibrspxyXi]-)(?:"
+    rb"(?<=xai-)|(?<=xox[abeoprs]-|tvly-|xapp-|pplx-)|(?<=pypi-)(?=A)|(?<=nvapi-)|(?<=GOCSPX-)))|_(?<=[8kmnpaT2b]_)(?:(?<=r8_)|(?<=rk_)(?=live)|(?<=npm_|ntn_)|(?<=tgp_)(?=v1)|(?<=lin_)(?=api)|(?<=jina_|KGAT_|lsv2_|pcsk_)|(?<=wandb_)(?=v1))"
+    rb"|:(?=AA[A-Za-z0-9_-]{33}|\\?/\\?/" + IN_USER + rb":" + IN_PASSWORD + rb"{8,100}@)"
 )
-# What stands before a colon: the number of a Telegram bot, the scheme of an address.
-NUMBER, SCHEME = re.compile(rb"(?:bot)?[0-9]{8,10}$"), re.compile(rb"[a-z][a-z0-9+]{1,20}$")
+# What stands before a character that it is found by, as there is less of it than of first letters: the number of a Telegram bot, the scheme of an address, the name of a service.
+LED_BY = {
+    b":": re.compile(rb"(?:bot)?[0-9]{8,10}$"),
+    b"://": re.compile(rb"[a-z][a-z0-9+]{1,20}$"),
+    b"_": re.compile(rb"(?:r8|rk|npm|ntn|tgp|lin|jina|KGAT|lsv2|pcsk|wandb)$"),
+    b"-": re.compile(rb"(?:xai|xox[abeoprs]|tvly|xapp|pplx|pypi|nvapi|GOCSPX)$"),
+}
 # What ends in a letter or digit and is no part of a word: as JSON, addresses and terminals write other characters.
 ESCAPED = re.compile(rb"(\\u[0-9a-fA-F]{4}|\\[bfnrt]|%[0-9A-F]{2}|\x1b\[[0-9;]{0,4}m)$")
 WINDOW = 1 << 24  # bytes between which other threads run
 LONGEST = 1 << 12  # of what is matched
 ENTROPY = 3.0  # bits a character: keys are drawn at random, placeholders such as `hf_xxxx` are not
+# What is written by people: a word that stands for a key, six characters that follow each other, in the alphabet or on the keyboard, two words between dashes, or twelve small
+# letters beside capitals. How many drawn at random hold that by chance: of 160 letters and digits (OpenAI's longest) 0.05 % a word, 0.001 % a row, 0.001 % two words between
+# dashes, 0.25 % twelve small letters; of the 34 letters of a Hub token, which need hold no digit, 0.02 % a word and 0.3 % twelve small letters.
+ROWS = ("01234567890", "abcdefghijklmnopqrstuvwxyz", "qwertyuiop")
+WORDS = ["your", "here", "example", "placeholder", "dummy", "test", "pacific", *(row[at : at + 6] for row in ROWS for at in range(len(row) - 5))]  # fmt: skip
+STANDS_FOR_ONE = re.compile("|".join(WORDS).encode(), re.IGNORECASE)
+BETWEEN_DASHES = re.compile(rb"[-_][A-Za-z][a-z]{4,}[-_](?:[A-Za-z0-9]*[-_])*[A-Za-z][a-z]{4,}[-_]")
 IN_USE = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
 SHORTEST = 16  # of a secret in use
 FIELD = re.compile(rb"^    (question|expected|before|after) ", re.MULTILINE)  # of a sample in the card
@@ -85,17 +125,20 @@ class Found(NamedTuple):
     begins: str
 
 
-def refuse_secrets(folder: Path) -> None:
-    """Search every file before it is uploaded. Raises HubError with the place of the first secret."""
+def refuse_secrets(folder: Path, run: Path) -> None:
+    """Search every file before it is uploaded; run: the run folder that they are of. Raises HubError with the place of the first secret."""
     found = [(path, secret) for path in sorted(folder.rglob("*")) if path.is_file() for secret in secrets_in(path)]
     if not found:
         return
     path, secret = found[0]
     others = f", and {counted(len(found) - 1, 'other place')}" if len(found) > 1 else ""
-    card = f"{path.parent.parent / 'facts.json'}, run `autosloth card {path.parent.parent}`"
+    name = (
+        path if folder.parent == run else f"{path.relative_to(folder).as_posix()} of the upload"
+    )  # whose folder is gone by now
+    card = f"{run / 'facts.json'}, run `autosloth card {run}`"
     raise HubError(
-        f"{path} holds what looks like {secret.kind} (`{secret.begins}...`): {place_of(path, secret.at)}{others}; nothing was uploaded.",
-        f"If it is a real one, revoke it where it is from. Take it out of {card if path.name == 'README.md' else path} and publish again; or take its row out of the dataset and train again.",
+        f"{name} holds what looks like {secret.kind} (`{secret.begins}...`): {place_of(path, secret.at)}{others}; nothing was uploaded.",
+        f"If it is a real one, revoke it where it is from. Take it out of {card if path.name == 'README.md' else name} and publish again; or take its row out of the dataset and train again.",
     )
 
 
@@ -121,9 +164,9 @@ def keys_in(content: mmap.mmap | bytes, start: int = 0, stop: int | None = None)
     """What looks like a key, of those that begin between two places."""
     for begins in BEGINNINGS.finditer(content, start, len(content) if stop is None else stop):
         at = begins.start()
-        if begins[0] == b":":
-            led = (NUMBER if content[at + 1 : at + 2] == b"A" else SCHEME).search(content[max(at - 21, 0) : at])
-            at -= len(led[0]) if led else 0
+        by = b"://" if begins[0] == b":" and content[at + 1 : at + 2] != b"A" else begins[0]
+        led = LED_BY[by].search(content[max(at - 21, 0) : at]) if by in LED_BY else None
+        at -= len(led[0]) if led else 0
         if kind := kind_at(content, at):
             yield Found(kind, at, content[at : min(begins.end(), at + 10)].decode())
 
@@ -167,16 +210,29 @@ def kind_at(content: mmap.mmap | bytes, at: int) -> str | None:
     """What the bytes at a place look like, if they look like a secret: drawn at random, and not the end of a longer word.
 
     Of addresses, which stand in prose as `https://user:password@example.com`, only those count whose password looks like one that is in use (`ADDRESS`):
-    an alarm stops the upload, and there is no way around it but to take the text away. A password of letters alone is not found for that.
+    an alarm stops the upload, and there is no way around it but to take the text away. Not found for that are a password of letters alone, one that is a word with a few
+    digits behind it (`Summer2024`), and any at a host in a private network (`192.168.1.64`) or without a dot.
     """
     before = content[max(at - 8, 0) : at]
     in_word = re.search(rb"[A-Za-z0-9_-]$", before) and not ESCAPED.search(before)
     part = content[at : at + LONGEST]
     for kind, pattern in PATTERNS.items():
         if match := pattern.match(part):
-            drawn = entropy(match[0]) >= ENTROPY and b"EXAMPLE" not in match[0]  # as AWS's own pages have it
-            return kind if drawn and (kind == ADDRESS or not in_word) else None
+            drawn = match[match.lastindex or 0]  # without what names it
+            if kind == ADDRESS:
+                return kind if entropy(drawn) >= ENTROPY else None
+            return kind if is_drawn(drawn) and (kind in (AWS_SECRET, ASSIGNED) or not in_word) else None
     return None
+
+
+def is_drawn(word: bytes) -> bool:
+    """Whether characters look drawn at random.
+
+    >>> is_drawn(b"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"), is_drawn(b"hf_YourTokenFromTheSettingsPage"), is_drawn(b"sk-loading-Spinner-animation-1Q2")
+    (True, False, False)
+    """
+    of_words = re.search(rb"[a-z]{12}", word) and re.search(rb"[A-Z]", word)
+    return not (entropy(word) < ENTROPY or of_words or STANDS_FOR_ONE.search(word) or BETWEEN_DASHES.search(word))
 
 
 def entropy(word: bytes) -> float:

@@ -17,11 +17,9 @@ HERE = (
     "keep_hub_checkpoints",
     "repo",
     "one_repo",
-    "private",
     "publish_to_hub",
     "publish_unverified",
-    "card_rows",
-)  # where this run lies and goes
+)  # where this run lies and goes; not what keeps rows from the public, which is to hold for who runs it again
 PLACES = ("model", "adapter", "sixteen_bit_model")
 
 

@@ -24,9 +24,9 @@ WEIGHTS = ["*.safetensors", "*.bin", "*.gguf", "*.pt", "*.onnx"]
 NO_TOKEN = "Make one with write access at huggingface.co/settings/tokens and give it as HF_TOKEN (environment or Colab secret)."
 
 
-def upload(folder: Path, repo: str, settings: Settings) -> str:
-    """Create the repository if needed and upload everything, README.md last; returns its address. Raises HubError for a file with a secret in it."""
-    refuse_secrets(folder)
+def upload(folder: Path, repo: str, settings: Settings, run: Path) -> str:
+    """Create the repository if needed and upload everything, README.md last; run: the run folder that it is of; returns its address. Raises HubError for a file with a secret in it."""
+    refuse_secrets(folder, run)
     return persistently(partial(send, folder, repo, settings), also=ANEW)
 
 

@@ -92,7 +92,7 @@ def test_those_of_the_gguf_files_alone(run, tmp_path):
 def test_the_settings_in_the_repository_are_those_of_the_run(finished):
     run, path = Run.open(finished), finished / "publish" / "settings.yaml"
     again = SFTSettings.load(path)
-    here = {"storage", "repo", "private", "publish_to_hub", "publish_unverified"}
+    here = {"storage", "repo", "publish_to_hub", "publish_unverified"}
     assert again.model_dump(exclude=here) == run.settings.model_dump(exclude=here)
     assert yaml.safe_load(path.read_text())["road"] == "sft"
     assert "autosloth sft settings.yaml" in (finished / "publish" / "README.md").read_text()
@@ -109,7 +109,7 @@ def test_the_settings_in_the_repository_tell_nothing_of_this_machine_and_load(tm
             "storage": str(tmp_path),
             "chat_template": f"{tmp_path}/own.jinja",
         },
-        **{"repo": REPO, "publish_to_hub": True, "adapter": str(tmp_path), "private": True},
+        **{"repo": REPO, "publish_to_hub": True, "adapter": str(tmp_path), "private": True, "card_rows": False},
     )
     text = settings_file(settings)
     assert not any(word in text for word in (str(tmp_path.parent), "word", "key", REPO, "publish"))
@@ -117,6 +117,7 @@ def test_the_settings_in_the_repository_tell_nothing_of_this_machine_and_load(tm
     again = SFTSettings.load(tmp_path / "settings.yaml")
     assert [part["path"] for part in again.parts] == ["rows.jsonl", "https://a.b/c.jsonl", "team/questions"]
     assert (again.model, again.chat_template, again.adapter) == (tmp_path.name, "own.jinja", tmp_path.name)
+    assert (again.private, again.card_rows) == (True, False)
 
 
 def test_the_settings_in_the_repository_pin_the_base_and_tell_the_rows(tmp_path):

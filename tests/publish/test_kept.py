@@ -96,6 +96,33 @@ def test_lines_of_the_front_matter_are_kept_and_comments_where_the_value_is_ours
     assert lines in matter_of(kept) and keep_theirs(NEW, kept) == kept
 
 
+def of_a_loss(value):
+    return marked(MATTER | {"model-index": [{"name": "m", "results": [{"loss": value}]}]}, "# Sloth")
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [("---\n<!--", "# checked by Ana\n---\n<!--"), ("---\n<!--", "\n# checked by Ana\n\n# and Bo\n---\n<!--"), ("  results:", "  # checked by Ana\n  results: # and Bo")],
+)  # fmt: skip
+def test_comments_below_the_last_key_and_within_what_is_replaced_are_kept_once(old, new):
+    theirs = of_a_loss(0.5).replace(old, new, 1)
+    kept = keep_theirs(of_a_loss(0.4), theirs)
+    assert kept.count("# checked by Ana") == kept.count("- loss: 0.4") == 1 and kept.count("# and Bo") == new.count(
+        "# and Bo"
+    )
+    assert keep_theirs(of_a_loss(0.4), kept) == kept
+    again = keep_theirs(of_a_loss(0.3), kept)
+    assert again == kept.replace("loss: 0.4", "loss: 0.3").replace(
+        kept[kept.index("<!-- a") :], again[again.index("<!-- a") :]
+    )
+
+
+def test_comments_of_items_that_are_gone_go_above_what_comes_in_their_place():
+    kept = keep_theirs(NEW, edited("- sft", "# how\n- sft # once\n- 'mine'"))
+    assert "tags:\n- autosloth\n# how\n# once\n- 'mine'\n- dpo\n" in matter_of(kept)
+    assert keep_theirs(NEW, kept) == kept
+
+
 def test_comments_of_a_key_that_we_wrote_and_do_not_write_any_more_are_kept():
     less = marked({key: value for key, value in MATTER.items() if key != "license_link"}, "# Sloth")
     kept = keep_theirs(less, edited("license_link:", "# by Mila\nlicense_link:"))

@@ -4,16 +4,17 @@ import base64
 import random
 import string
 import struct
+import time
 from pathlib import Path
 
 import pytest
 from support.tiny_models import PRE_TOKENIZERS, vocabulary
 
 from autosloth.errors import HubError
-from autosloth.publish.secrets import ADDRESS, LONGEST, WINDOW, refuse_secrets, secrets_in
+from autosloth.publish.secrets import ADDRESS, ASSIGNED, AWS_SECRET, LONGEST, WINDOW, refuse_secrets, secrets_in
 
 LETTERS = string.ascii_letters + string.digits
-BASE64 = LETTERS + "+/"
+BASE64, HEX = LETTERS + "+/", "0123456789abcdef"
 
 
 def drawn(length: int, of: str = LETTERS, seed: int = 0) -> str:
@@ -47,8 +48,22 @@ KEYS = {
     "a Shopify token": "shpat_" + drawn(32, "0123456789abcdef"),
     "a Telegram bot's token": "7104659823:AAH" + drawn(32, LETTERS + "_-"),
     "a JSON Web Token": f"eyJ{drawn(33)}.eyJ{drawn(90, seed=1)}.{drawn(43, LETTERS + '_-', seed=2)}",
-    "a private key": "-----BEGIN RSA PRIVATE KEY-----\n" + drawn(64) + "\n",
-    ADDRESS: "postgres://mila:Summer2024@db.company.com:5432/rows",
+    "a private key": f"-----BEGIN RSA PRIVATE KEY-----\n{drawn(64)}\n{drawn(64, seed=1)}\n",
+    "the address of a Slack or Discord webhook": f"hooks.slack.com/services/T0A1B2C3D/B0A1B2C3D/{drawn(24)}",
+    "a LangSmith key": f"lsv2_pt_{drawn(32, HEX)}_{drawn(10, HEX)}",
+    "a Together key": "tgp_v1_" + drawn(43),
+    "a Tavily key": "tvly-dev-" + drawn(32),
+    "a Notion token": "ntn_" + drawn(46),
+    "a Vault token": "hvs." + drawn(90),
+    "a Supabase token": "sbp_" + drawn(40, HEX),
+    "a Grafana token": f"glsa_{drawn(32)}_{drawn(8, HEX)}",
+    "a Linear key": "lin_api_" + drawn(40),
+    "a Jina key": f"jina_{drawn(32, HEX)}{drawn(28)}",
+    "a Kaggle key": "KGAT_" + drawn(32, HEX),
+    "a Weights & Biases key": "wandb_v1_" + drawn(77),
+    AWS_SECRET: f'"SecretAccessKey": "{drawn(40, BASE64)}"',
+    ASSIGNED: "WANDB_API_KEY=" + drawn(40, HEX),
+    ADDRESS: "postgres://mila:5ummer-Rain24@db.company.com:5432/rows",
 }
 OTHERS = {
     "DeepSeek's": "sk-" + drawn(32, "0123456789abcdef"),
@@ -68,6 +83,16 @@ OTHERS = {
     "the same in JSON": f"-----BEGIN RSA PRIVATE KEY-----\\nProc-Type: 4,ENCRYPTED\\nDEK-Info: AES-128-CBC,{drawn(32, 'ABCDEF0123456789')}\\n\\n{drawn(64, BASE64)}",
     "PGP's": f"-----BEGIN PGP PRIVATE KEY BLOCK-----\nVersion: GnuPG v2\n\n{drawn(64, BASE64)}",
     "SSH's": f"---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----\nComment: mila\n{drawn(64, BASE64)}",
+    "AWS's secret one in JavaScript": f"mySecretAccessKey: '{drawn(40, BASE64)}'",
+    "AWS's of a session": f"aws_session_token = {drawn(300, BASE64)}",
+    "Google's of an hour": "ya29." + drawn(180, LETTERS + "_-"),
+    "Discord's webhook": f"https://discord.com/api/webhooks/{drawn(18, '0123456789')}/{drawn(68)}",
+    "kaggle.json": f'{{"username":"mila","key":"{drawn(32, HEX)}"}}',
+    "kaggle.json in JSON": f'{{\\"username\\": \\"mila\\", \\"key\\": \\"{drawn(32, HEX)}\\"}}',
+    "Mistral's": f'"MISTRAL_API_KEY": "{drawn(32)}"',
+    "Cohere's": f"export COHERE_API_KEY='{drawn(40)}'",
+    "a quoted private key": f"> -----BEGIN PRIVATE KEY-----\n> {drawn(64)}\n> -----END PRIVATE KEY-----",
+    "a private key in JSON in JSON": f"-----BEGIN PRIVATE KEY-----\\\\n{drawn(64)}\\\\n{drawn(64)}\\\\n",
     "an address without a user": f"redis://:{drawn(24)}@cache.company.com",
     "Google's in YAML": "key:AIza" + drawn(35, LETTERS + "_-"),
     "an address in JSON": f"mongodb+srv:\\/\\/mila:{drawn(16)}@cluster0.abcde.mongodb.net",
@@ -101,6 +126,21 @@ HARMLESS = [
     "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: ...\n\n...",
     "pplx-" + "a" * 48,
     "glrt-a-name-of-many-words-with-1-digit",
+    # RFC 7519, jwt.io's signature, Supabase's local demo
+    "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk",
+    "eyJhbGciOiJIUzI1NiIs.eyJzdWIiOiJ1c2VyMTIz.SflKxwRJSMeKKF2QT4fwpMeJf36POk6yJV_adQssw5c",
+    "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJpc3MiOiJzdXBhYmFzZS1kZW1vIiwicm9sZSI6ImFub24iLCJleHAiOjE5ODM4MTI5OTZ9.CRXP1A7WOeoJeXxjNni43kdQwgnWNReilDMblYTn_I0",
+    f"eyJ{drawn(33)}.eyJ{drawn(90)}.{'x' * 43}",
+    "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC...\n-----END PRIVATE KEY-----",
+    f"-----BEGIN RSA PRIVATE KEY-----\n{drawn(64)}\n...\n-----END RSA PRIVATE KEY-----",
+    *("hf_YourTokenHereYourTokenHereYourToken", "hf_transformersModelForSequenceClassificationWithLoRA", "hf_AbCdEfGhIjKlMnOpQrStUvWxYz12345678"),
+    *("ghp_1234567890abcdefghijklmnopqrstuvwxyzAB", "sk-1234567890abcdef1234567890abcdef", "sk-proj-1234567890ABCDEFGHIJKLMNOP", "sk_live_51HhahYourKeyHere0000000000"),
+    *("sk-learn-classification-Report2020" + drawn(20), "sk-loading-Spinner-animation-" + drawn(24), f"img/sk-{drawn(32, HEX)}.png", "ASIAPACIFICREGIONALX"),
+    *(f"20231224:A{drawn(34, seed=3)}", "https://hooks.slack.com/services/T00000000/B00000000/" + "X" * 24),
+    *("rtsp://admin:adm-N92x@192.168.1.64:554/live", "http://mila:k8Vq2xLm9Zt4@10.0.0.1:3128", "http://mila:k8Vq2xLm9Zt4@172.20.0.1:80", "amqp://guest:guest123@rabbit.host"),
+    *("postgres://scott:tiger123@db.internal/x", "ftp://anonymous:guest2000@ftp.gnu.org", "postgresql://user:p4ssw0rd@host.acme.com/db", "https://mila:Summer2024@db.company.com"),
+    *("COHERE_API_KEY=os.environ['COHERE_API_KEY_OF_2024']", "API_KEY = load_the_key_of_the_service_from_2_files()", "MISTRAL_API_KEY=yourMistralKey12345678abcdefgh", "API_KEY=nameOfTheVariableThatHasIt2"),
+    '{"username": "mila", "key": "00000000000000000000000000000000"}',
 ]  # fmt: skip
 CARD = """---
 license: mit
@@ -126,13 +166,18 @@ def found(folder: Path, text: str | bytes) -> list[str]:
     return [secret.kind for secret in secrets_in(folder / "file")]
 
 
-@pytest.mark.parametrize(
-    "around",
-    ["{}", "the key is `{}`, look", '{{"text": "say\\n{}\\n"}}', "KEY={}\n", "q=%3D{}", "\\u003d{}", "\x1b[0m{}"],
-)
 @pytest.mark.parametrize("kind", KEYS)
-def test_a_key_is_found_and_named(tmp_path, kind, around):
-    assert found(tmp_path, around.format(KEYS[kind])) == [kind]
+def test_a_key_is_found_and_named(tmp_path, kind):
+    for around in (
+        "{}",
+        "the key is `{}`, look",
+        '{{"text": "say\\n{}\\n"}}',
+        "KEY={}\n",
+        "q=%3D{}",
+        "\\u003d{}",
+        "\x1b[0m{}",
+    ):
+        assert found(tmp_path, around.format(KEYS[kind])) == [kind], around
 
 
 @pytest.mark.parametrize("key", OTHERS.values(), ids=OTHERS)
@@ -157,12 +202,12 @@ def test_a_key_in_weights_is_found_once_wherever_it_lies(tmp_path, at):
     assert found(tmp_path, bytes(weights)) == ["a GitHub token"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16"])
-@pytest.mark.parametrize("around", ["{}", "the key is `{}`, look", '{{"text": "say\\n{}\\n"}}', "мой ключ:{} 中{}"])
 @pytest.mark.parametrize("kind", KEYS)
-def test_a_key_in_utf_16_is_found(tmp_path, kind, around, encoding):
-    text = around.format(KEYS[kind], KEYS[kind])
-    assert found(tmp_path, text.encode(encoding)) == [kind] * around.count("{}")
+def test_a_key_in_utf_16_is_found(tmp_path, kind):
+    for around in "{}", "the key is `{}`, look", '{{"text": "say\\n{}\\n"}}', "мой ключ:{} 中{}":
+        text = around.format(KEYS[kind], KEYS[kind])
+        for encoding in "utf-16-le", "utf-16-be", "utf-16":
+            assert found(tmp_path, text.encode(encoding)) == [kind] * around.count("{}"), (around, encoding)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16"])
@@ -190,7 +235,7 @@ def test_a_secret_in_use_is_found_in_utf_16(tmp_path, monkeypatch, encoding):
 def test_of_an_address_neither_user_nor_password_is_repeated(tmp_path):
     (tmp_path / "notes.txt").write_text(KEYS[ADDRESS])
     with pytest.raises(HubError, match=r"an address with a password \(`postgres:\.\.\.`\): line 1, column 1;"):
-        refuse_secrets(tmp_path)
+        refuse_secrets(tmp_path, tmp_path.parent)
 
 
 @pytest.mark.parametrize("wrapped", [0, 76])
@@ -232,7 +277,7 @@ def test_a_sample_of_the_card_is_named_by_its_place_and_not_repeated(tmp_path):
     key = KEYS["an OpenAI or Anthropic key"]
     (tmp_path / "README.md").write_text(CARD.format(key))
     with pytest.raises(HubError) as error:
-        refuse_secrets(tmp_path)
+        refuse_secrets(tmp_path, tmp_path.parent)
     assert "README.md holds what looks like an OpenAI or Anthropic key (`sk-...`)" in error.value.what
     assert "line 16, column 15, in `after` of sample 2; nothing was uploaded" in error.value.what
     assert key[3:12] not in str(error.value)
@@ -242,14 +287,33 @@ def test_further_places_are_counted(tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(KEYS["a GitHub token"])
     with pytest.raises(HubError, match=r"a\.txt .* line 1, column 1, and 1 other place; nothing"):
-        refuse_secrets(tmp_path)
+        refuse_secrets(tmp_path, tmp_path.parent)
+
+
+@pytest.mark.parametrize("name, taken_out_of", [("README.md", "{run}/facts.json, run `autosloth card {run}`"), ("adapter/a.json", "adapter/a.json of the upload")])  # fmt: skip
+def test_of_the_early_upload_the_run_is_named_and_no_folder_that_is_gone(tmp_path, name, taken_out_of):
+    folder = tmp_path / ".publish-abc.partial" / "model"
+    (folder / "adapter").mkdir(parents=True)
+    (folder / name).write_text(KEYS["a GitHub token"])
+    with pytest.raises(HubError) as error:
+        refuse_secrets(folder, tmp_path)
+    assert f"{name} of the upload holds what looks like a GitHub token" in error.value.what
+    assert f"Take it out of {taken_out_of.format(run=tmp_path)} and publish again" in error.value.todo
+    assert ".partial" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", [b"http://", b"a://:" + b"1a" * 45, b"http://a@", b"a:", b"x_-.", b'"username":'])
+def test_a_text_of_addresses_takes_no_longer_than_others(tmp_path, text):
+    began = time.process_time()
+    found(tmp_path, text * (2_000_000 // len(text)))
+    assert time.process_time() - began < 4  # 12 before
 
 
 def test_in_weights_the_byte_is_named(tmp_path):
     header = b'{"__metadata__":{"note":"' + KEYS["an AWS key"].encode() + b'"}}'
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(HubError, match=r"model\.safetensors holds what looks like an AWS key .* byte 33; nothing"):
-        refuse_secrets(tmp_path)
+        refuse_secrets(tmp_path, tmp_path.parent)
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)

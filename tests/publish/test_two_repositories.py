@@ -12,6 +12,7 @@ from support.publishing import TOKENS, arrived, autosloth_apart, files_of, is_pr
 
 from autosloth.errors import HubError
 from autosloth.publish import refuse_foreign_token, repositories
+from autosloth.publish.folder import fill
 from autosloth.settings import SFTSettings
 
 QUICK = {**DEMO, "max_steps": 6, "save_steps": 2, "eval_answers": 2, "max_new_tokens": 8, "merged": False}
@@ -37,6 +38,17 @@ def test_model_and_files_go_to_a_repository_each(hub, tmp_path):
     assert arrived(hub, "team/sloth-GGUF") == files_of(run.path("publish-GGUF"))
     assert FILE not in arrived(hub, "team/sloth") and {FILE, "Modelfile"} < set(arrived(hub, "team/sloth-GGUF"))
     assert run.facts["publish"]["repos"] == ["team/sloth", "team/sloth-GGUF"]
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_one_repository_with_an_adapter_s_file_has_its_template_once(tmp_path, merged):
+    run = make_run(tmp_path / "runs", quantizations=["Q8_0", "adapter"], merged=merged)
+    run.path("merged").mkdir()
+    for folder in "adapter", "merged":
+        run.path(folder, "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "all").mkdir()
+    fill(run, tmp_path / "all", "both")
+    assert (tmp_path / "all" / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
 def killed(hub, home, mark, **settings):

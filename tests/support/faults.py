@@ -231,7 +231,7 @@ def publish_folder(url: str, home: Path, repo: str) -> str:
     for name, content in PUBLISHED.items():
         (folder / name).write_bytes(content)
     with hub_errors(repo):
-        upload(folder, repo, SFTSettings(model="demo", dataset="demo"))
+        upload(folder, repo, SFTSettings(model="demo", dataset="demo"), home)
         return compare_with_hub(hub_api(), folder, repo)
 
 
