@@ -259,21 +259,34 @@ class Settings(BaseModel):
     precision: Literal["auto", "bfloat16", "float16", "float32"] = setting(
         "auto", "Training", "`auto` takes bfloat16 where the GPU has it, else float16; without a GPU it is float32."
     )
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = setting(
-        "linear", "Training", "How the learning rate changes after the warm-up."
-    )
+    scheduler: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "warmup_stable_decay"
+    ] = setting(
+        "linear", "Training", "How the learning rate changes after the warm-up; `warmup_stable_decay` keeps it until the last fifth of the steps, so that a training may be prolonged (arXiv 2405.18392)."
+    )  # fmt: skip
+    scheduler_cycles: int = setting(
+        3, "Training", "Falls of the learning rate in `cosine_with_restarts` (arXiv 1608.03983); counts for it alone.", ge=2, le=100
+    )  # fmt: skip
     warmup: float = setting(
         5, "Training", "Warm-up in steps, or as a share of all steps when below 1.", ge=0, le=100_000
     )
-    optimizer: Literal["adamw_8bit", "paged_adamw_8bit", "adamw_torch_fused", "rmsprop", "sgd"] = setting(
-        "adamw_8bit", "Training", "The 8-bit ones need a GPU; without one `adamw_torch_fused` takes their place."
-    )
+    optimizer: Literal[
+        "adamw_8bit", "paged_adamw_8bit", "adamw_torch_fused", "adafactor", "lion", "rmsprop", "sgd"
+    ] = setting(
+        "adamw_8bit", "Training", "The 8-bit ones need a GPU; without one `adamw_torch_fused` takes their place. `adafactor` keeps the least in memory (arXiv 1804.04235); `lion` wants a third to a tenth of AdamW's learning rate (arXiv 2302.06675)."
+    )  # fmt: skip
+    lora_plus_ratio: float = setting(
+        1.0, "Training", "How many times A's learning rate LoRA's B gets (LoRA+, arXiv 2402.12354): 16 learns faster there, at half the learning rate; 1 is off.", ge=1, le=100, title="LoRA+ ratio"
+    )  # fmt: skip
     weight_decay: float = setting(0.01, "Training", "Weight decay.", ge=0, le=1)
     max_grad_norm: float = setting(1.0, "Training", "Gradients are clipped to this norm.", gt=0, le=1000)
     seed: int = setting(3407, "Training", "Seed of the split, the shuffling and the adapter.", ge=0, lt=2**31)
     save_steps: int = setting(
         20, "Training", "A checkpoint to go on from is written every so many steps.", ge=1, le=1_000_000
     )
+    save_total: int = setting(
+        2, "Training", "Checkpoints that are kept, the newest ones; with 1 there is none to fall back on where a disk loses some of it.", ge=1, le=100
+    )  # fmt: skip
     eval_answers: int = setting(
         8, "Training", "Held-out questions that a new training answers before and after.", ge=0, le=1000
     )
@@ -480,6 +493,20 @@ class Settings(BaseModel):
             object.__setattr__(self, "run_name", self._default_run_name())
         return self
 
+    @model_validator(mode="after")
+    def _start_where_it_can(self) -> Settings:
+        """An adapter that starts inside the base takes a part of each weight away: of weights in 4 bit the rest would be rounded anew, and DoRA's lengths are of the whole weight."""
+        start = getattr(self, "init_lora_weights", "default")
+        if start != "default":
+            if self.load_in_4bit:
+                raise ValueError(
+                    f"`init_lora_weights: {start}` needs the base in 16 bit; set `load_in_4bit: false`, or `init_lora_weights: default`"
+                )
+            for name in ("use_dora", "adapter", "modules_to_save"):
+                if getattr(self, name):
+                    raise ValueError(f"`init_lora_weights: {start}` cannot be had with `{name}`; leave one of them out")
+        return self
+
     def _default_run_name(self) -> str:
         path = self.parts[0]["path"]
         dataset = public_address(path) if is_address(path) else path.partition("?")[0]
@@ -612,6 +639,13 @@ class Settings(BaseModel):
             raise SettingsError(*explain(error, source, sources)) from None
 
 
+def start_of_lora() -> Any:
+    """Where a fresh adapter starts, for the roads that have one training; self-play's rounds begin with the adapter of the one before."""
+    return setting(
+        "default", "Model", "Where a fresh adapter starts: at nothing, or in the base's strongest directions (`pissa`, arXiv 2404.02948) or orthogonal ones (`olora`, arXiv 2406.01775), which can learn faster; a base in 16 bit only.", title="LoRA start"
+    )  # fmt: skip
+
+
 class SFTSettings(Settings):
     """Supervised fine-tuning.
 
@@ -631,6 +665,18 @@ class SFTSettings(Settings):
         {}, "Data", "What other columns mean, for example `{frage: prompt, antwort: completion}`.", title="Columns"
     )
     packing: bool = setting(False, "Training", "Put several short rows into one sequence (needs a GPU).")
+    init_lora_weights: Literal["default", "pissa", "olora"] = start_of_lora()
+    neftune_alpha: float = setting(
+        0.0, "Training", "Noise on the embeddings while training (NEFTune, arXiv 2310.05914, by 5 to 15): freer and longer answers from few chats; no help to facts and sums; 0 is off.", ge=0, le=100, title="NEFTune alpha"
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _noise_by_row(self) -> SFTSettings:
+        if self.neftune_alpha and self.packing:
+            raise ValueError(
+                "`neftune_alpha` is a noise by the length of a row, and `packing` puts several rows into one; set one of them to 0 or false"
+            )
+        return self
 
 
 class DPOSettings(Settings):
@@ -669,6 +715,7 @@ class DPOSettings(Settings):
         "Data",
         "Of several answers with ranks, scores or thumbs: the best with the worst, or each with each that is worse.",
     )
+    init_lora_weights: Literal["default", "pissa", "olora"] = start_of_lora()
     profile: Literal["auto", "a100", "t4"] = setting(
         "auto",
         "Training",

@@ -37,6 +37,7 @@ from .engine import (
 from .generate import answer, checked
 from .memory import check_memory
 from .origin import GGUF_TAGS, HUB, card_data, on_hub, origin_of
+from .residual import save_adapter, save_start, take_start
 from .targets import layer_counts, layers_line
 from .template import (
     CHAT_TEMPLATES,
@@ -93,12 +94,15 @@ __all__ = [
     "refuse_without_gpu",
     "refuse_without_vllm",
     "render_chat",
+    "save_adapter",
+    "save_start",
     "save_tokenizer",
     "shard_sizes",
     "sixteen_bit_model",
     "small_files",
     "starting_adapter",
     "stored_as",
+    "take_start",
     "text_class",
     "tokens_without_embedding",
     "weights_gb",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from ..distributed import processes
 from ..errors import ModelError
 from ..hardware import first_gpu
 from ..hub_client import model_errors
@@ -21,6 +22,7 @@ from ..output import hush_libraries, say
 from ..retries import downloaded
 from ..run import cache_dir
 from ..settings import Settings
+from ..values import shown
 from ..weights import (
     parts_of,
     refuse_incomplete,
@@ -33,6 +35,7 @@ from ..weights import (
 from .adapter import adapter_config, adapter_shapes, fill, fitting, refuse_elsewhere, starting_adapter
 from .base import TOKENIZER_FILES, growth, is_quantized, model_source, small_files
 from .repair import repair_tokenizer
+from .residual import STARTS, keep_start
 from .targets import ALL, Targets, as_pattern, last, layer_counts, layers_line, tables_of, targets_of
 from .template import template_for
 
@@ -203,18 +206,21 @@ def load_model(settings: Settings) -> Any:
     refuse_untold(small_files(source, settings.revision), settings.model)  # of the Hub's, which are here only now
     if model.base_model is model and hasattr(model, "model"):  # Llama 4's text model names another part
         model.base_model_prefix = "model"  # which TRL's loss asks for
-    shape = lora_shape(model, settings, start)
+    shape, kind = lora_shape(model, settings, start), getattr(settings, "init_lora_weights", "default")
     if loaded_generally():
         shape["target_modules"] = as_pattern(shape["target_modules"])
     model = unsloth.FastLanguageModel.get_peft_model(
         model,
         **shape,
+        init_lora_weights=STARTS[kind],
         lora_dropout=settings.lora_dropout,
         bias="none",
         use_gradient_checkpointing="unsloth" if torch.cuda.is_available() else False,
         random_state=settings.seed,
         max_seq_length=settings.max_length,
     )
+    if kind != "default":
+        keep_start(model)
     if start:
         refuse_elsewhere(model, settings)
         fill(model, load_file(start / "adapter_model.safetensors"), settings)
@@ -271,6 +277,7 @@ def with_vllm(settings: Settings) -> dict[str, Any]:
 def lora_shape(model: Any, settings: Settings, start: Path | None) -> dict[str, Any]:
     """Rank, scale, kind and layers of the adapter: as the settings say, or as the adapter to start from has them. Raises ModelError."""
     if start is None:
+        refuse_start(settings)
         targets = targets_of(model, settings.target_modules)
         refuse_for_experts(model, targets, settings)
         return {
@@ -391,6 +398,23 @@ def takes_experts_apart(model: Any, settings: Settings) -> bool:
     return model.config.model_type == "gpt_oss" and settings.load_in_4bit and first_gpu() is not None
 
 
+def refuse_start(settings: Settings) -> None:
+    """Raises ModelError where an adapter is to start inside a base that cannot do without a part: its files are in few bits, which would round the rest of it, or processes share it."""
+    kind = getattr(settings, "init_lora_weights", "default")
+    if kind == "default":
+        return
+    if is_quantized(model_source(settings), settings.revision):
+        raise ModelError(
+            f"`init_lora_weights` is {kind}, which needs a base in 16 bit, and the files of {settings.model} are in fewer.",
+            "Set `model` to its 16-bit original, or `init_lora_weights: default`.",
+        )
+    if processes() > 1:
+        raise ModelError(
+            f"`init_lora_weights` is {kind}, which changes the base, and {processes()} processes share it.",
+            "Train in one process, or set `init_lora_weights: default`.",
+        )
+
+
 def refuse_for_experts(model: Any, targets: Targets, settings: Settings) -> None:
     """Raises ModelError for settings that PEFT cannot train experts with, where some are to be trained, and where what is trained of them could not be exported."""
     experts = any("experts." in name for name in targets.names)
@@ -399,11 +423,12 @@ def refuse_for_experts(model: Any, targets: Targets, settings: Settings) -> None
             f"In 4 bit each expert of {settings.model} is layers of its own, and an adapter on them fits no model in 16 bit.",
             "Set `target_modules: attention`, or `load_in_4bit: false` (a 20B then takes 42 GB), or export nothing: `quantizations: []`.",
         )
-    asked = [name for name in ("lora_dropout", "use_dora") if getattr(settings, name)]
+    neutral = {"lora_dropout": 0, "use_dora": False, "init_lora_weights": "default"}
+    asked = [name for name, value in neutral.items() if getattr(settings, name, value) != value]
     if targets.parameters and asked:
         raise ModelError(
             f"The experts of {settings.model} cannot be trained with `{asked[0]}`.",
-            f"Set `{asked[0]}: {'false' if asked[0] == 'use_dora' else 0}`, or `target_modules: attention`.",
+            f"Set `{asked[0]}: {shown(neutral[asked[0]])}`, or `target_modules: attention`.",
         )
 
 

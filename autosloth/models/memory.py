@@ -31,7 +31,15 @@ DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gem
 # 4 bits, an 8-bit scale a block of 64, a 32-bit scale of 256 scales (arXiv 2305.14314, section 3).
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 EIGHT_BIT = 2 * (1 + 4 / 256)  # two 8-bit moments and a 32-bit scale for 256 of each (bitsandbytes 0.50)
-STATE_BYTES = {"adamw_8bit": EIGHT_BIT, "paged_adamw_8bit": EIGHT_BIT, "adamw_torch_fused": 8, "rmsprop": 4, "sgd": 0}
+STATE_BYTES = {
+    "adamw_8bit": EIGHT_BIT,
+    "paged_adamw_8bit": EIGHT_BIT,
+    "adamw_torch_fused": 8,
+    "rmsprop": 4,
+    "lion": 4,
+    "sgd": 0,
+}
+STATE_BYTES["adafactor"] = 1  # a number for each row and column: of a matrix of rank 4 and above no more
 ADAPTER_BYTES = 4  # Unsloth trains the adapter in 32 bits
 # Unsloth's cross-entropy goes in chunks of tokens, sized as if a logit took 16 bytes (unsloth_zoo 2026.10, fused_losses/cross_entropy_loss.py).
 CHUNKED_AS = 16

@@ -96,7 +96,7 @@ def about_files(run: Run, kind: Kind) -> dict[str, Any]:
     )  # nobody is told how to use one that failed
     repo = repository(run)
     merged = settings.merged and (kind != "model" or facts.get("merge", {}).get("path") is not None)
-    rank = next((rank for rank in VLLM_RANKS if rank >= facts["train"]["lora_r"]), None)
+    rank = next((rank for rank in VLLM_RANKS if rank >= facts["train"].get("saved_r", facts["train"]["lora_r"])), None)
     return {
         "repo": repo,
         "owner": owner_of(repo),

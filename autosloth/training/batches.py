@@ -38,6 +38,8 @@ def forget(trainer: Any) -> None:
     trainer.optimizer, trainer.model_wrapped = None, trainer.model  # both are made anew
     trainer._metrics["train"].clear()  # trl 1.15 would count the broken step's in with the next
     trainer.model.zero_grad()
+    if handle := getattr(trainer, "neftune_hook_handle", None):  # transformers 5.17 would add a second noise
+        handle.remove()
 
 
 def evaluated(trainer: Any, evaluate: Callable[[], Any]) -> Any:

@@ -14,12 +14,12 @@ from typing import Any
 
 from ..distributed import first, of_first, processes, wait_for_all
 from ..errors import StorageError
+from ..models import save_start, take_start
 from ..notebook import DRIVE
 from ..output import say
 from ..run import HALF_WRITTEN, file_hash, fingerprint, move, out_of_the_way, read_json, remove, write_json
 
 WHOLE = "whole.json"  # in a checkpoint: the SHA-256 of each of its files; written last
-KEPT = 2  # checkpoints
 
 
 def trainable(model: Any) -> list[tuple[str, Any]]:
@@ -33,6 +33,8 @@ def resume(trainer: Any, checkpoint: Path | None) -> None:
     Resumed from its last step, the trainer of transformers 5.17 would take one step more.
     """
     state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
+    if checkpoint:
+        take_start(trainer.model, checkpoint)
     if checkpoint and state["global_step"] >= state["max_steps"]:
         from peft import load_peft_weights, set_peft_model_state_dict
         from transformers import TrainerState
@@ -58,10 +60,10 @@ def load_to_numbered_cpus() -> None:
 
 
 @contextlib.contextmanager
-def kept_whole(trainer: Any, afterwards: Callable[[], None]) -> Iterator[Path]:
-    """In the block the trainer's checkpoints get to its folder, which this gives, when they are whole: it writes them elsewhere. afterwards: called after each."""
+def kept_whole(trainer: Any, total: int, afterwards: Callable[[], None]) -> Iterator[Path]:
+    """In the block the trainer's checkpoints get to its folder, which this gives, when they are whole: it writes them elsewhere. total: how many stay; afterwards: called after each."""
     kept = Path(trainer.args.output_dir)
-    scratch, keeper = scratch_of(kept), keeping(kept, afterwards)
+    scratch, keeper = scratch_of(kept), keeping(trainer.model, kept, total, afterwards)
     of_first(lambda: remove(scratch))
     trainer.args.output_dir = str(scratch)
     trainer.add_callback(keeper)
@@ -91,26 +93,29 @@ def flushes_late(path: Path) -> bool:
     return path.is_relative_to(DRIVE) or nearest.startswith("fuse")
 
 
-def keeping(kept: Path, afterwards: Callable[[], None]) -> Any:
+def keeping(model: Any, kept: Path, total: int, afterwards: Callable[[], None]) -> Any:
     """A trainer callback that keeps each checkpoint that was written, when all processes have written their part."""
     from transformers import TrainerCallback
 
     class Keeping(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             wait_for_all()
-            of_first(lambda: keep(Path(args.output_dir, f"checkpoint-{state.global_step}"), kept))
+            checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            if first():
+                save_start(model, checkpoint)
+            of_first(lambda: keep(checkpoint, kept, total))
             afterwards()
 
     return Keeping()
 
 
-def keep(checkpoint: Path, kept: Path) -> None:
-    """Move a checkpoint to where it is kept, whole; of those before it one stays, should the disk lose some of this one."""
+def keep(checkpoint: Path, kept: Path, total: int) -> None:
+    """Move a checkpoint to where it is kept, whole; of those before it some stay, should the disk lose some of this one. total: how many with it."""
     seal(checkpoint)
     kept.mkdir(parents=True, exist_ok=True)
     remove(out_of_the_way(kept / checkpoint.name))
     move(checkpoint, kept / checkpoint.name)
-    for older in numbered(kept)[:-KEPT]:
+    for older in numbered(kept)[:-total]:
         remove(out_of_the_way(older))
 
 

@@ -22,6 +22,7 @@ from ..models import (
     load_tokenizer,
     origin_of,
     refuse_without_gpu,
+    save_adapter,
     save_tokenizer,
     starting_adapter,
 )
@@ -36,8 +37,11 @@ from .trial import is_due, set_checkpointing, try_out
 
 READS = (
     "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "modules_to_save", "adapter", "batch_size", "gradient_accumulation", "epochs",
-    "max_steps", "learning_rate", "precision", "scheduler", "warmup", "optimizer", "weight_decay", "max_grad_norm",
+    "max_steps", "learning_rate", "precision", "scheduler", "scheduler_cycles", "warmup", "optimizer", "lora_plus_ratio", "weight_decay", "max_grad_norm",
 )  # fmt: skip
+
+
+DECAY = 0.2  # of the steps in which a stable learning rate falls: as good as a cosine over all (arXiv 2405.18392, section 4)
 
 
 def adapter_input(run: Run) -> str | None:
@@ -59,7 +63,7 @@ training_stage = functools.partial(
 )
 
 
-@training_stage(reads=(*READS, "packing"))
+@training_stage(reads=(*READS, "packing", "init_lora_weights", "neftune_alpha"))
 def train_adapter(run: Run) -> None:
     """Supervised fine-tuning: train the adapter from the last checkpoint on (or from the start) and write adapter/."""
     train(run, make_trainer, measure_answers)
@@ -103,7 +107,7 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
 def save_trained(run: Run, model: Any, tokenizer: Any, held_out: Any, answers: list[dict[str, Any]]) -> None:
     """Write adapter/, with its tokenizer, and reference/, what the proof of the export needs."""
     folder = run.fresh("adapter")
-    model.save_pretrained(folder)
+    save_adapter(model, folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours is written last, in publish/
     if repaired := save_tokenizer(tokenizer, run.settings, folder):
         say(f"tokenizer: llama.cpp needs what the base's files leave out; added: {', '.join(repaired)}")
@@ -124,10 +128,10 @@ def go_on(run: Run, trainer: Any) -> None:
     set_checkpointing(
         trainer, run.facts.get("trial", {}).get("gradient_checkpointing", trainer.args.gradient_checkpointing)
     )
-    leave_steps_at_full_rate(trainer, run.settings)
+    steer_steps(trainer, run.settings)
     start = {name: p.detach().to("cpu", copy=True) for name, p in trainable(trainer.model)}
     while True:
-        with kept_whole(trainer, functools.partial(keep, run.settings)) as folder:
+        with kept_whole(trainer, run.settings.save_total, functools.partial(keep, run.settings)) as folder:
             checkpoint = of_first(lambda folder=folder: last_checkpoint(folder))
             if checkpoint:
                 say(f"train: going on from {checkpoint.name}")
@@ -155,17 +159,42 @@ def take_less(run: Run, trainer: Any) -> None:
     say(f"train: no GPU memory for batch_size {size}; {again}")
 
 
-def leave_steps_at_full_rate(trainer: Any, settings: Settings) -> None:
-    """Let the trainer shorten a warm-up that would take all of its steps, the first of which has a learning rate of 0; says so."""
+def steer_steps(trainer: Any, settings: Settings) -> None:
+    """Let the trainer make its optimizer and its schedule as the settings say; says where a warm-up would take all of its steps, the first of which has a learning rate of 0."""
     create = trainer.create_scheduler
 
-    def with_warmup(num_training_steps: int, optimizer: Any = None) -> Any:
+    def create_scheduler(num_training_steps: int, optimizer: Any = None) -> Any:
         trainer.args.warmup_steps = settings.warmup_steps(num_training_steps)
+        trainer.args.lr_scheduler_kwargs = schedule(settings, num_training_steps)
         if reason := settings.shorter_warmup(num_training_steps):
             say(f"train: {reason}")
         return create(num_training_steps, optimizer)
 
-    trainer.create_scheduler = with_warmup
+    trainer.create_scheduler = create_scheduler
+    if settings.lora_plus_ratio != 1:
+        trainer.create_optimizer = functools.partial(lora_plus, trainer, settings)
+
+
+def schedule(settings: Settings, steps: int) -> dict[str, Any] | None:
+    """What transformers needs to know of the schedule of a training of so many steps, besides its name and warm-up."""
+    if settings.scheduler == "cosine_with_restarts":
+        return {"num_cycles": settings.scheduler_cycles}
+    if settings.scheduler == "warmup_stable_decay":
+        falls = max(1, min(round(steps * DECAY), steps - settings.warmup_steps(steps)))
+        return {"num_decay_steps": falls, "decay_type": "linear"}
+    return None
+
+
+def lora_plus(trainer: Any, settings: Settings, model: Any = None) -> Any:
+    """The trainer's optimizer with another learning rate for B than for A, by PEFT (LoRA+, arXiv 2402.12354, section 4)."""
+    from peft.optimizers import create_loraplus_optimizer
+
+    if trainer.optimizer is None:
+        model = model or trainer.model
+        kind, values = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+        values |= {"loraplus_lr_ratio": settings.lora_plus_ratio, "loraplus_weight_decay": settings.weight_decay}
+        trainer.optimizer = create_loraplus_optimizer(model, kind, **values)
+    return trainer.optimizer
 
 
 def refuse_unmoved(trainer: Any, start: dict[str, Any]) -> None:
@@ -254,12 +283,14 @@ def sft_arguments(settings: SFTSettings, checkpoints: Path, dtype: str, gpu: boo
     """Every value that supervised training depends on, as SFTConfig takes it."""
     if settings.packing and not gpu:
         say("train: packing is off (it needs a GPU)")
-    return plain_arguments(settings, checkpoints, dtype, gpu) | {"packing": settings.packing and gpu}
+    noise = {"neftune_noise_alpha": settings.neftune_alpha, "padding_free": False} if settings.neftune_alpha else {}
+    return plain_arguments(settings, checkpoints, dtype, gpu) | {"packing": settings.packing and gpu, **noise}
 
 
 def plain_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: bool) -> dict[str, Any]:
     """What learning from single answers depends on, in supervised training and in self-play's comparison with it."""
     return training_arguments(settings, checkpoints, dtype, gpu) | {
+        "neftune_noise_alpha": None,
         "packing": False,
         "eval_packing": False,
         "padding_free": None,  # Unsloth chooses, by the GPU and the lengths of the rows
@@ -280,6 +311,7 @@ def training_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: b
         "max_steps": settings.max_steps or -1,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.scheduler,
+        "lr_scheduler_kwargs": None,  # `steer_steps` sets them, by the number of steps
         "warmup_steps": settings.warmup,
         "optim": available_optimizer(settings, gpu),
         "weight_decay": settings.weight_decay,
@@ -311,7 +343,9 @@ def training_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: b
 
 
 def available_optimizer(settings: Settings, gpu: bool) -> str:
-    """The optimizer, as this hardware can; says what was chosen instead and why."""
+    """The optimizer by its name in transformers, as this hardware can; says what was chosen instead and why."""
+    if settings.optimizer == "lion":
+        return "lion_32bit"  # of an adapter its one state is small
     if gpu or "8bit" not in settings.optimizer:
         return settings.optimizer
     say(f"train: the optimizer is adamw_torch_fused ({settings.optimizer} needs a GPU)")
@@ -363,6 +397,7 @@ def adapter_shape(model: Any) -> dict[str, Any]:
     others = {"pictures": "vision_config", "sounds": "audio_config"}
     return dict(
         lora_r=config.r,
+        saved_r=config.r * (2 if hasattr(model, "adapter_start") else 1),  # which loaders need to know
         lora_alpha=config.lora_alpha,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,

@@ -1,7 +1,6 @@
 """Training does what the settings say, and goes on after it was killed."""
 
 import errno
-import functools
 import json
 import os
 import shutil
@@ -10,12 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 from support.commands import DEMO, SHORT, killed_after, sets
+from support.small_memory import small_memory
 
-from autosloth.data.stage import prepare_data
 from autosloth.errors import ModelError
-from autosloth.notebook.live import Interruption, progress_callback
 from autosloth.run import Run, read_json
-from autosloth.settings import DPOSettings, SFTSettings
+from autosloth.settings import SFTSettings
 from autosloth.training import batches, checkpoints, dpo, measure, train
 
 # A value other than the default for everything that reaches the trainer.
@@ -157,7 +155,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_is_taken(tmp_pat
     for step in (8, 20, 100):
         (tmp_path / "new" / f"checkpoint-{step}").mkdir(parents=True)
         (tmp_path / "new" / f"checkpoint-{step}" / "optimizer.pt").write_text("moments")
-        checkpoints.keep(tmp_path / "new" / f"checkpoint-{step}", tmp_path / "kept")
+        checkpoints.keep(tmp_path / "new" / f"checkpoint-{step}", tmp_path / "kept", 2)
     assert [path.name for path in checkpoints.numbered(tmp_path / "kept")] == ["checkpoint-20", "checkpoint-100"]
     spoil, said = FAULTS[fault]
     spoil(tmp_path / "kept" / "checkpoint-100" / "optimizer.pt")
@@ -185,58 +183,6 @@ def test_a_file_system_of_a_programs_own_is_told_by_its_mount(monkeypatch):
     monkeypatch.setattr(psutil, "disk_partitions", lambda all: told)
     late = [path for path in ("/mnt", "/mnt/bucket/a", "/mnt/bucket/disk/a") if checkpoints.flushes_late(Path(path))]
     assert late == ["/mnt/bucket/a"]
-
-
-def small_memory(trainer, rows, from_step, training=True):
-    """Let a forward pass of more rows than this find the memory full, from a step on; in training, or else in measuring."""
-    import torch
-
-    def forward(module, args, kwargs):
-        if module.training == training and len(kwargs["input_ids"]) > rows and trainer.state.global_step >= from_step:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    return trainer.model.register_forward_pre_hook(forward, with_kwargs=True)
-
-
-ROADS = {"sft": (SFTSettings, train.make_trainer), "dpo": (DPOSettings, dpo.make_trainer)}
-ROADS["uneven"] = ROADS["dpo"]  # on pairs of which some are many times as long as others
-
-
-@pytest.fixture(scope="module")
-def rows_of(engine, base, tmp_path_factory):
-    """A function from a road to a few of the demo's rows for it."""
-
-    @functools.cache
-    def prepared(road):
-        run = Run.create(ROADS[road][0](model="demo", dataset="demo", storage=str(tmp_path_factory.mktemp(road))))
-        prepare_data(run)
-        rows = run.rows("train").select(range(64))
-        return rows.map(longer, with_indices=True) if road == "uneven" else rows
-
-    return prepared
-
-
-def longer(pair, number):
-    """A pair whose better answer is up to nine times as long."""
-    return {"chosen_ids": pair["chosen_ids"] * (1 + (number * 5) % 9)}
-
-
-@pytest.fixture
-def training(rows_of, tmp_path):
-    """training("name", rows=, from_step=, **settings) -> (run, trainer) of a few steps; rows: how many the memory holds, from a step on."""
-
-    def start(name, rows=1000, from_step=0, road="sft", **values):
-        few = {"max_steps": 4, "save_steps": 2, "storage": str(tmp_path), "run_name": name, "warmup": 1}
-        settings, make = ROADS[road]
-        run = Run.create(settings(model="demo", dataset="demo", **{**few, **values}))
-        model, tokenizer = train.load_model(run.settings), train.load_tokenizer(run.settings)
-        trainer = make(run, model, tokenizer, rows_of(road), rows_of(road), [progress_callback(Interruption())])
-        small_memory(trainer, rows, from_step)
-        train.go_on(run, trainer)
-        return run, trainer
-
-    start.storage = tmp_path
-    return start
 
 
 def losses(trainer):
