@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import get_args
 
 import pytest
 from support.families import FAMILIES as FAMILIES_OF_ALL
@@ -12,6 +13,7 @@ from autosloth.errors import ModelError
 from autosloth.models.counts import counts_of
 from autosloth.models.memory import (
     NF4_BYTES,
+    STATE_BYTES,
     check_memory,
     estimate,
     known_counts,
@@ -157,6 +159,29 @@ def test_preferences_need_a_second_adapter_and_self_play_room_for_answers():
 def test_the_optimizer_counts():
     of = {name: parts(SFTSettings(optimizer=name))["optimizer"] for name in ("adamw_torch_fused", "adamw_8bit", "sgd")}
     assert of["adamw_torch_fused"] > of["adamw_8bit"] > of["sgd"] == parts(SFTSettings())["adapter"]
+
+
+@pytest.mark.parametrize("name", [name for name in STATE_BYTES if "8bit" not in name])
+def test_an_optimizers_states_are_as_large_as_is_reckoned(engine, tmp_path, name):
+    """For the matrices of an adapter of rank 16; what is reckoned may be more, by what a step's number takes."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    from autosloth.training.train import available_optimizer
+
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((16, 256), (512, 16))]
+    optim = available_optimizer(SFTSettings(optimizer=name), gpu=False)
+    kind, values = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(tmp_path, optim=optim))
+    optimizer = kind(weights, **values)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    held = [
+        each for state in optimizer.state.values() for each in state.values() if torch.is_tensor(each) and each.dim()
+    ]
+    size, numbers = sum(each.numel() * each.element_size() for each in held), sum(map(torch.numel, weights))
+    assert STATE_BYTES[name] / 4 <= size / numbers <= STATE_BYTES[name]
+    assert set(get_args(SFTSettings.model_fields["optimizer"].annotation)) == {*STATE_BYTES}
 
 
 def test_the_check_says_what_is_expected_beside_what_there_is(gpu, model, capsys):

@@ -28,6 +28,8 @@ ROADS = {  # by name: the road, and its settings besides COMMON
     "small": ("sft", SFT),  # in a memory for a few tokens at once
     "four-bit": ("sft", {**SFT, "load_in_4bit": True}),
     "eight-bit": ("sft", {**SFT, "optimizer": "adamw_8bit", "learning_rate": 0.001}),
+    # An adapter that starts inside the base; exported and proven.
+    "olora": ("sft", {**SFT, "adapter": None, "init_lora_weights": "olora", "lora_plus_ratio": 4, "neftune_alpha": 1e-6}),
     "packed": ("sft", {**SFT, "packing": True, "max_steps": 1}),  # all rows in a step, but not all at once
     "whole": ("sft", {**SFT, "batch_size": 12, "max_steps": 1}),  # the same rows, at once
     # As many at once as a trial finds room for.
@@ -38,6 +40,7 @@ ROADS = {  # by name: the road, and its settings besides COMMON
     "spin": ("spin", SPIN),
 }
 HELD = {"small": 32, "packed": 130}  # tokens at once
+PROVEN = ("resumed", "olora")
 TRIED = {("T4", "auto"), ("T4", "spin"), ("A100", "dpo")}  # where the first minutes are a trial
 GB_A_TOKEN = {
     "T4": 0.12,
@@ -74,7 +77,7 @@ def follow(name, folder, device):
     road, values = ROADS[name]
     values = {**COMMON, **values, "model": str(folder / "base"), "storage": str(folder / device), "run_name": name}
     values |= {"dataset": str(folder / values["dataset"])}
-    if name != "start":
+    if name != "start" and "adapter" not in values:
         values["adapter"] = str(folder / "start")
     if name == "resumed":
         broken_off(folder / device / "sft", folder / device / name)
@@ -89,7 +92,7 @@ def follow(name, folder, device):
         roads.TRAINING[road][0](run)
     if name == "start":
         shutil.copytree(run.path("adapter"), folder / "start")
-    if name == "resumed":
+    if name in PROVEN:
         for stage in (*roads.EXPORT, verify_gguf):
             stage(run)
     return {"batches": batches, "tried": tried, "facts": run.facts}

@@ -28,8 +28,8 @@ CHAT = (
 )
 WORDS = "the quick brown fox jumps over lazy dog sloths are slow animals".split()
 ROADS = {
-    "CPU": ["start", "sft", "four-bit", "eight-bit", "whole", "means", "dpo", "spin"],
-    "T4": ["sft", "resumed", "small", "auto", "four-bit", "eight-bit", "dpo", "spin"],
+    "CPU": ["start", "sft", "four-bit", "eight-bit", "whole", "means", "olora", "dpo", "spin"],
+    "T4": ["sft", "resumed", "small", "auto", "four-bit", "eight-bit", "olora", "dpo", "spin"],
     "A100": ["packed", "sft", "dpo", "spin"],
 }
 # Which road of the CPU backend learns the same.
@@ -99,6 +99,7 @@ def test_a_t4_learns_as_the_cpu_backend_does_and_its_gguf_is_proven(stage):
         assert training(told[road])["peak_vram_gb"] == 2.15, "as the device tells"
     assert lines(told["sft"]) == lines(told["four-bit"]) == {1}, "rows without padding, one behind the other"
     assert told["resumed"]["facts"]["verify"]["passed"] and "going on from checkpoint-1" in printed
+    assert told["olora"]["facts"]["verify"]["passed"] and training(told["olora"])["saved_r"] == 8
     assert training(told["eight-bit"])["optimizer"] == "adamw_8bit"
     assert training(told["four-bit"])["four_bit"] and not training(told["sft"])["four_bit"]
     assert "going on with 2 and gradient_accumulation 2, as many rows a step" in printed
@@ -195,5 +196,9 @@ def changes(stage, device, road):
     from safetensors.torch import load_file
 
     adapter = stage / device / road / ("rounds/0/adapter" if road == "spin" else "adapter")
+    if road == "olora":  # as a plain one it starts at the base
+        end = load_file(adapter / "adapter_model.safetensors")
+        pairs = [(name, name.replace(".lora_A.", ".lora_B.")) for name in sorted(end) if ".lora_A." in name]
+        return torch.cat([(end[b].float() @ end[a].float()).flatten() for a, b in pairs])
     start, end = (load_file(folder / "adapter_model.safetensors") for folder in (stage / "start", adapter))
     return torch.cat([(end[name].float() - start[name].float()).flatten() for name in sorted(start)])
