@@ -84,6 +84,17 @@ def size_in_words(count: int) -> str:
     return decimal(count).replace("kB", "KB")
 
 
+def readable(perplexity: float) -> str:
+    """A perplexity, by three digits where it is large, as that of a base that has learnt no chat may be.
+
+    >>> readable(4.482), readable(12345.678), readable(5.2e21)
+    ('4.482', '12,300', 'over 1,000,000')
+    """
+    if perplexity > 1e6:
+        return "over 1,000,000"
+    return f"{perplexity}" if perplexity < 1000 else f"{float(f'{perplexity:.3g}'):,.0f}"
+
+
 def or_nothing(answer: str) -> str:
     """An answer as it is shown, an empty one too.
 

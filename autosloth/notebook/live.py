@@ -13,7 +13,7 @@ from typing import Any
 
 from ..distributed import processes
 from ..hardware import GB, gpu_energy_wh, peak_ram_gb, peak_vram_gb
-from ..output import counted, duration, or_nothing, render_html, say, show, size_in_words
+from ..output import counted, duration, or_nothing, readable, render_html, say, show, size_in_words
 from ..run import STAGES, Run, refuse_lost_facts
 from .runtime import front_end_attached
 
@@ -233,6 +233,8 @@ def measured_lines(run: Run) -> list[tuple[str, str]]:
         lines.append(("no further round", reason))
     if arm := facts.get("sft_arm"):
         lines.append(("plain SFT", f"held-out loss {arm['nll']:.4f} after {counted(arm['steps'], 'step')} from the start, for comparison"))  # fmt: skip
+    if "elsewhere" in before and "elsewhere" in after:
+        lines.append(("elsewhere", elsewhere_line(before["elsewhere"], after["elsewhere"])))
     if "exact_match" in after:
         longest = after.get("max_new_tokens", run.settings.max_new_tokens)
         cut = f"; {after['answers_cut']} cut at {longest} tokens" if after["answers_cut"] else ""
@@ -242,6 +244,18 @@ def measured_lines(run: Run) -> list[tuple[str, str]]:
         for when in ("before", "after"):
             lines.append((f"answer {when}", or_nothing(facts["eval"][when]["samples"][0]["answer"])))
     return lines
+
+
+def elsewhere_line(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What the training cost outside of its task.
+
+    >>> elsewhere_line({"perplexity": 12.3, "tokens": 1100}, {"perplexity": 13.0, "tokens": 1100})
+    'perplexity 12.3 before, 13.0 after on a fixed text outside of the task (1100 tokens): 6 % more'
+    """
+    change = round(100 * (after["perplexity"] / before["perplexity"] - 1))
+    told = f"{abs(change)} % {'more' if change > 0 else 'less'}" if change else "as before"
+    figures = f"perplexity {readable(before['perplexity'])} before, {readable(after['perplexity'])} after"
+    return f"{figures} on a fixed text outside of the task ({after['tokens']} tokens): {told}"
 
 
 def exported_lines(run: Run) -> list[tuple[str, str]]:

@@ -181,7 +181,7 @@ def proof_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
             rows.append((f"such texts that do not count: {facts['tolerated_because']}", f"{facts['tolerated']}", "-"))
         rows.append(("chat template", "the same" if facts["template"] else "another", "the same"))
     if "mean_kl" in facts:
-        kl = f"{facts['mean_kl']:.2g} over {facts['positions']} positions, {facts['max_kl']:.2g} at most"
+        kl = f"{facts['mean_kl']:.2g}, the mean of {facts['positions']} positions; the largest of one is {facts['max_kl']:.2g}"
         rows.append(("mean KL divergence of the next-token distributions (nats)", kl, f"{limits['mean_kl']}"))
         agree = f"positions whose most likely token agrees; one at most {facts.get('tie', 0.02):.2g} nats behind it counts too"
         rows.append((agree, f"{facts['top1']:.1%}", f"{limits['top1']:.0%}" if limits["top1"] else "-"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models import GGUF_TAGS, HUB, card_data, layers_line, on_hub, origin_of
-from ..output import counted, duration, or_nothing, size_in_words
+from ..output import counted, duration, or_nothing, readable, size_in_words
 from ..proof import proof_rows
 from ..run import Run, read_json
 from ..values import is_address, is_hub_id, last_part, public_address
@@ -137,17 +137,6 @@ def gguf_row(file: dict[str, Any], proofs: list[dict[str, Any]]) -> list[str]:
     proof = next((proof for proof in proofs if proof["file"] == name), {})
     figures = [f"{proof['mean_kl']:.2g}", f"{proof['top1']:.1%}"] if "mean_kl" in proof else ["-", "-"]
     return [f"`{name}`", ", ".join(filter(None, [file["type"], file.get("stored")])), size_in_words(file["bytes"]), *figures]  # fmt: skip
-
-
-def readable(perplexity: float) -> str:
-    """A perplexity, by three digits where it is large, as that of a base that has learnt no chat may be.
-
-    >>> readable(4.482), readable(12345.678), readable(5.2e21)
-    ('4.482', '12,300', 'over 1,000,000')
-    """
-    if perplexity > 1e6:
-        return "over 1,000,000"
-    return f"{perplexity}" if perplexity < 1000 else f"{float(f'{perplexity:.3g}'):,.0f}"
 
 
 def held_against(files: list[dict[str, Any]]) -> str:

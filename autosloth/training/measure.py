@@ -14,6 +14,7 @@ from ..proof import teacher_forced, write_reference
 from ..run import Run
 from ..settings import Settings
 from .batches import evaluated
+from .forgetting import elsewhere
 
 SAMPLE_LENGTH = 400
 EXAMPLES = 50  # held-out rows among which the shortest is shown as the model reads it
@@ -68,9 +69,9 @@ def compare_answers(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Greedy answers to the first held-out questions, so many at once: the facts, and each prompt and answer as token ids.
 
-    exact_match is the share of questions whose answer is the expected text.
+    exact_match is the share of questions whose answer is the expected text; elsewhere what `forgetting.elsewhere` finds.
     """
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"elsewhere": elsewhere(model, tokenizer)}
     rows = [row for row in held_out.select(range(min(settings.eval_answers, len(held_out)))) if row["messages"]]
     chats = [row["messages"] for row in rows]
     prompts = [encode_prompt(tokenizer, row["messages"][:-1], row["tools"]) for row in rows]

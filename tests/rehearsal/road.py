@@ -29,7 +29,10 @@ ROADS = {  # by name: the road, and its settings besides COMMON
     "four-bit": ("sft", {**SFT, "load_in_4bit": True}),
     "eight-bit": ("sft", {**SFT, "optimizer": "adamw_8bit", "learning_rate": 0.001}),
     # An adapter that starts inside the base; exported and proven.
-    "olora": ("sft", {**SFT, "adapter": None, "init_lora_weights": "olora", "lora_plus_ratio": 4, "neftune_alpha": 1e-6}),
+    "olora": (
+        "sft",
+        {**SFT, "adapter": None, "init_lora_weights": "olora", "lora_plus_ratio": 4, "neftune_alpha": 1e-6},
+    ),
     "packed": ("sft", {**SFT, "packing": True, "max_steps": 1}),  # all rows in a step, but not all at once
     "whole": ("sft", {**SFT, "batch_size": 12, "max_steps": 1}),  # the same rows, at once
     # As many at once as a trial finds room for.

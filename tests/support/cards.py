@@ -56,7 +56,11 @@ FACTS = {
     ),
     "hardware": {"gpu": "Tesla T4", "vram_gb": 15.8, "cpu": "x86_64", "cores": 2, "ram_gb": 13.6},
     "versions": {"python": "3.13.1", "autosloth": "0.1.0", "unsloth": "2026.10.9"},
-    "eval": sample({"loss": 1.5, "perplexity": 4.482}, {"loss": 1.0, "perplexity": 2.718}, answers_compared=8),
+    "eval": sample(
+        {"loss": 1.5, "perplexity": 4.482, "elsewhere": {"perplexity": 12.314, "tokens": 1121}},
+        {"loss": 1.0, "perplexity": 2.718, "elsewhere": {"perplexity": 12.871, "tokens": 1121}},
+        answers_compared=8,
+    ),
     "train": TRAIN,
     "example": {"prompt": "<s>### Instruction:\nWho?\n\n### Response:\n", "answer": "Mila</s>"},
     "export": {"gguf": [{"path": "gguf/my-run-Q8_0.gguf", "type": "Q8_0", "bytes": 7_700_000_000, "seconds": 172.0, "peak_ram_gb": 3.5}]},
