@@ -158,6 +158,31 @@ def show(run: Folder) -> None:
 
 
 @app.command()
+def score(
+    run: Folder,
+    data: Annotated[
+        str, typer.Option(metavar="FILE", help="Questions and answers: a file, a folder, an address or a Hub id.")
+    ],
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="exact, contains, regex (the file's answer is the pattern), number (the last one of an answer), json (equal values) or rouge (ROUGE-L F1).",
+        ),
+    ],
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens; without it as the run's setting says.")
+    ] = None,
+) -> None:
+    """Answer a file's questions with the tuned model and with its base, and compare both, with intervals. `autosloth card RUN` puts it into the card."""
+    from .score import METRICS
+    from .score import score as compare
+
+    if metric not in METRICS:
+        raise typer.BadParameter(f"it is {metric!r}; give {', '.join(METRICS)}.", param_hint="--metric")
+    compare(locked(run), data, metric, max_new_tokens)
+
+
+@app.command()
 def runs(
     storage: Annotated[
         Path | None,
