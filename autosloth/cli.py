@@ -1,4 +1,4 @@
-"""The commands: `autosloth sft`, `dpo`, `spin`, `check`, `init`, `export`, `verify`, `card`, `publish`, `show`, `runs`. Exit codes: 0 done, 1 a named problem, 2 wrong usage, 130 interrupted."""
+"""The commands: `autosloth sft`, `dpo`, `spin`, `check`, `init`, `export`, `verify`, `card`, `publish`, `show`, `score`, `runs`. Exit codes: 0 done, 1 a named problem, 2 wrong usage, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -157,6 +157,13 @@ def show(run: Folder) -> None:
     summary(Run.open(run))
 
 
+def complete_metrics() -> list[str]:
+    """The metrics of `score`."""
+    from .score import METRICS
+
+    return [*METRICS]
+
+
 @app.command()
 def score(
     run: Folder,
@@ -167,6 +174,7 @@ def score(
         str,
         typer.Option(
             help="exact, contains, regex (the file's answer is the pattern), number (the last one of an answer), json (equal values) or rouge (ROUGE-L F1).",
+            autocompletion=complete_metrics,
         ),
     ],
     max_new_tokens: Annotated[

@@ -399,6 +399,7 @@ def test_a_shell_completes_options_choices_runs_and_files(tmp_path):
     assert completed("autosloth sft --model unsloth/zephyr") == []
     assert completed("autosloth dpo --model unsloth/zephyr") == ["unsloth/zephyr-sft-bnb-4bit"]
     assert "demo" in completed("autosloth spin --dataset ")
+    assert completed("autosloth score runs/x --metric r") == ["regex", "rouge"]
     assert completed("autosloth sft --set learning") == ["learning_rate="]
     named = completed("autosloth sft --", "fish")
     assert len(named) > len(SFTSettings.model_fields) and all(re.match(r"--[\w-]+\t\S", line) for line in named)
