@@ -1,7 +1,8 @@
-"""The commands: `autosloth sft`, `dpo`, `spin`, `check`, `export`, `verify`, `card`, `publish`, `show`. Exit codes: 0 done, 1 a named problem, 2 wrong usage, 130 interrupted."""
+"""The commands: `autosloth sft`, `dpo`, `spin`, `check`, `init`, `export`, `verify`, `card`, `publish`, `show`, `score`, `runs`. Exit codes: 0 done, 1 a named problem, 2 wrong usage, 130 interrupted."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -11,29 +12,36 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
+from .commands import (
+    RoadCommand,
+    commented,
+    complete_runs,
+    folder_of_runs,
+    listed,
+    other_defaults_help,
+    show_runs,
+    with_settings,
+)
 from .errors import INTERRUPTED, AutoSlothError, Interrupted
 from .run import Run, lock, storage_errors
-from .settings import DPOSettings, Settings, SFTSettings, SPINSettings
-from .values import in_words, parse_value, shown
+from .settings import ROADS, Settings
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Fine-tune a language model, prove its GGUF, publish both.",
 )
 check_app = typer.Typer(no_args_is_help=True, help="Find every problem that can be known before training.")
 app.add_typer(check_app, name="check")
+init_app = typer.Typer(no_args_is_help=True, help="Print a commented file of settings to begin with.")
+app.add_typer(init_app, name="init")
 
-File = Annotated[
-    Path | None, typer.Argument(metavar="[SETTINGS.yaml]", help="Settings in YAML or JSON; without it the defaults.")
+Folder = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run folder, for example runs/my-run.", autocompletion=complete_runs),
 ]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given several times.")
-]
-Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/my-run.")]
+TOLD = {"sft": ("train", "Supervised"), "dpo": ("train", "Preference"), "spin": ("rounds", "Self-play")}
 
 
 def print_version(asked: bool) -> None:
@@ -52,72 +60,11 @@ def with_options(
     """What stands before a command."""
 
 
-def settings_help(road: type[Settings]) -> str:
-    """Every setting of a road with its default, its one-line help and what it takes, and the other sets of defaults, from the declaration."""
-    schema = road.model_json_schema()["properties"]
-    lines = []
-    for name, field in road.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        told = "from model and dataset" if name == "run_name" else shown(default)
-        takes = in_words(schema[name])
-        lines.append(f"{name} ({told}): {field.description}" + (f" Takes {takes}." if takes else ""))
-    for name, values in road.other_defaults().items():
-        told = ", ".join(f"{field} {shown(value)}" for field, value in values.items())
-        lines.append(f"With `{name}` the defaults are: {told}.")
-    return escape("Settings, with their defaults:\n\n" + "\n\n".join(lines))  # a list is no markup
-
-
-def load_settings(road: type[Settings], path: Path | None, pairs: list[str] | None) -> Settings:
-    """The settings of a file and of `--set`; a pair without `=` is wrong usage."""
-    overrides = {}
-    for pair in pairs or []:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{pair!r} has no `=`; write --set key=value.", param_hint="--set")
-        overrides[key.strip()] = parse_value(value)
-    return road.load(path, overrides=overrides)
-
-
-@app.command(epilog=settings_help(SFTSettings))
-def sft(settings: File = None, set: Set = None) -> None:
-    """Supervised fine-tuning, all of it: check, data, train, export, verify, card, publish. Run again, it goes on where it stood."""
+def follow_road(settings: Settings) -> None:
+    """A whole road."""
     from .roads import follow
 
-    follow(load_settings(SFTSettings, settings, set))
-
-
-@app.command(epilog=settings_help(DPOSettings))
-def dpo(settings: File = None, set: Set = None) -> None:
-    """Preference tuning, all of it: check, data, train, export, verify, card, publish. Run again, it goes on where it stood."""
-    from .roads import follow
-
-    follow(load_settings(DPOSettings, settings, set))
-
-
-@app.command(epilog=settings_help(SPINSettings))
-def spin(settings: File = None, set: Set = None) -> None:
-    """Self-play fine-tuning, all of it: check, data, rounds, export, verify, card, publish. Run again, it goes on where it stood."""
-    from .roads import follow
-
-    follow(load_settings(SPINSettings, settings, set))
-
-
-@check_app.command("sft")
-def check_sft(settings: File = None, set: Set = None) -> None:
-    """Find every problem of a supervised run that can be known before training; exit code 1 if there is any."""
-    check_alone(load_settings(SFTSettings, settings, set))
-
-
-@check_app.command("dpo")
-def check_dpo(settings: File = None, set: Set = None) -> None:
-    """Find every problem of a preference run that can be known before training; exit code 1 if there is any."""
-    check_alone(load_settings(DPOSettings, settings, set))
-
-
-@check_app.command("spin")
-def check_spin(settings: File = None, set: Set = None) -> None:
-    """Find every problem of a self-play run that can be known before training; exit code 1 if there is any."""
-    check_alone(load_settings(SPINSettings, settings, set))
+    follow(settings)
 
 
 def check_alone(settings: Settings) -> None:
@@ -126,6 +73,22 @@ def check_alone(settings: Settings) -> None:
     from .data import report_readings
 
     report_readings(check(settings))
+
+
+def print_commented(settings: Settings) -> None:
+    """A file of settings to begin with."""
+    print(commented(settings), end="")
+
+
+for road in ROADS.values():
+    trained, what = TOLD[road.road]
+    for group, act, help in (
+        (app, follow_road, f"{what} fine-tuning, all of it: check, data, {trained}, export, verify, card, publish. Run again, it goes on where it stood."),
+        (check_app, check_alone, f"Find every problem of a {what.lower()} run that can be known before training; exit code 1 if there is any."),
+        (init_app, print_commented, f"Print settings of a {what.lower()} run, each with its help: `autosloth init {road.road} > settings.yaml`."),
+    ):  # fmt: skip
+        add = group.command(road.road, cls=RoadCommand, help=help, epilog=other_defaults_help(road))
+        add(with_settings(road, act))
 
 
 @app.command()
@@ -138,7 +101,10 @@ def export(run: Folder) -> None:
 
 @app.command()
 def verify(
-    target: Annotated[Path, typer.Argument(metavar="RUN|FILE.gguf", help="A run folder, or any GGUF file.")],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|FILE.gguf", autocompletion=complete_runs, help="A run folder, or any GGUF file."),
+    ],
     against: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The model that FILE.gguf should be: a folder or a Hub id.")
     ] = None,
@@ -191,6 +157,60 @@ def show(run: Folder) -> None:
     summary(Run.open(run))
 
 
+def complete_metrics() -> list[str]:
+    """The metrics of `score`."""
+    from .score import METRICS
+
+    return [*METRICS]
+
+
+@app.command()
+def score(
+    run: Folder,
+    data: Annotated[
+        str, typer.Option(metavar="FILE", help="Questions and answers: a file, a folder, an address or a Hub id.")
+    ],
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="exact, contains, regex (the file's answer is the pattern), number (the last one of an answer), json (equal values) or rouge (ROUGE-L F1).",
+            autocompletion=complete_metrics,
+        ),
+    ],
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens; without it as the run's setting says.")
+    ] = None,
+) -> None:
+    """Answer a file's questions with the tuned model and with its base, and compare both, with intervals. `autosloth card RUN` puts it into the card."""
+    from .score import METRICS
+    from .score import score as compare
+
+    if metric not in METRICS:
+        raise typer.BadParameter(f"it is {metric!r}; give {', '.join(METRICS)}.", param_hint="--metric")
+    compare(locked(run), data, metric, max_new_tokens)
+
+
+@app.command()
+def runs(
+    storage: Annotated[
+        Path | None,
+        typer.Argument(help="The folder that holds the run folders; without it that of the setting `storage`."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts: a list in JSON.")] = False,
+) -> None:
+    """List the runs of a folder, the newest first: what came of each, and where it stands."""
+    folder = (storage or folder_of_runs()).expanduser()
+    rows, problems = listed(folder)
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif rows:
+        show_runs(rows)
+    else:
+        print(f"No runs in {folder} yet: `autosloth sft` begins one, `autosloth runs FOLDER` looks elsewhere.")
+    for problem in problems:
+        print(f"autosloth: {problem}", file=sys.stderr)
+
+
 def redo(folder: Path, *stages: object) -> None:
     """Run stages of a run folder whether or not they are done."""
     run = locked(folder)
@@ -215,7 +235,7 @@ def main() -> None:
         "OMP_WAIT_POLICY", "PASSIVE"
     )  # threads that spin while waiting slow each other on shared cores
     try:
-        app()
+        app(prog_name="autosloth")  # as its completion is called, `python -m autosloth` too
     except Interrupted as error:
         print(f"\nautosloth: {error.what}\n  {error.todo}", file=sys.stderr)
         sys.exit(130)

@@ -104,6 +104,16 @@ def or_nothing(answer: str) -> str:
     return answer or "(nothing)"
 
 
+def interval(of: dict[str, float], signed: bool = False) -> str:
+    """The `mean` of scores from 0 to 1 and the bounds `low` and `high` of its interval, in percent; signed: a difference.
+
+    >>> interval({"mean": 0.5, "low": 0.25, "high": 0.75}), interval({"mean": 0.1, "low": -0.05, "high": 0.2}, signed=True)
+    ('50.0 % (25.0 to 75.0)', '+10.0 % (-5.0 to +20.0)')
+    """
+    sign = "+" if signed else ""
+    return "{:{s}.1f} % ({:{s}.1f} to {:{s}.1f})".format(*(100 * of[name] for name in ("mean", "low", "high")), s=sign)
+
+
 def duration(seconds: float) -> str:
     """A time span as people say it: `48 s`, `12 min`, `3.5 h`."""
     if seconds < 100:

@@ -8,7 +8,7 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import (  # pydantic takes typing's only from Python 3.12 on
     Annotated,
@@ -49,6 +49,7 @@ from .values import (
     WHOLE_NUMBER,
     environment_values,
     explain,
+    flag,
     is_address,
     is_home,
     is_jinja,
@@ -605,18 +606,21 @@ class Settings(BaseModel):
 
     @classmethod
     def load(
-        cls, source: str | Path | Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None
+        cls,
+        source: str | Path | Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        options: Container[str] = (),
     ) -> Settings:
         """Defaults < `source` < environment `AUTOSLOTH_<FIELD>` < `overrides`, checked.
 
-        source: a YAML or JSON file, or the values of a notebook cell; overrides: from `--set`.
+        source: a YAML or JSON file, or the values of a notebook cell; overrides: from `--set`, or, those named in `options`, from an option of their own.
         Raises SettingsError, which names every wrong field, what was given, what is allowed, and where it was given.
         """
         refuse_unknown_variables(name for road in ROADS.values() for name in road.model_fields)
         values = source if isinstance(source, Mapping) else read_settings_file(source) if source else {}
         outer, overrides = environment_values(cls), overrides or {}
         sources = {name: f"the environment variable {variable(name)}" for name in outer}
-        sources |= {name: f"`--set {name}=...`" for name in overrides}
+        sources |= {name: f"`{flag(name)}`" if name in options else f"`--set {name}=...`" for name in overrides}
         told = str(source) if isinstance(source, (str, Path)) and source else "the settings"
         return cls.from_values({**values, **outer, **overrides}, told, sources)
 

@@ -31,6 +31,8 @@ IN_WORDS = {  # pydantic's kinds of errors whose own words speak of parsing
     **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
     **{"string_type": "text", "list_type": "a list, such as [a, b]", "dict_type": "a mapping, such as {a: b}"},
 }
+# What YAML makes of each JSON type beside text; one of several datasets is a mapping, for which a list stands.
+PYTHON = {"integer": int, "number": (int, float), "array": (list, dict), "object": dict, "null": type(None)}
 KEYS = {  # of the mappings that settings hold
     "extra_forbidden": "a dataset of several takes `path`, `share`, `split` and `columns`",
     "missing": "give a Hub id or a path",
@@ -166,9 +168,16 @@ def variable(name: str) -> str:
     return ENVIRONMENT_PREFIX + name.upper()
 
 
+def flag(name: str) -> str:
+    """The option of a setting."""
+    return "--" + name.replace("_", "-")
+
+
 def environment_values(model: type[BaseModel]) -> dict[str, Any]:
-    """Settings given as `AUTOSLOTH_<FIELD>`; the values are read as YAML, like those of `--set`."""
-    return {name: parse_value(os.environ[variable(name)]) for name in model.model_fields if variable(name) in os.environ}  # fmt: skip
+    """Settings given as `AUTOSLOTH_<FIELD>`; the values are read as those of `--set` are."""
+    given = {name: os.environ[variable(name)] for name in model.model_fields if variable(name) in os.environ}
+    schema = model.model_json_schema()["properties"] if given else {}
+    return {name: read_texts([text], schema[name]) for name, text in given.items()}
 
 
 def refuse_unknown_variables(names: Iterable[str]) -> None:
@@ -220,6 +229,51 @@ def parse_value(text: str) -> Any:
         return load_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
+
+
+def kinds_of(schema: Mapping[str, Any]) -> set[str]:
+    """The JSON types that a setting takes, from its JSON schema; none of a name that is no setting.
+
+    >>> sorted(kinds_of({"oneOf": [{"type": "integer"}, {"const": "auto", "type": "string"}]}))
+    ['integer', 'string']
+    """
+    return {kind["type"] for kind in schema.get("anyOf") or schema.get("oneOf") or [schema] if "type" in kind}
+
+
+def read_text(text: str, kinds: Iterable[str]) -> Any:
+    """The value of a setting that takes these JSON types, from what was typed: as a YAML file would hold it, but text stays as it is where text is taken.
+
+    >>> read_text("2024", ["string"]), read_text("2024", ["integer"]), read_text("# {{ x }} # y", ["string"]), read_text("", ["string", "null"])
+    ('2024', 2024, '# {{ x }} # y', None)
+    >>> read_text("'2024'", ["string"]), read_text("{path: a}", ["string", "array"])
+    ('2024', {'path': 'a'})
+    """
+    value, text = parse_value(text), text.strip()
+    if "string" not in kinds or (isinstance(value, str) and text[:1] in ("'", '"')):
+        return value
+    return value if any(isinstance(value, PYTHON.get(kind, ())) for kind in kinds) else text
+
+
+def read_texts(texts: Iterable[str], schema: Mapping[str, Any]) -> Any:
+    """The value of a setting from what was typed, once or several times: a list of names also with commas between them, mappings together; of others the last counts.
+
+    >>> read_texts(["q8_0,q4_k_m", "f16"], {"type": "array", "items": {"type": "string"}})
+    ['q8_0', 'q4_k_m', 'f16']
+    >>> read_texts(["{frage: prompt}", "{antwort: completion}"], {"type": "object"})
+    {'frage': 'prompt', 'antwort': 'completion'}
+    """
+    kinds = kinds_of(schema)
+    values = [read_text(text, kinds) for text in texts]
+    if kinds == {"object"}:
+        wrong = [value for value in values if not isinstance(value, dict)]
+        return wrong[0] if wrong else {name: meaning for value in values for name, meaning in value.items()}
+    lists = [kind for kind in (schema, *schema.get("oneOf", ())) if kind.get("type") == "array"]
+    if not lists or (len(values) == 1 and not isinstance(values[0], (str, dict))):
+        return values[-1]
+    if lists[0]["items"].get("type") == "string":  # names, in which there is no comma
+        values = [[part.strip() for part in value.split(",")] if isinstance(value, str) else value for value in values]
+    every = [part for value in values for part in (value if isinstance(value, list) else [value])]
+    return every[0] if len(every) == 1 and isinstance(every[0], str) else every
 
 
 def refuse_unknown(given: Mapping[str, Any], model: type[BaseModel]) -> None:

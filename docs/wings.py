@@ -24,7 +24,16 @@ ACROSS |= {
     "child_process": 0.8,
     "values": 0.32,
 }
-ACROSS |= {"output": 0.82, "errors": 0.2, "hardware": 0.55, "distributed": 0.82, "roads": 0.4, "cli": 0.4}
+ACROSS |= {
+    "output": 0.82,
+    "errors": 0.2,
+    "hardware": 0.55,
+    "distributed": 0.82,
+    "roads": 0.4,
+    "cli": 0.615,
+    "commands": 0.62,
+    "score": 0.525,
+}
 PAPER, INK, GREEN, GREY = "#ffffff", "#1f2933", "#2f7d4f", "#9aa5b1"
 
 

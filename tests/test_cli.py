@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from support.commands import DEMO, SHORT, command_line, sets
+import yaml
+from support.commands import DEMO, SHORT, called_here, command_line, sets
 from support.locks import released
 from support.patience import HUNG, until
 
@@ -25,6 +26,7 @@ from autosloth.proof import verify_gguf
 from autosloth.publish import write_card
 from autosloth.run import Run, clear_before, lock, read_json, set_aside, storage_errors, write_json
 from autosloth.settings import ROADS, SFTSettings
+from autosloth.values import flag
 
 
 def rows(path, pairs):
@@ -289,15 +291,197 @@ def test_nonsense_of_the_toy_base_on_other_rows_is_told_from_a_wrong_file(copied
     assert "whichmeanstheGGUFisthetrainedmodel,withinitstype'srounding;thatmodelisthedemo'stoy" in shown(copied)
 
 
+@pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("road", ROADS)
-def test_help_tells_what_each_setting_takes_and_which_defaults_go_together(road):
-    said = " ".join(command_line(road, "--help").stdout.split())
+def test_help_tells_each_option_in_its_group_and_which_defaults_go_together(road, columns):
+    said = called_here([road, "--help"], {"COLUMNS": str(columns)}).stdout
+    assert max(map(len, said.splitlines())) <= columns
+    panels = dict(re.findall(r"^╭─ (\w+) ─+╮\n(.*?)^╰", said, re.S | re.M))
+    assert list(panels) == ["Arguments", "Options", "Model", "Data", "Training", "Export", "Publish"]
+    words = {group: " ".join(re.sub(r"^│ .{30}|│$", "", panel, flags=re.M).split()) for group, panel in panels.items()}
     for name, field in ROADS[road].model_fields.items():
-        assert f" {name} (" in said and " ".join(field.description.split()) in said, name
-    assert "lora_dropout (0.0): Dropout in the adapter; 0 is fastest. Takes 0 to below 1." in said
-    assert "bad_rows (drop): " in said and "Takes drop or refuse." in said and "Takes or empty" not in said
-    demo = ROADS[road].DEMO_DEFAULTS
-    assert f"With `model: demo` the defaults are: {next(iter(demo))} {next(iter(demo.values()))}, " in said
+        group = field.json_schema_extra["group"]
+        assert re.search(rf"^│ {flag(name)}( |$)", panels[group], re.M), name
+        assert " ".join(field.description.split()) in words[group], name
+    assert "Dropout in the adapter; 0 is fastest. Takes 0 to below 1. [default: 0.0]" in words["Model"]
+    assert "Takes drop or refuse. [default: drop]" in words["Data"] and "Takes or empty" not in said
+    told = " ".join(said.split())
+    for brought, values in ROADS[road].other_defaults().items():
+        assert f"With `{brought}` the defaults are: {next(iter(values))} {next(iter(values.values()))}" in told
+
+
+def option_words(**values):
+    """Settings as their options."""
+    return [word for name, value in values.items() for word in (flag(name), str(value))]
+
+
+def settings_told(*arguments, road="sft", **environment):
+    """The settings that the command line makes of these arguments, by the file that `init` prints."""
+    result = called_here(["init", road, *arguments], environment)
+    assert result.returncode == 0, result.stderr
+    return ROADS[road].load(yaml.safe_load(result.stdout))
+
+
+def test_every_setting_is_an_option():
+    """What is typed is read: text as it stands, even where YAML would take it for a number; lists in each form; mappings; flags."""
+    given = {
+        "seed": 5,
+        "learning_rate": 1e-4,
+        "batch_size": 4,
+        "run_name": "2024",
+        "revision": "1234567",
+        "split": "no",
+    }
+    settings = settings_told(*option_words(**given), "--merged", "--no-card-rows")
+    assert {name: getattr(settings, name) for name in given} == given
+    assert settings.merged and not settings.card_rows
+    for words in (["q8_0,q4_k_m"], ["q8_0", "q4_k_m"], ["[q8_0, q4_k_m]"], ["Q8_0, q4_k_m,q8_0"]):
+        typed = [part for word in words for part in ("--quantizations", word)]
+        assert settings_told(*typed).quantizations == ["q8_0", "q4_k_m"], words
+    lists = settings_told(
+        *("--dataset", "a,b.jsonl", "--dataset", "{path: c, share: 0.5}", "--target-modules", "q_proj,v_proj"),
+        *("--quantizations", "[]", "--columns", "{frage: prompt}", "--columns", "{antwort: completion}"),
+        *("--chat-template", "{{ x }} # y"),
+    )
+    assert lists.dataset == [{"path": "a,b.jsonl"}, {"path": "c", "share": 0.5}]
+    assert (lists.target_modules, lists.quantizations) == (["q_proj", "v_proj"], [])
+    assert lists.columns == {"frage": "prompt", "antwort": "completion"} and lists.chat_template == "{{ x }} # y"
+    for one in (["--dataset", "{path: c, share: 0.5}"], ["--set", "dataset={path: c, share: 0.5}"]):
+        assert settings_told(*one).dataset == [{"path": "c", "share": 0.5}]
+
+
+def test_an_option_goes_before_the_environment_and_that_before_the_file(tmp_path):
+    (tmp_path / "s.yaml").write_text("seed: 1\nepochs: 2\nmerged: true\nrepo: from-the-file\n")
+    settings = settings_told(tmp_path / "s.yaml", "--seed", "3", "--no-merged", AUTOSLOTH_SEED="2", AUTOSLOTH_EPOCHS="5", AUTOSLOTH_RUN_NAME="2024")  # fmt: skip
+    told = (settings.seed, settings.merged, settings.epochs, settings.repo, settings.run_name)
+    assert told == (3, False, 5.0, "from-the-file", "2024")
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--learning-rate", "abc"], '`learning_rate` is "abc", but it should be a number. Correct `learning_rate` in `--learning-rate`.'),
+        (["--batch-size", "many"], "it should be a whole number, or auto. Correct `batch_size` in `--batch-size`."),
+        (["--columns", "frage"], "it should be a mapping, such as {a: b}. Correct `columns` in `--columns`."),
+        (["--quantizations", "q8_0,q9"], '`quantizations.1` is "q9", but it should be'),
+        (["--dataset", "{path: a, shar: 1}"], "a dataset of several takes `path`, `share`, `split` and `columns`. Correct `dataset` in `--dataset`."),
+        (["--set", "seed=x"], "Correct `seed` in `--set seed=...`."),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_is_named(arguments, said):
+    result = called_here(["check", "sft", *arguments], {})
+    assert result.returncode == 1 and said in " ".join(result.stderr.split()) and "Traceback" not in result.stderr
+
+
+def test_wrong_options_are_wrong_usage_and_the_nearest_is_named():
+    for road in ROADS:
+        unknown = called_here([road, "--learnig-rate", "1"], {})
+        assert unknown.returncode == 2 and "--learning-rate" in unknown.stderr
+    twice = called_here(["sft", "--seed", "1", "--set", "seed=2"], {})
+    assert twice.returncode == 2 and "`seed` is given by `--set` too; give it once." in " ".join(twice.stderr.split())
+    assert called_here(["dpo", "--packing"], {}).returncode == 2  # which is of SFT
+
+
+def completed(words, shell="bash", **environment):
+    """What a shell is offered behind these words, by its own protocol."""
+    protocol = {
+        "bash": {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))},
+        "fish": {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    }[shell]
+    said = called_here([], {"_AUTOSLOTH_COMPLETE": f"complete_{shell}", **protocol, **environment}).stdout
+    return said.strip().splitlines()
+
+
+def test_a_shell_completes_options_choices_runs_and_files(tmp_path):
+    assert "init" in completed("autosloth ") and completed("autosloth sft --quan") == ["--quantizations"]
+    assert completed("autosloth check dpo --precision fl") == ["float16", "float32"]
+    assert completed("autosloth sft --quantizations q8_0,q4") == ["q8_0,q4_k_m", "q8_0,q4_k_s"]
+    assert completed("autosloth sft --model unsloth/zephyr") == []
+    assert completed("autosloth dpo --model unsloth/zephyr") == ["unsloth/zephyr-sft-bnb-4bit"]
+    assert "demo" in completed("autosloth spin --dataset ")
+    assert completed("autosloth score runs/x --metric r") == ["regex", "rouge"]
+    assert completed("autosloth sft --set learning") == ["learning_rate="]
+    named = completed("autosloth sft --", "fish")
+    assert len(named) > len(SFTSettings.model_fields) and all(re.match(r"--[\w-]+\t\S", line) for line in named)
+    for name in ("mine.yaml", "rows.csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "settings.json").write_text("{}")
+    assert completed("autosloth show ", AUTOSLOTH_STORAGE=str(tmp_path)) == [str(tmp_path / "short")]
+    assert completed(f"autosloth sft {tmp_path}/") == [f"{tmp_path}/mine.yaml", f"{tmp_path}/short/"]
+
+
+def test_bash_completes_by_the_script_that_it_is_given(tmp_path):
+    script = command_line("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1").stdout
+    (tmp_path / "autosloth").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m autosloth "$@"\n')
+    (tmp_path / "autosloth").chmod(0o755)
+    typed = (
+        "COMP_WORDS=(autosloth check sft --quan); COMP_CWORD=3; _autosloth_completion autosloth; echo ${COMPREPLY[@]}"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    said = subprocess.run(["bash", "-c", f"{script}\n{typed}"], capture_output=True, text=True, env=os.environ | {"PATH": path})  # fmt: skip
+    assert said.stdout == "--quantizations\n", said.stderr
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_init_prints_every_setting_and_loads_as_the_defaults(road, tmp_path):
+    printed = called_here(["init", road], {})
+    assert printed.returncode == 0 and not printed.stderr
+    (tmp_path / "s.yaml").write_text(printed.stdout)
+    live, every = yaml.safe_load(printed.stdout), yaml.safe_load(re.sub("^#(?! )", "", printed.stdout, flags=re.M))
+    assert set(every) == set(ROADS[road].model_fields) and {"model", "dataset"} <= set(live) < set(every)
+    for values in (live, every):
+        assert ROADS[road].load(values) == ROADS[road].load()
+    for brought, others in ROADS[road].other_defaults().items():  # set in the file later, they bring all along
+        name, value = brought.split(": ")
+        later = ROADS[road].load(live | {name: value})
+        assert {name: getattr(later, name) for name in others} == others, brought
+    for field in ROADS[road].model_fields.values():
+        assert " ".join(field.description.split()) in " ".join(printed.stdout.replace("\n# ", " ").split())
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_what_init_prints_can_be_checked(road, tmp_path, base):
+    given = {"model": "demo", "dataset": "demo", "storage": tmp_path / "runs", "seed": 5}
+    (tmp_path / "s.yaml").write_text(called_here(["init", road, *option_words(**given)], {}).stdout)
+    settings = ROADS[road].load(tmp_path / "s.yaml")
+    assert settings == ROADS[road].load({name: str(value) for name, value in given.items()})
+    assert command_line("check", road, tmp_path / "s.yaml").returncode == 0
+
+
+def test_runs_are_listed_with_where_they_stand(copied):
+    storage = copied.parent
+    assert "No runs in" in command_line("runs", storage / "none").stdout
+    assert command_line("runs", copied / "facts.json").returncode == 1
+    (storage / "damaged").mkdir()
+    (storage / "damaged" / "settings.json").write_text("{")
+    (storage / "foreign").mkdir()
+    long = "a-run-of-a-name-" * 5 + "long"
+    begun = released(Run.create(SFTSettings(model="demo", dataset="demo", storage=str(storage), run_name=long)))
+    os.utime(copied / "facts.json", (2**31, 2**31))  # the newest
+    listed = command_line("runs", storage, "--json")
+    short, other = json.loads(listed.stdout)
+    eval = Run.open(copied).facts["eval"]
+    assert short == {
+        **{"run": str(copied), "road": "sft", "model": "demo", "dataset": "demo", "proven": True, "published": []},
+        **{"loss_before": eval["before"]["loss"], "loss_after": eval["after"]["loss"], "state": "finished"},
+    }
+    assert (other["run"], other["state"], other["proven"]) == (str(begun.folder), "next: data", None)
+    assert "damaged/settings.json is damaged" in listed.stderr and "foreign is not a run folder" in listed.stderr
+    for columns in ("50", "80", "120"):  # nothing is cut, by variable too
+        table = called_here(["runs"], {"COLUMNS": columns, "AUTOSLOTH_STORAGE": str(storage)}).stdout
+        assert max(map(len, table.splitlines())) <= int(columns)
+        first_column = "".join(line[: line.rstrip().find("  ", 3)].strip() for line in table.splitlines())
+        assert long in re.sub(r"\s", "", first_column), table
+        assert table.index("short") < table.index("a-run") and "finished" in table
+
+
+def test_a_run_that_is_at_work_and_one_that_failed_are_told(copied):
+    (copied / ".done" / "verify.json").unlink()
+    write_json(copied / ".done" / "failed" / "verify.json", {"what": "It broke.", "todo": "Mend it."})
+    assert json.loads(called_here(["runs", copied.parent, "--json"], {}).stdout)[0]["state"] == "failed: verify"
+    lock(copied)
+    assert json.loads(called_here(["runs", copied.parent, "--json"], {}).stdout)[0]["state"] == "running: verify"
 
 
 def shown(folder):
@@ -385,12 +569,6 @@ def test_what_other_settings_change_of_a_finished_run_is_told_beforehand(copied)
     assert changed.returncode == 0 and f"run: {again} {copied}/before" in changed.stdout
     same = command_line("check", "sft", *sets(**DEMO, storage=copied.parent))
     assert same.returncode == 0 and "again" not in same.stdout
-
-
-def test_help_lists_every_setting_with_its_default():
-    text = " ".join(command_line("sft", "--help").stdout.split())
-    for name in SFTSettings.model_fields:
-        assert f"{name} (" in text, name
 
 
 def test_an_interrupt_ends_with_130_and_says_how_to_go_on(tmp_path, base):

@@ -3,7 +3,7 @@
 What is left is tokenised, labelled, shown and written as the trainer takes it.
 """
 
-from .clean import FORMS_OF, Findings, look_through, report_readings
+from .clean import FORMS_OF, Findings, look_through, report_readings, streams
 from .encode import IGNORED
 from .load import look_up
 from .preview import show_preview
@@ -21,4 +21,5 @@ __all__ = [
     "refuse_full_disk",
     "report_readings",
     "show_preview",
+    "streams",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..distributed import processes
 from ..hardware import GB, gpu_energy_wh, peak_ram_gb, peak_vram_gb
-from ..output import counted, duration, or_nothing, readable, render_html, say, show, size_in_words
+from ..output import counted, duration, interval, or_nothing, readable, render_html, say, show, size_in_words
 from ..run import STAGES, Run, refuse_lost_facts
 from .runtime import front_end_attached
 
@@ -198,6 +198,9 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
         lines.append(("pairs" if run.settings.road == "dpo" else "rows", told))
     if "before" in facts.get("eval", {}):
         lines += measured_lines(run)
+    for score in facts.get("scores", []):
+        told = f"{score['metric']} {interval(score['base'])} of the base, {interval(score['tuned'])} tuned, {interval(score['difference'], signed=True)} difference"
+        lines.append((f"score on {score['file']}", told))
     if "steps" in facts.get("train", {}):
         lines.append(("training", f"{counted(facts['train']['steps'], 'step')} in {duration(facts['train']['seconds'])}, {facts['train']['tokens_per_second']:.0f} tokens per second, {memory_facts(facts)}"))  # fmt: skip
     if run.lost("train"):

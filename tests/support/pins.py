@@ -28,6 +28,8 @@ NEEDED = [
         "datasets",
         "bitsandbytes",
         "torchao",
+        "rapidfuzz",
+        "regex",
     ],
     *["torch", "numpy", "sentencepiece", "safetensors", "huggingface-hub", "llama-cpp-python", "pydantic", "pyyaml"],
     *["typer", "rich", "jinja2", "psutil", "packaging", "matplotlib", "ipywidgets", "ipython", "httpx", "filelock"],
