@@ -148,6 +148,10 @@ RowsAtOnce = Annotated[
     Annotated[int, Field(ge=1, le=1024), Tag(WHOLE_NUMBER)] | Annotated[Literal["auto"], Tag(AUTO)],
     Discriminator(lambda value: AUTO if value == AUTO else WHOLE_NUMBER),
 ]
+EvalSteps = Annotated[
+    Annotated[int, Field(ge=0, le=1_000_000), Tag(WHOLE_NUMBER)] | Annotated[Literal["auto"], Tag(AUTO)],
+    Discriminator(lambda value: AUTO if value == AUTO else WHOLE_NUMBER),
+]
 # One dataset or several; told apart at once, so that an error speaks of what was meant.
 OneOrMore = Annotated[NotEmpty, Tag(ONE)] | Annotated[list[Part], Tag(SEVERAL)]
 TOLD_APART = Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE)
@@ -605,14 +609,35 @@ class Settings(BaseModel):
                 f"Use `autosloth {road}` for them.",
             )
         given = {name: value for name, value in given.items() if name != "road"}
-        refuse_unknown(given, cls)
+        refuse_unknown(given, cls, settings_elsewhere(cls))
         try:
             return cls(**given)
         except ValidationError as error:
             raise SettingsError(*explain(error, source, sources)) from None
 
 
-class SFTSettings(Settings):
+class LossSettings(Settings):
+    """What the roads share that train once by a loss, which held-out rows have as well; self-play has rounds, and chooses among them."""
+
+    eval_steps: EvalSteps = setting(
+        AUTO, "Training", "The held-out loss is measured every so many steps, on as many rows as take 5 % of the time; `auto` does so about ten times, 0 never.",
+        suggestions=(AUTO,),
+    )  # fmt: skip
+    keep: Literal["best", "last"] = setting(
+        "best", "Training", "Export the weights that had the lowest held-out loss while it trained, or those of the last step.", title="Weights to keep"
+    )  # fmt: skip
+    patience: int = setting(
+        0, "Training", "Stop where the held-out loss has not fallen for so many measurements; 0 is off.", ge=0, le=1000
+    )
+
+    @model_validator(mode="after")
+    def _patience_needs_measurements(self) -> LossSettings:
+        if self.patience and not self.eval_steps:
+            raise ValueError("patience counts measurements of the held-out loss; set eval_steps to `auto` or a number, or patience to 0")  # fmt: skip
+        return self
+
+
+class SFTSettings(LossSettings):
     """Supervised fine-tuning.
 
     The defaults are the reference run on a free T4 (13.6 of 15.0 GB VRAM, 8.5 GB RAM): 60 steps of 8 rows.
@@ -633,7 +658,7 @@ class SFTSettings(Settings):
     packing: bool = setting(False, "Training", "Put several short rows into one sequence (needs a GPU).")
 
 
-class DPOSettings(Settings):
+class DPOSettings(LossSettings):
     """Preference tuning by pairs of a better and a worse answer (DPO, arXiv 2305.18290, and its kin).
 
     The defaults are the reference run on an A100: a Zephyr-like base on UltraFeedback; `profile` suits them to a T4.
@@ -811,6 +836,24 @@ class SPINSettings(Settings):
         late, last = number >= 2 and self.last_learning_rate, number == self.rounds - 1 and self.last_beta
         changed = {"learning_rate": late or self.learning_rate, "beta": last or self.beta}
         return self.model_copy(update=changed)
+
+
+def settings_elsewhere(road: type[Settings]) -> dict[str, str]:
+    """What is to be said of each setting that this road has not and others have.
+
+    >>> settings_elsewhere(SPINSettings)["patience"], settings_elsewhere(SFTSettings)["rounds"]
+    ('a setting of `autosloth sft` and `autosloth dpo`, not of `autosloth spin`', 'a setting of `autosloth spin`, not of `autosloth sft`')
+    """
+    having = {
+        name: [other.road for other in ROADS.values() if name in other.model_fields]
+        for other in ROADS.values()
+        for name in other.model_fields
+        if name not in road.model_fields
+    }
+    return {
+        name: f"a setting of {' and '.join(f'`autosloth {each}`' for each in roads)}, not of `autosloth {road.road}`"
+        for name, roads in having.items()
+    }
 
 
 @functools.cache
