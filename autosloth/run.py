@@ -43,9 +43,10 @@ GGUF_FOLDER = "publish-GGUF"  # what goes into the repository of the GGUF files
 # There only after a training began.
 TRAINED = ("adapter", "checkpoints", "rounds", "merged", "gguf", "publish", GGUF_FOLDER)
 LONGEST_NAME = 95  # characters of a run's name
+TENSORBOARD = "tensorboard"  # what it shows of the training
 # What a training and the stages after it leave; whatever else lies there is the user's. Of these what can be made again from the adapter.
-FOLLOWS = (*TRAINED, "reference", "verify")
-REMADE = tuple(name for name in FOLLOWS if name not in ("adapter", "reference"))
+FOLLOWS = (*TRAINED, "reference", "verify", TENSORBOARD)
+REMADE = tuple(name for name in FOLLOWS if name not in ("adapter", "reference", TENSORBOARD))
 UNCLEARED = ".uncleared"  # in a run before: what can be made again is still there
 HUSK = {"settings.json", "facts.json", ".done", UNCLEARED}  # all that a run before has where nothing was moved there
 BEFORE = "before"  # of a run folder: where what was trained there goes when it is trained anew

@@ -283,6 +283,10 @@ class Settings(BaseModel):
     )
     max_new_tokens: int = setting(256, "Training", "Longest answer in tokens when answers are compared.", ge=1, le=8192)
 
+    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = setting(
+        [], "Training", "Trackers that are told what the training logs, such as `[tensorboard]`, which then lies in the run folder; their keys come from the environment.", title="Trackers"
+    )  # fmt: skip
+
     merged: bool = setting(
         False, "Export", "Also write the merged model as 16-bit safetensors.", title="Merged model", front=True
     )
@@ -470,7 +474,7 @@ class Settings(BaseModel):
             return value
         raise ValueError(f"give {', '.join(CHAT_TEMPLATE_NAMES)}, the path of a Jinja file, or Jinja text")
 
-    @field_validator("quantizations", "modules_to_save", mode="before")
+    @field_validator("quantizations", "modules_to_save", "report_to", mode="before")
     @classmethod
     def _lower_case_each_once(cls, value: Any) -> Any:
         value = [value] if isinstance(value, str) else value  # one name

@@ -250,6 +250,8 @@ def measured_lines(run: Run) -> list[tuple[str, str]]:
     if after is None:
         return [("held-out loss", f"{before['loss']:.4f} before training")]
     lines = [held_out_line(before, after, facts["data"]["eval_rows"])]
+    if after["loss"] > before["loss"]:
+        lines.append(("WARNING", "the held-out loss rose: the model was better before it was trained; lower `learning_rate` or the number of steps"))  # fmt: skip
     if "reward_accuracy" in after:
         lines += preference_lines(before, after)
     lines += [round_line(played) for played in facts.get("rounds", [])]
@@ -273,9 +275,9 @@ def kept_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     train = facts.get("train", {})
     if not train.get("held_out"):
         return []
-    kept, seconds = train["kept"], train["measuring_seconds"]
+    kept, seconds, unit = train["kept"], train["measuring_seconds"], "pair" if "rewards" in train else "row"
     why = f", which had the lowest held-out loss, {kept['loss']:.4f}" if kept["rule"] == "best" else ""
-    share = f"measured {counted(len(train['held_out']), 'time')} on {counted(train['measuring']['rows'], 'row')}, in {seconds / (train['seconds'] + seconds):.1%} of the time"
+    share = f"measured {counted(len(train['held_out']), 'time')} on {counted(train['measuring']['rows'], unit)}, in {seconds / (train['seconds'] + seconds):.1%} of the time"
     lines = [("weights kept", f"those of step {kept['step']} of {train['steps']}{why} ({share})")]
     if stopped := train.get("stopped"):
         lines.append(("stopped early", f"after step {train['steps']} of {stopped['of']}: the held-out loss had not fallen for {counted(stopped['patience'], 'measurement')}"))  # fmt: skip

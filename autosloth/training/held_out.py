@@ -160,15 +160,16 @@ class HeldOut:
         trained = steps * batches(self.trainer)["rows_per_step"] * float(lengths_of(rows).mean())
         made = plan(self.settings.eval_steps, steps, trained, lengths_of(held), work_of(self.trainer, self.settings))
         self.run.record("train", measuring=made._asdict())
+        unit = "pair" if self.settings.road == "dpo" else "row"
         if made.every:
             every = "each step" if made.every == 1 else f"every {made.every} steps"
             more = f"; a larger `eval_steps` brings it below {COST:.0%}" if made.share > COST + 1e-4 else ""
             say(
-                f"train: the held-out loss is measured {every}, on {made.rows} of {counted(len(held), 'row')} (about {made.share:.1%} of the training's work{more})"
+                f"train: the held-out loss is measured {every}, on {made.rows} of {counted(len(held), unit)} (about {made.share:.1%} of the training's work{more})"
             )
         elif self.settings.eval_steps:
             say(
-                f"train: no held-out loss is measured on the way: so short a training pays for no two measurements of {counted(min(ROWS, len(held)), 'row')}; the last step is kept"
+                f"train: no held-out loss is measured on the way: so short a training pays for no two measurements of {counted(min(ROWS, len(held)), unit)}; the last step is kept"
             )
         return made
 
@@ -197,7 +198,9 @@ class HeldOut:
         if self.settings.keep == "best" and (not before or loss < best_of(before)[1]):
             self.weights = {name: whole(weight).to("cpu", copy=True) for name, weight in trainable(trainer.model)}
             state.best_metric, state.best_global_step = loss, state.global_step
+        due = trainer.control.should_log  # the step's own loss, which comes next
         trainer.log({"eval_loss": loss, "eval_seconds": round(time.perf_counter() - started, 3)})
+        trainer.control.should_log = due
         trainer.model.train()  # by which TRL tells which of its figures belong to the step's own log
 
     def end_where_it_falls_no_more(self, state: Any, control: Any) -> None:

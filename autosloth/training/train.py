@@ -27,12 +27,13 @@ from ..models import (
 )
 from ..notebook import Interruption, progress_callback
 from ..output import counted, say
-from ..run import Run, file_hash, stage
+from ..run import TENSORBOARD, Run, file_hash, stage
 from ..settings import Settings, SFTSettings
 from .batches import batches, fits, refuse_to_shrink, take_batches
 from .checkpoints import is_over, kept_whole, last_checkpoint, resume, trainable, whole
 from .held_out import HeldOut
 from .measure import ANSWERS_AT_ONCE, diverged, example, is_four_bit, measure_answers, save_reference
+from .trackers import trackers
 from .trial import is_due, set_checkpointing, try_out
 
 READS = (
@@ -55,7 +56,7 @@ training_stage = functools.partial(
     inputs=adapter_input,
     facts=("train", "trial", "eval", "hardware", "versions"),
     outputs=("adapter", "reference"),
-    scratch=("checkpoints",),
+    scratch=("checkpoints", TENSORBOARD),
     together=True,
     sets_aside=True,
 )
@@ -140,6 +141,8 @@ def go_on(run: Run, trainer: Any) -> None:
         trainer, run.facts.get("trial", {}).get("gradient_checkpointing", trainer.args.gradient_checkpointing)
     )
     leave_steps_at_full_rate(trainer, run.settings)
+    for tracker in trackers(run, trainer):
+        trainer.add_callback(tracker)
     start = {name: p.detach().to("cpu", copy=True) for name, p in trainable(trainer.model)}
     while True:
         with kept_whole(trainer, functools.partial(keep, run.settings)) as folder:
@@ -316,7 +319,7 @@ def training_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: b
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
         "save_total_limit": None,  # `keep` deletes the older ones
-        "report_to": [],
+        "report_to": [],  # `trackers` adds those of the settings, each so that it can fail
         "push_to_hub": False,
         "dataloader_num_workers": 0,
         "remove_unused_columns": False,
