@@ -222,7 +222,9 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def refuse_unknown(given: Mapping[str, Any], model: type[BaseModel], elsewhere: Mapping[str, str] | None = None) -> None:
+def refuse_unknown(
+    given: Mapping[str, Any], model: type[BaseModel], elsewhere: Mapping[str, str] | None = None
+) -> None:
     """Raises SettingsError for keys that are no settings, with the nearest name that is one; elsewhere: what is said of names that only other models have."""
     if "token" in given:
         raise SettingsError(

@@ -159,9 +159,7 @@ def panel_html(log: list[dict[str, Any]], total: int, elapsed: float, left: floa
     )  # fmt: skip
 
 
-def curve(
-    losses: list[tuple[int, float]], total: int, held_out: Sequence[Sequence[float]] = ()
-) -> dict[str, Any]:
+def curve(losses: list[tuple[int, float]], total: int, held_out: Sequence[Sequence[float]] = ()) -> dict[str, Any]:
     """The loss over the steps as the points of SVG lines in a box of 600 x 120, raw, smoothed and held out, and the ends of its axis.
 
     At most POINTS points; smoothed is a running mean with the weight 0.9 on the past, corrected for its start (as Adam does).

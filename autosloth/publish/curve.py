@@ -71,7 +71,9 @@ def draw_points(axes: Any, held_out: list[float], steps: int) -> None:
 def draw_held_out(axes: Any, train: dict[str, Any]) -> None:
     """The held-out loss as it was measured on the way, and the step whose weights were kept."""
     if held_out := train.get("held_out"):
-        axes.plot(*zip(*held_out, strict=True), ".-", color=AMBER, linewidth=1, markersize=4, label="held out, on the way")
+        axes.plot(
+            *zip(*held_out, strict=True), ".-", color=AMBER, linewidth=1, markersize=4, label="held out, on the way"
+        )
         if train["kept"]["step"] != train["steps"]:
             axes.axvline(train["kept"]["step"], color=INK, linewidth=0.8, linestyle=":", label="weights kept")
 

@@ -6,8 +6,8 @@ The model is measured on held-out rows before, on the way and after.
 from .dpo import train_preferences
 from .rounds_table import show_rounds
 from .spin import self_play
-from .train import train_adapter
 from .trackers import check_trackers
+from .train import train_adapter
 
 __all__ = [
     "check_trackers",

@@ -24,7 +24,10 @@ from .measure import held_out_loss
 
 COST = 0.05  # of the training's own work
 MOST = 10  # measurements by `auto`
-ROWS, FEWEST = 32, 8  # that `auto` measures with at least, and that are taken where the user asks for more measurements than COST allows
+ROWS, FEWEST = (
+    32,
+    8,
+)  # that `auto` measures with at least, and that are taken where the user asks for more measurements than COST allows
 BEST = "best.safetensors"  # in a checkpoint: the weights that had the lowest held-out loss up to it
 
 

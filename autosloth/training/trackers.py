@@ -35,7 +35,7 @@ def check_trackers(settings: Settings) -> None:
     if "wandb" in settings.report_to and not has_wandb_key():
         raise ModelError(
             "Weights & Biases has no key here: it would wait for one in the middle of the run.",
-            "Set WANDB_API_KEY (environment or Colab secret), or WANDB_MODE=offline, or run `wandb login`.",
+            "Set WANDB_API_KEY in the environment, or WANDB_MODE=offline, or run `wandb login`.",
         )
     if "tensorboard" in settings.report_to:
         folder = shlex.quote(str(settings.folder / TENSORBOARD))

@@ -98,10 +98,10 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
     run.record("train", **on_the_way.restore())
     facts, answers = measure(trainer, tokenizer, held_out, settings, at_once)
     run.record("eval", after=facts)
-    warn_where_nothing_was_gained(run)
     part()
     if not first():
         return
+    warn_where_nothing_was_gained(run)
     if "ref" in model.peft_config:  # DPO's frozen copy, which PEFT would save beside the other
         model.delete_adapter("ref")
     save_trained(run, model, tokenizer, held_out, answers)

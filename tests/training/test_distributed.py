@@ -87,7 +87,14 @@ def test_weights_that_are_shared_out_learn_what_whole_ones_do(engine, base, tmp_
 
 @pytest.mark.slow
 def test_of_weights_that_are_shared_out_the_best_are_put_together_and_kept(engine, base, tmp_path):
-    rising = {"learning_rate": 0.03, "scheduler": "constant", "warmup": 0, "max_steps": 8, "eval_steps": 1, "save_steps": 2}
+    rising = {
+        "learning_rate": 0.03,
+        "scheduler": "constant",
+        "warmup": 0,
+        "max_steps": 8,
+        "eval_steps": 1,
+        "save_steps": 2,
+    }
     short = {**DEMO, "eval_answers": 2, "max_new_tokens": 8, "quantizations": "[]", "merged": False, **rising}
     in_two_processes(tmp_path, "sft", *sets(**short, storage=tmp_path), how=["--use_fsdp", "--fsdp_version", "2"])
     facts = read_json(tmp_path / "short" / "facts.json")

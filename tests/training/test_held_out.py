@@ -15,7 +15,15 @@ from autosloth.training.dpo import train_preferences
 
 LOSSES = ("held_out", "kept", "measuring", "losses")
 TRAIN = {"sft": train.train_adapter, "dpo": train_preferences}
-FEW = {"model": "demo", "dataset": "demo", "run_name": "short", "max_steps": 6, "save_steps": 2, "warmup": 1, "batch_size": 8}
+FEW = {
+    "model": "demo",
+    "dataset": "demo",
+    "run_name": "short",
+    "max_steps": 6,
+    "save_steps": 2,
+    "warmup": 1,
+    "batch_size": 8,
+}
 RISING = {"learning_rate": 0.03, "max_steps": 8, "warmup": 0, "scheduler": "constant", "eval_steps": 1}
 
 
@@ -137,7 +145,11 @@ def test_of_pairs_the_loss_of_all_is_the_one_that_is_measured_at_the_end(start, 
     run = trained(start(tmp_path, "dpo", **few))
     facts = run.facts["train"]
     assert facts["measuring"]["rows"] == run.facts["data"]["eval_rows"]
-    assert [step for step, _ in facts["held_out"]] == [1, 2] and facts["kept"]["step"] == 2 and facts["kept"]["loss"] < run.facts["eval"]["before"]["loss"]
+    assert (
+        [step for step, _ in facts["held_out"]] == [1, 2]
+        and facts["kept"]["step"] == 2
+        and facts["kept"]["loss"] < run.facts["eval"]["before"]["loss"]
+    )
     assert run.facts["eval"]["after"]["loss"] == pytest.approx(facts["kept"]["loss"], abs=2e-4)
 
 

@@ -9,7 +9,7 @@ from autosloth.hub_copy import take
 from autosloth.notebook.live import Interruption, progress_callback
 from autosloth.run import Run
 from autosloth.settings import SFTSettings
-from autosloth.training import held_out, train, trackers
+from autosloth.training import held_out, trackers, train
 
 SECRET = "https://mila:word@example.org/rows.jsonl?token=hidden"
 
@@ -105,7 +105,10 @@ def test_a_tracker_that_fails_on_the_way_is_given_up_and_counted(training, tmp_p
 def test_of_settings_no_address_with_a_key_in_it_is_told():
     told = trackers.public_settings(SFTSettings(model="demo", dataset=[{"path": SECRET}, {"path": "demo"}]))
     assert [part["path"] for part in told["dataset"]] == ["https://example.org/rows.jsonl", "demo"]
-    assert trackers.public_settings(SFTSettings(model="demo", dataset=SECRET))["dataset"] == "https://example.org/rows.jsonl"
+    assert (
+        trackers.public_settings(SFTSettings(model="demo", dataset=SECRET))["dataset"]
+        == "https://example.org/rows.jsonl"
+    )
 
 
 def test_transformers_has_a_callback_for_each_tracker(engine):
@@ -116,7 +119,9 @@ def test_transformers_has_a_callback_for_each_tracker(engine):
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_the_line_that_installs_it():
-    with pytest.raises(ModelError, match=r"names wandb and mlflow, which are not installed.*`pip install wandb mlflow`"):
+    with pytest.raises(
+        ModelError, match=r"names wandb and mlflow, which are not installed.*`pip install wandb mlflow`"
+    ):
         trackers.check_trackers(SFTSettings(model="demo", report_to=["tensorboard", "wandb", "mlflow"]))
 
 
