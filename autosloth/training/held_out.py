@@ -56,10 +56,14 @@ def plan(eval_steps: int | str, steps: int, trained: float, lengths: Any, work: 
     lengths = numpy.asarray(lengths)
 
     def cost(times: int, rows: int) -> float:
-        return times * float(lengths[spread(rows, len(lengths))].sum()) * work / trained
+        return times * float(lengths[spread(rows, len(lengths))].sum()) * work / trained if rows else 0.0
 
     def fitting(times: int) -> int:
-        return next((rows for rows in range(len(lengths), 0, -1) if cost(times, rows) <= COST + 1e-9), 0)
+        """As many rows as fit by their mean length, or fewer where the ones that are taken are longer."""
+        rows = min(len(lengths), int(COST * trained / (work * times * lengths.mean()) + 1e-9))
+        while rows and cost(times, rows) > COST + 1e-9:
+            rows -= 1
+        return rows
 
     def of(every: int, rows: int) -> Plan:
         return Plan(every, rows, round(cost(math.ceil(steps / every), rows), 4))
