@@ -10,11 +10,10 @@ from autosloth.hub_copy import kept
 from autosloth.notebook.live import held_out_losses, kept_lines, panel_html
 from autosloth.run import Run, file_hash
 from autosloth.settings import ROADS, DPOSettings, SFTSettings
-from autosloth.training import checkpoints, held_out, train
-from autosloth.training.dpo import train_preferences
+from autosloth.training import checkpoints, dpo, held_out, train
 
 LOSSES = ("held_out", "kept", "measuring", "losses")
-TRAIN = {"sft": train.train_adapter, "dpo": train_preferences}
+TRAIN = {"sft": train.train_adapter, "dpo": dpo.train_preferences}
 FEW = {
     "model": "demo",
     "dataset": "demo",
@@ -130,12 +129,25 @@ def test_patience_ends_a_training_and_a_resume_does_not_go_on(start, rising, tmp
     assert adapter(run) == adapter(rising)
 
 
-def test_the_roads_of_the_demo_measure_on_the_way_for_less_than_a_twentieth_of_the_work(finished, preferred):
-    for folder, steps in ((finished, 150), (preferred, 40)):
-        facts = Run.open(folder).facts["train"]
-        assert len(facts["held_out"]) >= 2 and facts["held_out"][-1][0] == facts["steps"] == steps
-        assert 0.03 < facts["measuring"]["share"] <= held_out.COST and facts["measuring"]["rows"] >= held_out.ROWS
-        assert facts["kept"]["loss"] == min(loss for _, loss in facts["held_out"])
+def test_the_demo_measures_on_the_way_for_less_than_a_twentieth_of_the_work(finished, preferred):
+    facts = Run.open(finished).facts["train"]
+    assert len(facts["held_out"]) >= 2 and facts["held_out"][-1][0] == facts["steps"] == 150
+    assert 0.03 < facts["measuring"]["share"] <= held_out.COST and facts["measuring"]["rows"] >= held_out.ROWS
+    assert facts["kept"]["loss"] == min(loss for _, loss in facts["held_out"])
+    short = Run.open(preferred).facts["train"]  # whose pairs pay for no two measurements
+    assert short["held_out"] == [] and short["kept"] == {"rule": "last", "step": 40}
+
+
+def test_of_pairs_the_loss_is_the_one_that_trl_tells(start, tmp_path):
+    run = start(tmp_path, "dpo", max_steps=1, eval_steps=1)
+    model, tokenizer = train.load_model(run.settings), train.load_tokenizer(run.settings)
+    pairs = run.rows("eval").select(range(6))
+    trainer = dpo.make_trainer(run, model, tokenizer, run.rows("train").select(range(8)), pairs, [])
+    on_the_way = held_out.HeldOut(run, trainer)
+    trainer.add_callback(on_the_way.callback())
+    train.go_on(run, trainer)
+    ((step, loss),) = held_out_losses(trainer.state.log_history)
+    assert step == 1 and loss == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-4) and on_the_way.plan.rows == 6
 
 
 @pytest.mark.slow
