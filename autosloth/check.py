@@ -47,6 +47,7 @@ from .proof import compare_weights
 from .publish import refuse_foreign_token
 from .run import changes, existing_parent
 from .settings import Settings
+from .training import check_trackers
 from .values import is_hub_id
 from .weights import SPARE_GB, cache_folder, same_disk
 
@@ -80,6 +81,7 @@ def check(settings: Settings, setting_up: bool = False) -> Findings:
         check_layers,
         check_vocabulary,
         check_publishing,
+        check_trackers,
         partial(check_gpu, setting_up=setting_up),
     ]:
         try:

@@ -33,6 +33,7 @@ FETCHED = ".hub.fetched"  # a whole copy that is being put into the run folder; 
 NOTE = ".hub_copy.json"  # in a run folder: the states of the copy that it wrote or brought back last
 # What can be made again from the adapter, and what only concerns this disk.
 LEFT_OUT = ("merged", "gguf", "publish", "publish-GGUF", "verify", "before", ".lock", FETCHED, NOTE)
+GROWING = ("tensorboard",)  # files that are written on: sent as they were when they were taken
 NO_RUN = ("README.md", ".gitattributes", ".cache", *LEFT_OUT)  # what goes neither into a copy nor out of one
 OF_A_TRAINING = ("checkpoints", "adapter", "rounds", "merged", "gguf", "publish", "publish-GGUF")
 REPLACED = ("settings.json", "facts.json")  # of a run folder without a training: those of the copy tell more
@@ -191,7 +192,10 @@ def take(folder: Path) -> Path:
         target = snapshot / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(path.resolve(), target)
+            if path.relative_to(folder).parts[0] in GROWING:
+                shutil.copyfile(path, target)
+            else:
+                os.link(path.resolve(), target)
         except OSError:  # Drive knows no second names, nor does another disk
             shutil.copyfile(path, target)
     snapshot.mkdir(exist_ok=True)

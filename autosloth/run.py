@@ -43,9 +43,10 @@ GGUF_FOLDER = "publish-GGUF"  # what goes into the repository of the GGUF files
 # There only after a training began.
 TRAINED = ("adapter", "checkpoints", "rounds", "merged", "gguf", "publish", GGUF_FOLDER)
 LONGEST_NAME = 95  # characters of a run's name
+TENSORBOARD = "tensorboard"  # what it shows of the training
 # What a training and the stages after it leave; whatever else lies there is the user's. Of these what can be made again from the adapter.
-FOLLOWS = (*TRAINED, "reference", "verify")
-REMADE = tuple(name for name in FOLLOWS if name not in ("adapter", "reference"))
+FOLLOWS = (*TRAINED, "reference", "verify", TENSORBOARD)
+REMADE = tuple(name for name in FOLLOWS if name not in ("adapter", "reference", TENSORBOARD))
 UNCLEARED = ".uncleared"  # in a run before: what can be made again is still there
 HUSK = {"settings.json", "facts.json", ".done", UNCLEARED}  # all that a run before has where nothing was moved there
 BEFORE = "before"  # of a run folder: where what was trained there goes when it is trained anew
@@ -519,7 +520,7 @@ def stage(
             if not first():
                 return function(run) if of_first(lambda: True) else part()
             with storage_errors(run.folder):
-                wanted = stage_fingerprint(run, reads, after, inputs)
+                wanted = stage_fingerprint(run, name, reads, after, inputs)
                 _waits.clear()
                 started, earlier = time.perf_counter(), run.mark(name)
                 try:
@@ -545,7 +546,7 @@ def stage(
             if not first():
                 return again(run)
             with storage_errors(run.folder):
-                mark, wanted = run.mark(name), stage_fingerprint(run, reads, after, inputs)
+                mark, wanted = run.mark(name), stage_fingerprint(run, name, reads, after, inputs)
                 whole = mark and mark["files"] == file_sizes(run, outputs) and not run.lost_facts(name)
                 whole = whole and not altered(run, name, HASHED)
                 if whole and mark["fingerprint"] == wanted:
@@ -571,8 +572,13 @@ def waiting_for(what: str) -> Iterator[None]:
         _waits[what] = _waits.get(what, 0.0) + time.perf_counter() - started
 
 
-def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inputs: Callable[[Run], Any] | None) -> str:
-    """What a stage would read now, hashed. Raises SettingsError when a stage that it needs is not done, or its files are gone."""
+def stage_fingerprint(
+    run: Run, name: str, reads: Iterable[str], after: Iterable[str], inputs: Callable[[Run], Any] | None
+) -> str:
+    """What a stage would read now, hashed. Raises SettingsError when a stage that it needs is not done, or its files are gone.
+
+    A setting that the AutoSloth did not have by which the stage was begun tells nothing while it is at its default: what was done stays done.
+    """
     before = {}
     for earlier in after:
         mark = run.mark(earlier)
@@ -584,7 +590,12 @@ def stage_fingerprint(run: Run, reads: Iterable[str], after: Iterable[str], inpu
     for earlier in all_before(run, after):
         refuse_lost_facts(run, earlier)
     refuse_other_settings(run, after)
-    return fingerprint([chosen_settings(run, reads), before, inputs(run) if inputs else None])
+    more, begun = inputs(run) if inputs else None, run.begun().get(name, {})
+    now_set, fields = chosen_settings(run, reads), type(run.settings).model_fields
+    known = begun.get("settings", now_set)
+    new = [each for each in now_set if each not in known and now_set[each] == fields[each].get_default(call_default_factory=True)]  # fmt: skip
+    of_then = fingerprint([{each: value for each, value in now_set.items() if each not in new}, before, more])
+    return of_then if of_then == begun.get("fingerprint") else fingerprint([now_set, before, more])
 
 
 def refuse_lost(run: Run, stage: str, lost: list[str]) -> None:

@@ -149,6 +149,10 @@ RowsAtOnce = Annotated[
     Annotated[int, Field(ge=1, le=1024), Tag(WHOLE_NUMBER)] | Annotated[Literal["auto"], Tag(AUTO)],
     Discriminator(lambda value: AUTO if value == AUTO else WHOLE_NUMBER),
 ]
+EvalSteps = Annotated[
+    Annotated[int, Field(ge=0, le=1_000_000), Tag(WHOLE_NUMBER)] | Annotated[Literal["auto"], Tag(AUTO)],
+    Discriminator(lambda value: AUTO if value == AUTO else WHOLE_NUMBER),
+]
 # One dataset or several; told apart at once, so that an error speaks of what was meant.
 OneOrMore = Annotated[NotEmpty, Tag(ONE)] | Annotated[list[Part], Tag(SEVERAL)]
 TOLD_APART = Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE)
@@ -292,6 +296,10 @@ class Settings(BaseModel):
         8, "Training", "Held-out questions that a new training answers before and after.", ge=0, le=1000
     )
     max_new_tokens: int = setting(256, "Training", "Longest answer in tokens when answers are compared.", ge=1, le=8192)
+
+    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = setting(
+        [], "Training", "Trackers that are told what the training logs, such as `[tensorboard]`, which then lies in the run folder; their keys come from the environment.", title="Trackers"
+    )  # fmt: skip
 
     merged: bool = setting(
         False, "Export", "Also write the merged model as 16-bit safetensors.", title="Merged model", front=True
@@ -480,7 +488,7 @@ class Settings(BaseModel):
             return value
         raise ValueError(f"give {', '.join(CHAT_TEMPLATE_NAMES)}, the path of a Jinja file, or Jinja text")
 
-    @field_validator("quantizations", "modules_to_save", mode="before")
+    @field_validator("quantizations", "modules_to_save", "report_to", mode="before")
     @classmethod
     def _lower_case_each_once(cls, value: Any) -> Any:
         value = [value] if isinstance(value, str) else value  # one name
@@ -492,20 +500,6 @@ class Settings(BaseModel):
     def _name_the_run(self) -> Settings:
         if not self.run_name:
             object.__setattr__(self, "run_name", self._default_run_name())
-        return self
-
-    @model_validator(mode="after")
-    def _start_where_it_can(self) -> Settings:
-        """An adapter that starts inside the base takes a part of each weight away: of weights in 4 bit the rest would be rounded anew, and DoRA's lengths are of the whole weight."""
-        start = getattr(self, "init_lora_weights", "default")
-        if start != "default":
-            if self.load_in_4bit:
-                raise ValueError(
-                    f"`init_lora_weights: {start}` needs the base in 16 bit; set `load_in_4bit: false`, or `init_lora_weights: default`"
-                )
-            for name in ("use_dora", "adapter", "modules_to_save"):
-                if getattr(self, name):
-                    raise ValueError(f"`init_lora_weights: {start}` cannot be had with `{name}`; leave one of them out")
         return self
 
     def _default_run_name(self) -> str:
@@ -636,21 +630,52 @@ class Settings(BaseModel):
                 f"Use `autosloth {road}` for them.",
             )
         given = {name: value for name, value in given.items() if name != "road"}
-        refuse_unknown(given, cls)
+        refuse_unknown(given, cls, settings_elsewhere(cls))
         try:
             return cls(**given)
         except ValidationError as error:
             raise SettingsError(*explain(error, source, sources)) from None
 
 
-def start_of_lora() -> Any:
-    """Where a fresh adapter starts, for the roads that have one training; self-play's rounds begin with the adapter of the one before."""
-    return setting(
+class LossSettings(Settings):
+    """What the roads share that train once by a loss, which held-out rows have as well; self-play has rounds, and chooses among them."""
+
+    init_lora_weights: Literal["default", "pissa", "olora"] = setting(
         "default", "Model", "Where a fresh adapter starts: at nothing, or in the base's strongest directions (`pissa`, arXiv 2404.02948) or orthogonal ones (`olora`, arXiv 2406.01775), which can learn faster; a base in 16 bit only.", title="LoRA start"
     )  # fmt: skip
+    eval_steps: EvalSteps = setting(
+        AUTO, "Training", "The held-out loss is measured every so many steps, on as many rows as take 5 % of the time; `auto` does so about ten times, 0 never.",
+        suggestions=(AUTO,),
+    )  # fmt: skip
+    keep: Literal["best", "last"] = setting(
+        "best", "Training", "Export the weights that had the lowest held-out loss while it trained, or those of the last step.", title="Weights to keep"
+    )  # fmt: skip
+    patience: int = setting(
+        0, "Training", "Stop where the held-out loss has not fallen for so many measurements; 0 is off.", ge=0, le=1000
+    )
+
+    @model_validator(mode="after")
+    def _start_where_it_can(self) -> LossSettings:
+        """An adapter that starts inside the base takes a part of each weight away: of weights in 4 bit the rest would be rounded anew, and DoRA's lengths are of the whole weight."""
+        start = self.init_lora_weights
+        if start != "default":
+            if self.load_in_4bit:
+                raise ValueError(
+                    f"`init_lora_weights: {start}` needs the base in 16 bit; set `load_in_4bit: false`, or `init_lora_weights: default`"
+                )
+            for name in ("use_dora", "adapter", "modules_to_save"):
+                if getattr(self, name):
+                    raise ValueError(f"`init_lora_weights: {start}` cannot be had with `{name}`; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _patience_needs_measurements(self) -> LossSettings:
+        if self.patience and not self.eval_steps:
+            raise ValueError("patience counts measurements of the held-out loss; set eval_steps to `auto` or a number, or patience to 0")  # fmt: skip
+        return self
 
 
-class SFTSettings(Settings):
+class SFTSettings(LossSettings):
     """Supervised fine-tuning.
 
     The defaults are the reference run on a free T4 (13.6 of 15.0 GB VRAM, 8.5 GB RAM): 60 steps of 8 rows.
@@ -669,7 +694,6 @@ class SFTSettings(Settings):
         {}, "Data", "What other columns mean, for example `{frage: prompt, antwort: completion}`.", title="Columns"
     )
     packing: bool = setting(False, "Training", "Put several short rows into one sequence (needs a GPU).")
-    init_lora_weights: Literal["default", "pissa", "olora"] = start_of_lora()
     neftune_alpha: float = setting(
         0.0, "Training", "Noise on the embeddings while training (NEFTune, arXiv 2310.05914, by 5 to 15): freer and longer answers from few chats; no help to facts and sums; 0 is off.", ge=0, le=100, title="NEFTune alpha"
     )  # fmt: skip
@@ -683,7 +707,7 @@ class SFTSettings(Settings):
         return self
 
 
-class DPOSettings(Settings):
+class DPOSettings(LossSettings):
     """Preference tuning by pairs of a better and a worse answer (DPO, arXiv 2305.18290, and its kin).
 
     The defaults are the reference run on an A100: a Zephyr-like base on UltraFeedback; `profile` suits them to a T4.
@@ -719,7 +743,6 @@ class DPOSettings(Settings):
         "Data",
         "Of several answers with ranks, scores or thumbs: the best with the worst, or each with each that is worse.",
     )
-    init_lora_weights: Literal["default", "pissa", "olora"] = start_of_lora()
     profile: Literal["auto", "a100", "t4"] = setting(
         "auto",
         "Training",
@@ -862,6 +885,24 @@ class SPINSettings(Settings):
         late, last = number >= 2 and self.last_learning_rate, number == self.rounds - 1 and self.last_beta
         changed = {"learning_rate": late or self.learning_rate, "beta": last or self.beta}
         return self.model_copy(update=changed)
+
+
+def settings_elsewhere(road: type[Settings]) -> dict[str, str]:
+    """What is to be said of each setting that this road has not and others have.
+
+    >>> settings_elsewhere(SPINSettings)["patience"], settings_elsewhere(SFTSettings)["rounds"]
+    ('a setting of `autosloth sft` and `autosloth dpo`, not of `autosloth spin`', 'a setting of `autosloth spin`, not of `autosloth sft`')
+    """
+    having = {
+        name: [other.road for other in ROADS.values() if name in other.model_fields]
+        for other in ROADS.values()
+        for name in other.model_fields
+        if name not in road.model_fields
+    }
+    return {
+        name: f"a setting of {' and '.join(f'`autosloth {each}`' for each in roads)}, not of `autosloth {road.road}`"
+        for name, roads in having.items()
+    }
 
 
 @functools.cache

@@ -276,8 +276,10 @@ def read_texts(texts: Iterable[str], schema: Mapping[str, Any]) -> Any:
     return every[0] if len(every) == 1 and isinstance(every[0], str) else every
 
 
-def refuse_unknown(given: Mapping[str, Any], model: type[BaseModel]) -> None:
-    """Raises SettingsError for keys that are no settings, with the nearest name that is one."""
+def refuse_unknown(
+    given: Mapping[str, Any], model: type[BaseModel], elsewhere: Mapping[str, str] | None = None
+) -> None:
+    """Raises SettingsError for keys that are no settings, with the nearest name that is one; elsewhere: what is said of names that only other models have."""
     if "token" in given:
         raise SettingsError(
             "`token` is not a setting: settings are kept in files.",
@@ -285,7 +287,10 @@ def refuse_unknown(given: Mapping[str, Any], model: type[BaseModel]) -> None:
         )
     if unknown := [key for key in given if key not in model.model_fields]:
         known = list(model.model_fields)
-        raise SettingsError(f"{misspelt(unknown, known, 'a setting')}.", f"The settings are: {', '.join(known)}.")
+        told = [f"`{key}` is {(elsewhere or {})[key]}" for key in unknown if key in (elsewhere or {})]
+        if strange := [key for key in unknown if key not in (elsewhere or {})]:
+            told.append(misspelt(strange, known, "a setting"))
+        raise SettingsError(f"{'; '.join(told)}.", f"The settings are: {', '.join(known)}.")
 
 
 def explain(error: ValidationError, source: str, sources: Mapping[str, str] | None = None) -> tuple[str, str]:

@@ -86,7 +86,7 @@ def test_a_run_folder_knows_its_road_and_refuses_the_other(tmp_path):
         ({"beta": 0}, "greater than 0"),
         ({"profile": "h100"}, "'auto', 'a100' or 't4'"),
         ({"columns": {"a": "completion"}}, "'rejected' or 'ignore'"),
-        ({"packing": True}, "`packing` is not a setting"),
+        ({"packing": True}, "`packing` is a setting of `autosloth sft`, not of `autosloth dpo`"),
         ({"precision": "int8"}, "'auto', 'bfloat16', 'float16' or 'float32'"),
     ],
 )

@@ -105,6 +105,6 @@ def test_what_the_pages_name_is_there(name):
 
 def test_the_examples_for_contributors_stand_where_it_is_said():
     examples = re.findall(r"`(\w+)`(?: in| \() ?`([\w./]+\.py)`", CONTRIBUTING)
-    assert len(examples) == 8
+    assert len(examples) == 10
     for name, path in examples:
         assert re.search(rf"\b{name}\b", (ROOT / path).read_text()), (name, path)

@@ -322,3 +322,16 @@ def test_facts_in_a_list_are_held_entry_by_entry(tmp_path):
         assert run.lost("rounds")
     play(run)
     assert not run.lost("rounds") and [each["steps"] for each in run.facts["rounds"]] == [3, 2]
+
+
+def test_a_setting_that_came_later_and_is_at_its_default_leaves_what_is_done_done(tmp_path, capsys):
+    done = []
+    old, new = (stage("toy", reads=reads)(lambda run: done.append(run.settings.patience)) for reads in (["seed"], ["seed", "patience"]))  # fmt: skip
+    old(Run.create(settings_of(tmp_path)))
+    for _ in range(2):
+        new(Run.create(settings_of(tmp_path)))
+    assert done == [0] and capsys.readouterr().out.count("toy: done already, skipped") == 2
+    new(Run.create(settings_of(tmp_path, patience=3)))
+    new(Run.create(settings_of(tmp_path, patience=3)))
+    new(Run.create(settings_of(tmp_path)))
+    assert done == [0, 3, 0]

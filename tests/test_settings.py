@@ -102,6 +102,18 @@ def test_a_later_source_wins_over_an_earlier_one(tmp_path, monkeypatch):
         ({"run_name": "a/b"}, '`run_name` is "a/b"', "letters without accents, digits"),
         ({"eval_fraction": 0.9}, "`eval_fraction` is 0.9", "at most 0.5"),
         ({"batchsize": 4}, "`batchsize` is not a setting", "did you mean `batch_size`?"),
+        (
+            {"rounds": 3, "epoch": 1},
+            "`rounds` is a setting of `autosloth spin`, not of `autosloth sft`; `epoch` is not a setting",
+            "did you mean `epochs`?",
+        ),
+        ({"eval_steps": -1}, "`eval_steps` is -1", "at least 0"),
+        (
+            {"eval_steps": 0, "patience": 2},
+            "patience counts measurements of the held-out loss",
+            "set eval_steps to `auto` or a number",
+        ),
+        ({"report_to": "tensorbord"}, '`report_to.0` is "tensorbord"', "'tensorboard', 'trackio', 'wandb' or 'mlflow'"),
         ({"token": "hf_x"}, "`token` is not a setting: settings are kept in files", ""),
     ],
 )

@@ -5,13 +5,14 @@ Secrets and Google Drive are found here, and notebooks run headless.
 
 from .form import open_form
 from .libraries import install
-from .live import Interruption, progress_callback, show_answers, summary
+from .live import Interruption, held_out_losses, progress_callback, show_answers, summary
 from .runtime import DRIVE, drive_folder, place
 
 __all__ = [
     "DRIVE",
     "Interruption",
     "drive_folder",
+    "held_out_losses",
     "install",
     "open_form",
     "place",

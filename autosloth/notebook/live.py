@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..distributed import processes
@@ -58,7 +58,7 @@ class Interruption:
 
 
 def progress_callback(interruption: Interruption) -> Any:
-    """A trainer callback that shows the training, keeps the seconds and energy spent and the peaks of memory in the trainer's log, over resumes too, and ends it when asked to."""
+    """A trainer callback that shows the training, keeps the seconds (without those of measuring) and energy spent and the peaks of memory in the trainer's log, over resumes too, and ends it when asked to."""
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
@@ -73,6 +73,8 @@ def progress_callback(interruption: Interruption) -> Any:
                 control.should_save = control.should_training_stop = True
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+            if "eval_seconds" in logs:
+                self.started += logs["eval_seconds"]  # in which nothing was trained
             if "loss" not in logs:
                 return
             elapsed = time.perf_counter() - self.started
@@ -80,7 +82,8 @@ def progress_callback(interruption: Interruption) -> Any:
             state.log_history[-1] |= {"seconds": round(elapsed, 2), "energy_wh": self.energy(), **memory}
             done, total = state.global_step, state.max_steps
             pace = (time.perf_counter() - self.resumed_at) / (done - self.first_step)
-            told = ", ".join(filter(None, [f"loss {float(logs['loss']):.4f}", preference_line(logs)]))
+            parts = [f"loss {float(logs['loss']):.4f}", preference_line(logs), held_out_now(state.log_history)]
+            told = ", ".join(filter(None, parts))
             text = (
                 f"train: step {done} of {total}, {told}, about {duration(pace * (total - done))} left, {memory_line()}"
             )
@@ -116,6 +119,24 @@ def preference_line(logs: dict[str, Any]) -> str:
     return f"margin {margin:z.3f}" + (f", accuracy {float(logs['rewards/accuracies']):.0%}" if margin else "")
 
 
+def held_out_losses(log: list[dict[str, Any]]) -> list[list[float]]:
+    """[step, loss] of each measurement of held-out rows on the way, by a trainer's log.
+
+    >>> held_out_losses([{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.5, "eval_seconds": 0.1}, {"step": 2, "eval_loss": 1.4}])
+    [[2, 1.5]]
+    """
+    return [[entry["step"], float(entry["eval_loss"])] for entry in log if "eval_seconds" in entry]
+
+
+def held_out_now(log: list[dict[str, Any]]) -> str:
+    """The held-out loss that was measured last, and the lowest where that is another."""
+    losses = held_out_losses(log)
+    if not losses:
+        return ""
+    (step, lowest), (_, last) = min(losses, key=lambda entry: entry[1]), losses[-1]
+    return f"held-out loss {last:.4f}" + ("" if lowest == last else f" (lowest {lowest:.4f}, after step {step})")
+
+
 def redraw(panel: Any, text: str, html: str) -> Any:
     """Show a panel, or what has become of it in the same place; gives its handle."""
     from IPython.display import display
@@ -133,13 +154,13 @@ def panel_html(log: list[dict[str, Any]], total: int, elapsed: float, left: floa
     losses = [(entry["step"], float(entry["loss"])) for entry in steps]
     done, loss = losses[-1]
     return render_html(
-        "notebook/templates/panel.html.j2", done=done, total=total, loss=loss, first=losses[0][1], curve=curve(losses, total),
-        preference=preference_line(steps[-1]), elapsed=duration(elapsed), left=duration(left), memory=memory_line(),
+        "notebook/templates/panel.html.j2", done=done, total=total, loss=loss, first=losses[0][1], curve=curve(losses, total, held_out_losses(log)),
+        preference=", ".join(filter(None, [preference_line(steps[-1]), held_out_now(log)])), elapsed=duration(elapsed), left=duration(left), memory=memory_line(),
     )  # fmt: skip
 
 
-def curve(losses: list[tuple[int, float]], total: int) -> dict[str, Any]:
-    """The loss over the steps as the points of two SVG lines in a box of 600 x 120, raw and smoothed, and the ends of its axis.
+def curve(losses: list[tuple[int, float]], total: int, held_out: Sequence[Sequence[float]] = ()) -> dict[str, Any]:
+    """The loss over the steps as the points of SVG lines in a box of 600 x 120, raw, smoothed and held out, and the ends of its axis.
 
     At most POINTS points; smoothed is a running mean with the weight 0.9 on the past, corrected for its start (as Adam does).
     """
@@ -148,16 +169,16 @@ def curve(losses: list[tuple[int, float]], total: int) -> dict[str, Any]:
     for number, (step, loss) in enumerate(finite, start=1):
         mean = 0.9 * mean + 0.1 * loss
         smoothed.append((step, mean / (1 - 0.9**number)))
-    low, high = min((loss for _, loss in finite), default=0.0), max((loss for _, loss in finite), default=1.0)
-    every = -(-len(finite) // POINTS) or 1
+    shown = [loss for _, loss in (*finite, *held_out)]
+    low, high = min(shown, default=0.0), max(shown, default=1.0)
 
-    def points(line: list[tuple[int, float]]) -> str:
-        kept = line[::-1][::every][::-1]
+    def points(line: Sequence[Sequence[float]]) -> str:
+        kept = line[::-1][:: -(-len(line) // POINTS) or 1][::-1]
         return " ".join(
             f"{600 * step / total:.1f},{115 - 110 * (loss - low) / (high - low or 1):.1f}" for step, loss in kept
         )
 
-    return {"raw": points(finite), "smoothed": points(smoothed), "low": low, "high": high}
+    return {"raw": points(finite), "smoothed": points(smoothed), "held_out": points(held_out), "low": low, "high": high}
 
 
 def show_answers(run: Run) -> None:
@@ -203,6 +224,7 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
         lines.append((f"score on {score['file']}", told))
     if "steps" in facts.get("train", {}):
         lines.append(("training", f"{counted(facts['train']['steps'], 'step')} in {duration(facts['train']['seconds'])}, {facts['train']['tokens_per_second']:.0f} tokens per second, {memory_facts(facts)}"))  # fmt: skip
+    lines += kept_lines(facts)
     if run.lost("train"):
         lines.append(("adapter", missing_line(run, "train", run.lost("train")[0])))
     if "export" in facts:
@@ -229,6 +251,8 @@ def measured_lines(run: Run) -> list[tuple[str, str]]:
     if after is None:
         return [("held-out loss", f"{before['loss']:.4f} before training")]
     lines = [held_out_line(before, after, facts["data"]["eval_rows"])]
+    if after["loss"] > before["loss"]:
+        lines.append(("WARNING", "the held-out loss rose: the model was better before it was trained; lower `learning_rate` or the number of steps"))  # fmt: skip
     if "reward_accuracy" in after:
         lines += preference_lines(before, after)
     lines += [round_line(played) for played in facts.get("rounds", [])]
@@ -259,6 +283,20 @@ def elsewhere_line(before: dict[str, Any], after: dict[str, Any]) -> str:
     told = f"{abs(change)} % {'more' if change > 0 else 'less'}" if change else "as before"
     figures = f"perplexity {readable(before['perplexity'])} before, {readable(after['perplexity'])} after"
     return f"{figures} on a fixed text outside of the task ({after['tokens']} tokens): {told}"
+
+
+def kept_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Which step's weights are the adapter, by which held-out losses, and what measuring these took."""
+    train = facts.get("train", {})
+    if not train.get("held_out"):
+        return []
+    kept, seconds, unit = train["kept"], train["measuring_seconds"], "pair" if "rewards" in train else "row"
+    why = f", which had the lowest held-out loss, {kept['loss']:.4f}" if kept["rule"] == "best" else ""
+    share = f"measured {counted(len(train['held_out']), 'time')} on {counted(train['measuring']['rows'], unit)}, in {seconds / (train['seconds'] + seconds):.1%} of the time"
+    lines = [("weights kept", f"those of step {kept['step']} of {train['steps']}{why} ({share})")]
+    if stopped := train.get("stopped"):
+        lines.append(("stopped early", f"after step {train['steps']} of {stopped['of']}: the held-out loss had not fallen for {counted(stopped['patience'], 'measurement')}"))  # fmt: skip
+    return lines
 
 
 def exported_lines(run: Run) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The training as a picture: its loss step by step, with the held-out loss before and after; of preference pairs the margin too."""
+"""The training as a picture: its loss step by step, with the held-out loss before, on the way and after; of preference pairs the margin too."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def draw_losses(axes: Any, facts: dict[str, Any], road: str) -> None:
         first += len(losses)
     if road != "spin":
         draw_points(axes, [facts["eval"][when]["loss"] for when in ("before", "after")], first - 1)
+        draw_held_out(axes, facts["train"])
     unit = ", nats per token" if road == "sft" else " of the pairs"
     axes.set_title(f"loss{unit}", fontsize=10, color=INK, loc="left")
 
@@ -65,6 +66,16 @@ def draw_rewards(axes: Any, facts: dict[str, Any]) -> None:
 def draw_points(axes: Any, held_out: list[float], steps: int) -> None:
     """What was measured before the first step and after the last."""
     axes.plot([0, steps], held_out, "o", color=AMBER, markersize=6, label="held out, before and after")
+
+
+def draw_held_out(axes: Any, train: dict[str, Any]) -> None:
+    """The held-out loss as it was measured on the way, and the step whose weights were kept."""
+    if held_out := train.get("held_out"):
+        axes.plot(
+            *zip(*held_out, strict=True), ".-", color=AMBER, linewidth=1, markersize=4, label="held out, on the way"
+        )
+        if train["kept"]["step"] != train["steps"]:
+            axes.axvline(train["kept"]["step"], color=INK, linewidth=0.8, linestyle=":", label="weights kept")
 
 
 def by_round(losses: list[list[float]]) -> list[list[float]]:

@@ -19,7 +19,8 @@ HERE = (
     "one_repo",
     "publish_to_hub",
     "publish_unverified",
-)  # where this run lies and goes; not what keeps rows from the public, which is to hold for who runs it again
+    "report_to",
+)  # where this run lies and goes, and who is told; not what keeps rows from the public, which is to hold for who runs it again
 PLACES = ("model", "adapter", "sixteen_bit_model")
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,25 @@ def trainable(model: Any) -> list[tuple[str, Any]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
+def whole(weight: Any) -> Any:
+    """A parameter's values, of which several processes may hold a part each (FSDP): all of them call it."""
+    return (weight.full_tensor() if hasattr(weight, "full_tensor") else weight).detach()
+
+
+def fill(weight: Any, values: Any) -> None:
+    """Give a parameter these values, as `whole` told them."""
+    if hasattr(weight, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        values = distribute_tensor(values.to(weight.device), weight.device_mesh, weight.placements)
+    weight.copy_(values)
+
+
+def is_over(state: Mapping[str, Any]) -> bool:
+    """Whether a training has ended, by its trainer's state: after its last step, or before where the held-out loss fell no more."""
+    return state["global_step"] >= state["max_steps"] or any("stopped" in entry for entry in state["log_history"])
+
+
 def resume(trainer: Any, checkpoint: Path | None) -> None:
     """Train from a checkpoint, or from the start; a checkpoint of the last step is only loaded.
 
@@ -35,7 +54,7 @@ def resume(trainer: Any, checkpoint: Path | None) -> None:
     state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
     if checkpoint:
         take_start(trainer.model, checkpoint)
-    if checkpoint and state["global_step"] >= state["max_steps"]:
+    if checkpoint and is_over(state):
         from peft import load_peft_weights, set_peft_model_state_dict
         from transformers import TrainerState
 

@@ -22,9 +22,7 @@ KL_ROWS = 32  # held-out answers that the divergence from the reference is measu
 COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
 
-@training_stage(
-    reads=(*READS, "init_lora_weights", "beta", "loss", "sft_weight", "label_smoothing", "precompute_reference")
-)
+@training_stage(reads=(*READS, "beta", "loss", "sft_weight", "label_smoothing", "precompute_reference"))
 def train_preferences(run: Run) -> None:
     """Preference tuning: train the adapter from the last checkpoint on (or from the start) and write adapter/."""
     train(run, make_trainer, measure_preferences)

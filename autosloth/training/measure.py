@@ -34,27 +34,28 @@ def measure_answers(
     return {"loss": loss, "perplexity": round(math.exp(min(loss, 50)), 3), **compared}, answers
 
 
-def held_out_loss(trainer: Any) -> float:
-    """Mean negative log-likelihood of the held-out answers' tokens, in nats. Raises ModelError when it is no number.
+def held_out_loss(trainer: Any, rows: Any = None) -> float:
+    """Mean negative log-likelihood of the held-out answers' tokens, in nats, of pairs the mean of their losses; rows: those of the trainer's that are measured, all by default. Raises ModelError when it is no number.
 
     The trainer's own `eval_loss` is the mean of its batches' means, in which a token of a short answer counts for more. Of several
     processes the last ones may take some rows once more, to have as many as the others.
     """
-    return evaluated(trainer, lambda: mean_over_tokens(trainer))
+    return evaluated(trainer, lambda: mean_loss(trainer, rows))
 
 
-def mean_over_tokens(trainer: Any) -> float:
-    """The loss of the trainer's held-out rows, each token counting alike. Raises ModelError when it is no number."""
+def mean_loss(trainer: Any, rows: Any) -> float:
+    """The loss of held-out rows, each token counting alike, or each pair. Raises ModelError when it is no number."""
     import torch
 
     trainer.model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
-    for batch in trainer.get_eval_dataloader():
+    for batch in trainer.get_eval_dataloader(rows):
         loss, *_ = trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)
-        tokens = (batch["labels"][:, 1:] != IGNORED).sum().item()  # the first is predicted by nothing
-        sums += torch.tensor([loss.item() * tokens, tokens], dtype=torch.float64)
-    total, tokens = trainer.accelerator.reduce(sums.to(trainer.accelerator.device)).tolist()
-    return finite(total / tokens)
+        learnt = batch["labels"][:, 1:] != IGNORED if "labels" in batch else None  # the first is predicted by nothing
+        count = len(batch["input_ids"]) / 2 if learnt is None else learnt.sum().item()
+        sums += torch.tensor([loss.item() * count, count], dtype=torch.float64)
+    total, count = trainer.accelerator.reduce(sums.to(trainer.accelerator.device)).tolist()
+    return finite(total / count)
 
 
 def finite(loss: float) -> float:

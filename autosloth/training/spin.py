@@ -29,7 +29,7 @@ from ..models import (
 )
 from ..notebook import Interruption, progress_callback
 from ..output import counted, say
-from ..run import Run, file_hash, fingerprint, read_json, write_json
+from ..run import TENSORBOARD, Run, file_hash, fingerprint, read_json, write_json
 from ..settings import SPINSettings
 from .checkpoints import damage, seal
 from .dpo import pair_arguments, pair_trainer, preferences
@@ -57,7 +57,7 @@ from .trial import is_due, try_out
         "mix_previous", "max_new_tokens", "sft_arm", "sft_steps", "sft_learning_rate", "stop_early",
     ),
     facts=("train", "trial", "eval", "hardware", "versions", "rounds", "sft_start", "sft_arm"),
-    scratch=("rounds",),
+    scratch=("rounds", TENSORBOARD),
 )  # fmt: skip
 def self_play(run: Run) -> None:
     """Play the rounds from where they stand (or from the start) and write adapter/ of the best one."""

@@ -28,16 +28,19 @@ from ..models import (
 )
 from ..notebook import Interruption, progress_callback
 from ..output import counted, say
-from ..run import Run, file_hash, stage
+from ..run import TENSORBOARD, Run, file_hash, stage
 from ..settings import Settings, SFTSettings
 from .batches import batches, fits, refuse_to_shrink, take_batches
-from .checkpoints import kept_whole, last_checkpoint, resume, trainable
+from .checkpoints import is_over, kept_whole, last_checkpoint, resume, trainable, whole
+from .held_out import HeldOut
 from .measure import ANSWERS_AT_ONCE, diverged, example, is_four_bit, measure_answers, save_reference
+from .trackers import trackers
 from .trial import is_due, set_checkpointing, try_out
 
 READS = (
     "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "modules_to_save", "adapter", "batch_size", "gradient_accumulation", "epochs",
     "max_steps", "learning_rate", "precision", "scheduler", "scheduler_cycles", "warmup", "optimizer", "lora_plus_ratio", "weight_decay", "max_grad_norm",
+    "init_lora_weights", "eval_steps", "keep", "patience",
 )  # fmt: skip
 
 
@@ -57,13 +60,13 @@ training_stage = functools.partial(
     inputs=adapter_input,
     facts=("train", "trial", "eval", "hardware", "versions"),
     outputs=("adapter", "reference"),
-    scratch=("checkpoints",),
+    scratch=("checkpoints", TENSORBOARD),
     together=True,
     sets_aside=True,
 )
 
 
-@training_stage(reads=(*READS, "packing", "init_lora_weights", "neftune_alpha"))
+@training_stage(reads=(*READS, "packing", "neftune_alpha"))
 def train_adapter(run: Run) -> None:
     """Supervised fine-tuning: train the adapter from the last checkpoint on (or from the start) and write adapter/."""
     train(run, make_trainer, measure_answers)
@@ -90,18 +93,31 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
     at_once = run.facts.get("trial", {}).get("answers_at_once", ANSWERS_AT_ONCE)
     if of_first(lambda: "before" not in run.facts.get("eval", {})):
         run.record("eval", before=measure(trainer, tokenizer, held_out, settings, at_once)[0])
+    on_the_way = HeldOut(run, trainer)
+    trainer.add_callback(on_the_way.callback())
     with interruption:
         go_on(run, trainer)
     refuse_unfinished(trainer, interruption)
     record_training(run, trainer)
+    run.record("train", **on_the_way.restore())
     facts, answers = measure(trainer, tokenizer, held_out, settings, at_once)
     run.record("eval", after=facts)
     part()
     if not first():
         return
+    warn_where_nothing_was_gained(run)
     if "ref" in model.peft_config:  # DPO's frozen copy, which PEFT would save beside the other
         model.delete_adapter("ref")
     save_trained(run, model, tokenizer, held_out, answers)
+
+
+def warn_where_nothing_was_gained(run: Run) -> None:
+    """Say it where the held-out rows are less likely after the training than before."""
+    before, after = (run.facts["eval"][when]["loss"] for when in ("before", "after"))
+    if after > before:
+        say(
+            f"train: WARNING: the held-out loss rose, from {before:.4f} to {after:.4f}: the model was better before it was trained. Lower `learning_rate` or the number of steps, or look whether the rows to train on are like those held out."
+        )
 
 
 def save_trained(run: Run, model: Any, tokenizer: Any, held_out: Any, answers: list[dict[str, Any]]) -> None:
@@ -129,6 +145,8 @@ def go_on(run: Run, trainer: Any) -> None:
         trainer, run.facts.get("trial", {}).get("gradient_checkpointing", trainer.args.gradient_checkpointing)
     )
     steer_steps(trainer, run.settings)
+    for tracker in trackers(run, trainer):
+        trainer.add_callback(tracker)
     start = {name: p.detach().to("cpu", copy=True) for name, p in trainable(trainer.model)}
     while True:
         with kept_whole(trainer, run.settings.save_total, functools.partial(keep, run.settings)) as folder:
@@ -202,11 +220,10 @@ def refuse_unmoved(trainer: Any, start: dict[str, Any]) -> None:
     import torch
 
     def moved(name: str, weight: Any) -> bool:
-        whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight  # several processes hold a part each
-        return not torch.equal(whole.detach().cpu(), start[name])
+        return not torch.equal(whole(weight).cpu(), start[name])
 
-    unfinished = trainer.state.global_step < trainer.state.max_steps
-    if not unfinished and not any(moved(name, weight) for name, weight in trainable(trainer.model)):
+    finished = is_over(vars(trainer.state))
+    if finished and not any(moved(name, weight) for name, weight in trainable(trainer.model)):
         raise ModelError(
             f"The training changed no weight in {counted(trainer.state.global_step, 'step')} at a learning rate of {trainer.args.learning_rate:g}.",
             "Raise `learning_rate` and run again: there is nothing to measure or to export yet.",
@@ -218,7 +235,7 @@ def refuse_unfinished(trainer: Any, interruption: Interruption) -> None:
     wrong = [e["step"] for e in trainer.state.log_history if "loss" in e and not math.isfinite(float(e["loss"]))]
     if wrong:
         raise diverged(f"from step {wrong[0]} on")
-    if interruption.asked and trainer.state.global_step < trainer.state.max_steps:
+    if interruption.asked and not is_over(vars(trainer.state)):
         done = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
         raise Interrupted(
             f"Training was stopped after {done}, with a checkpoint.", "Run the same again to go on from there."
@@ -334,7 +351,7 @@ def training_arguments(settings: Settings, checkpoints: Path, dtype: str, gpu: b
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
         "save_total_limit": None,  # `keep` deletes the older ones
-        "report_to": [],
+        "report_to": [],  # `trackers` adds those of the settings, each so that it can fail
         "push_to_hub": False,
         "dataloader_num_workers": 0,
         "remove_unused_columns": False,

@@ -5,7 +5,7 @@ from matplotlib.image import imread
 from support.cards import run_of
 
 from autosloth.publish.card import render_card
-from autosloth.publish.curve import draw_curve
+from autosloth.publish.curve import draw_curve, draw_losses
 
 
 @pytest.mark.parametrize("road", ["sft", "dpo", "spin"])
@@ -23,3 +23,12 @@ def test_without_steps_there_is_no_picture_and_the_card_shows_none(tmp_path):
     run.record("train", losses=[[1, 1.61]])
     assert not draw_curve(run, tmp_path / "loss.png")
     assert not (tmp_path / "loss.png").exists() and "loss.png" not in render_card(run)
+
+
+def test_the_held_out_losses_on_the_way_and_the_weights_kept_are_in_the_picture(tmp_path):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    draw_losses(axes, run_of("sft-merged", tmp_path).facts, "sft")
+    lines = {line.get_label(): list(map(list, line.get_data())) for line in axes.get_lines()}
+    assert lines["held out, on the way"] == [[20, 40, 60], [1.1, 1.0, 1.02]] and lines["weights kept"][0] == [40, 40]

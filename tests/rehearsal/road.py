@@ -163,14 +163,14 @@ def noted(held, uncounted):
 
     from autosloth.training import measure, train
 
-    batches, resume, mean_over_tokens = [], train.resume, measure.mean_over_tokens
+    batches, resume, mean_loss = [], train.resume, measure.mean_loss
 
     def fill(inputs, room):
         size = inputs["input_ids"].numel()
         if size > room:
             raise torch.OutOfMemoryError(f"CUDA out of memory: {size} tokens")
 
-    def measuring(trainer):
+    def measuring(trainer, rows):
         predict = trainer.prediction_step
 
         def prediction_step(model, inputs, **asked):
@@ -178,7 +178,7 @@ def noted(held, uncounted):
             return predict(model, inputs, **asked)
 
         with mock.patch.object(trainer, "prediction_step", prediction_step):
-            return mean_over_tokens(trainer)
+            return mean_loss(trainer, rows)
 
     def noting(trainer, checkpoint):
         learn = trainer.training_step
@@ -193,7 +193,7 @@ def noted(held, uncounted):
         with mock.patch.object(trainer, "training_step", training_step):
             resume(trainer, checkpoint)
 
-    with mock.patch.object(train, "resume", noting), mock.patch.object(measure, "mean_over_tokens", measuring):
+    with mock.patch.object(train, "resume", noting), mock.patch.object(measure, "mean_loss", measuring):
         yield batches
 
 

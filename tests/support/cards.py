@@ -46,6 +46,10 @@ TRAIN = {
     **{"batch_size": 2, "gradient_accumulation": 4, "processes": 1, "energy_wh": 14.212},
     "base": {"commit": "81b1e5a5a3b8f5e0d0e1d5bfb4c6b1a7f0d9c2e3"},
 }
+ON_THE_WAY = {
+    **{"held_out": [[20, 1.1], [40, 1.0], [60, 1.02]], "measuring": {"every": 20, "rows": 40, "share": 0.049}},
+    **{"measuring_seconds": 31.4, "kept": {"rule": "best", "step": 40, "loss": 1.0}},
+}
 ALPACA, MISTRAL = "yahma/alpaca-cleaned", "unsloth/mistral-7b-bnb-4bit"
 FACTS = {
     "data": DATA,
@@ -141,9 +145,9 @@ EARLY = {name: facts for name, facts in FACTS.items() if name not in ("export", 
 # By name of the file: the settings, the facts, and the kind of card.
 GOLDEN = {
     "sft-adapter": (SFTSettings(run_name="my-run"), FACTS, "both"),
-    "sft-merged": (SFTSettings(run_name="my-run", merged=True, repo="mila/my-run"), FACTS | MERGED, "model"),
+    "sft-merged": (SFTSettings(run_name="my-run", merged=True, repo="mila/my-run"), FACTS | MERGED | {"train": TRAIN | ON_THE_WAY}, "model"),
     "dpo-adapter": (DPOSettings(profile="a100", run_name="my-run", repo="mila/my-run"), DPO_FACTS, "model"),
-    "dpo-merged": (DPOSettings(profile="a100", run_name="my-run", merged=True), DPO_FACTS | MERGED, "both"),
+    "dpo-merged": (DPOSettings(profile="a100", run_name="my-run", merged=True), DPO_FACTS | MERGED | {"train": DPO_FACTS["train"] | ON_THE_WAY | {"stopped": {"of": 100, "patience": 1}}}, "both"),
     "spin-adapter": (SPINSettings(run_name="my-run", model=f"{LLAMA}-bnb-4bit"), SPIN_FACTS, "both"),
     "spin-merged": (SPINSettings(run_name="my-run", model=f"{LLAMA}-bnb-4bit", merged=True), SPIN_FACTS | MERGED, "model"),
     "gguf": (SFTSettings(run_name="my-run", repo="mila/my-run"), FACTS, "gguf"),

@@ -204,7 +204,11 @@ def survive(live, folder, road, kills, seed, processes=1):
 
 A_RUN = 5  # kills, at instants spread over the time that an undisturbed one takes
 FEW = {**DEMO, "max_steps": 4, "save_steps": 1, "eval_answers": 2, "max_new_tokens": 8, "merged": False}  # fmt: skip
-FEW_OF = {"sft": {}, "dpo": {}, "spin": {"rounds": 2, "prompts_per_round": 16, "stop_early": False}}
+FEW_OF = {
+    "sft": {"eval_steps": 1},
+    "dpo": {"eval_steps": 1},
+    "spin": {"rounds": 2, "prompts_per_round": 16, "stop_early": False},
+}
 
 
 def live_to_the_end(live, storage, road, told):

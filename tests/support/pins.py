@@ -40,6 +40,7 @@ NEEDED = [
 CERTIFI = "Unsloth wants the certificates of its own month, which an index may not have yet; older ones do as well."
 XFORMERS = "A faster attention for GPUs, hundreds of MB bound to one torch; torch's own attention stands in for it."
 TRITON = "Compiles GPU kernels: a GPU build of torch brings the one that fits, a CPU build has no use for it."
+PILLOW = "For the pictures of a tracker, which is told numbers alone here."
 TORCHVISION = "For images only, and it must match the build of torch; the index has none for a CPU build."
 
 KNOWN_EXCEPTIONS = {
@@ -50,6 +51,7 @@ KNOWN_EXCEPTIONS = {
     ("unsloth-zoo", "triton"): TRITON,
     ("cut-cross-entropy", "triton"): TRITON,
     ("unsloth", "torchvision"): TORCHVISION,
+    ("trackio", "pillow"): PILLOW,
 }
 
 # Packages of an image that state a bound which a pin oversteps; AutoSloth does not load them.
@@ -61,7 +63,7 @@ KNOWN_BROKEN = {
     ("sentence-transformers", "transformers"): SENTENCES,
 }
 
-ON_EVERY_IMAGE = {"triton", "torchvision"}
+ON_EVERY_IMAGE = {"triton", "torchvision", "pillow"}
 COMPILED = {"llama-cpp-python", "diskcache"}  # there, by autosloth/export/llama.py, while the model trains
 
 

@@ -69,6 +69,7 @@ def test_two_processes_train_as_one_with_twice_the_batch_does_and_one_of_them_do
 def test_weights_that_are_shared_out_learn_what_whole_ones_do(engine, base, tmp_path):
     """FSDP (accelerate's, version 2) beside data parallel: the same losses, and a GGUF that is proven."""
     short = {**DEMO, "max_steps": 4, "eval_answers": 2, "max_new_tokens": 8, "merged": False, "storage": str(tmp_path)}
+    short |= {"eval_steps": 2}
     facts = []
     for name, how in (("copies", ["--multi_gpu"]), ("shards", ["--use_fsdp", "--fsdp_version", "2"])):
         in_two_processes(tmp_path, "sft", *sets(**short | {"run_name": name}), how=how)
@@ -80,6 +81,25 @@ def test_weights_that_are_shared_out_learn_what_whole_ones_do(engine, base, tmp_
     for (step, loss), (other, wanted) in zip(shards["train"]["losses"], copies["train"]["losses"], strict=True):
         assert step == other and loss == pytest.approx(wanted, abs=2e-3)
     assert copies["eval"]["after"]["loss"] < copies["eval"]["before"]["loss"] - 0.05
+    for (step, loss), (other, wanted) in zip(shards["train"]["held_out"], copies["train"]["held_out"], strict=True):
+        assert step == other and loss == pytest.approx(wanted, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_of_weights_that_are_shared_out_the_best_are_put_together_and_kept(engine, base, tmp_path):
+    rising = {
+        "learning_rate": 0.03,
+        "scheduler": "constant",
+        "warmup": 0,
+        "max_steps": 8,
+        "eval_steps": 1,
+        "save_steps": 2,
+    }
+    short = {**DEMO, "eval_answers": 2, "max_new_tokens": 8, "quantizations": "[]", "merged": False, **rising}
+    in_two_processes(tmp_path, "sft", *sets(**short, storage=tmp_path), how=["--use_fsdp", "--fsdp_version", "2"])
+    facts = read_json(tmp_path / "short" / "facts.json")
+    kept, last = facts["train"]["kept"], facts["train"]["held_out"][-1]
+    assert kept["step"] < 8 and kept["loss"] < last[1] - 0.2 and facts["eval"]["after"]["loss"] < last[1] - 0.2
 
 
 @pytest.mark.slow
