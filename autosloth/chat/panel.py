@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import AutoSlothError
 from ..notebook import Maker, front_end_attached
-from ..output import render_html, say
+from ..output import counted, render_html, say
 from ..run import Run
 from .before import Kept, at_hand, before
 from .conversation import Conversation
@@ -63,7 +63,7 @@ class Panel:
             make(widgets.HTML, layout={"display": "none"}),
             self.button(make, "Show", self.show),
         )
-        self.question = self.held(make, "Question", "Ask the model something, then Enter")
+        self.question = self.held(make, "Question", "ask something, then Enter")
         self.system_field = self.held(make, "System prompt", "none")
         self.ask_button = self.button(make, "Ask", self.ask, button_style="primary")
         self.stop_button = self.button(make, "Stop", lambda *_: self.stopped.set(), disabled=True)
@@ -110,7 +110,7 @@ class Panel:
             return
         if system:
             self.system = system
-            self.system_field.placeholder = f"taken, {len(system)} characters; Forget forgets it"
+            self.system_field.placeholder = f"in use, {counted(len(system), 'character')}"
         self.ask_button.disabled, self.stop_button.disabled = True, False
         self.stopped.clear()
         self.problem = ""
