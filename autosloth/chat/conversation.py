@@ -69,7 +69,8 @@ def save(messages: list[dict[str, Any]], path: Path) -> int:
         rows = [row for row in rows if row["messages"] != messages[: len(row["messages"])]]
     except (ValueError, TypeError, KeyError):
         raise StorageError(
-            f"{path} is there already, and is no file of conversations.", "Give another name: /save NAME.jsonl"
+            f"{path} is there already, and is no file of conversations.",
+            "Give the name of another file, such as /save other.jsonl.",
         ) from None
     rows.append({"messages": messages})
     with storage_errors(path):
