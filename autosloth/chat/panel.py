@@ -25,6 +25,8 @@ from .speaker import Sampling, Speaker, chat_file
 FRAME = 0.1  # seconds between two states of an answer, at the least
 TEMPLATES = Path(__file__).parent / "templates"
 
+_shown: list[Panel] = []  # by this process; at most one, since each has models in memory
+
 
 def open_chat(run: Run) -> None:
     """Show the chat with a run's first GGUF; where nobody watches, or there is none to talk to, a line says so and Run all goes on."""
@@ -37,6 +39,9 @@ def open_chat(run: Run) -> None:
         panel = Panel(run, chat_file(run), command)
     except AutoSlothError as error:
         return say(f"chat: {error.what}\n  {error.todo}")
+    while _shown:
+        _shown.pop().close()
+    _shown.append(panel)
     display(panel.root)
 
 
@@ -51,6 +56,16 @@ class Panel:
         self.system, self.problem = "", ""
         self.stopped, self.working = threading.Event(), threading.Lock()
         self.root = self.build(command)
+
+    def close(self) -> None:
+        """Take it off the page, and its models out of memory; an answer in hand is stopped."""
+        self.stopped.set()
+        with self.working:
+            for talk in (self.after, self.before):
+                if isinstance(talk, Conversation):
+                    talk.speaker.close()
+            self.after = self.before = None
+            self.root.close()
 
     def build(self, command: str) -> Any:
         """All widgets in one box: the screen, what is asked, and what else can be chosen."""

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..export import llama_cpp
 from ..models import opening
 from ..output import say
 from ..proof import opened
@@ -40,10 +41,8 @@ def server_line(file: Path, name: str, context: int, port: int) -> str:
 
     `chat_template.default` is the file's own template; without a word the server takes one of its own that resembles it.
     """
-    import llama_cpp
-
-    options = {"model": file, "model_alias": name, "chat_format": "chat_template.default", "n_ctx": context}
-    if llama_cpp.llama_supports_gpu_offload():
+    options = {"model": file.resolve(), "model_alias": name, "chat_format": "chat_template.default", "n_ctx": context}
+    if llama_cpp().llama_supports_gpu_offload():
         options["n_gpu_layers"] = -1
     words = [str(word) for option, value in options.items() for word in (f"--{option}", value)]
     return f"HOST=127.0.0.1 PORT={port} {shlex.join([sys.executable, '-m', 'llama_cpp.server', *words])}"
@@ -51,16 +50,14 @@ def server_line(file: Path, name: str, context: int, port: int) -> str:
 
 def differences(speaker: Speaker, model: Any) -> list[str]:
     """What the server does with this file otherwise than `chat`: a BOS token that the template does not write, ends that the file does not know."""
-    import llama_cpp
-
     found, tokenizer = [], speaker.tokenizer
     asked = tokenizer.apply_chat_template(PROBE, tokenize=False, add_generation_prompt=True)
     if not asked.startswith(opening(tokenizer)):
         found.append(
             f"its prompts lack the {opening(tokenizer)} that this model was trained to begin with, so its answers may be others"
         )
-    vocabulary = llama_cpp.llama_model_get_vocab(model.model)
-    if strange := [end for end in sorted(speaker.ends) if not llama_cpp.llama_vocab_is_eog(vocabulary, end)]:
+    vocabulary = llama_cpp().llama_model_get_vocab(model.model)
+    if strange := [end for end in sorted(speaker.ends) if not llama_cpp().llama_vocab_is_eog(vocabulary, end)]:
         texts = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(strange)))
         found.append(f"it does not end an answer at {texts}: send that as `stop`")
     return found

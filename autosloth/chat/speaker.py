@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, VerifyError
+from ..export import llama_cpp
 from ..models import render_chat
 from ..output import say
 from ..proof import opened
@@ -98,9 +99,7 @@ class Speaker:
     @cached_property
     def model(self) -> Any:
         """The file as llama-cpp-python loads it, on a GPU where that was built for one. Raises VerifyError."""
-        import llama_cpp
-
-        layers = -1 if llama_cpp.llama_supports_gpu_offload() else 0
+        layers = -1 if llama_cpp().llama_supports_gpu_offload() else 0
         options = {"n_ctx": self.context, "n_threads": os.cpu_count(), "n_gpu_layers": layers}
         return self.open_files.enter_context(opened(self.file, **options))
 
@@ -151,9 +150,8 @@ class Speaker:
         self, prompt: list[int], sampling: Sampling, tell: Said, stopped: Callable[[], bool]
     ) -> tuple[str, str | None]:
         """(answer, what cut it short if something did). `tell` hears each piece of text; one character comes whole, of however many tokens it is made."""
-        import llama_cpp
-
-        vocabulary = llama_cpp.llama_model_get_vocab(self.model.model)
+        library = llama_cpp()
+        vocabulary = library.llama_model_get_vocab(self.model.model)
         whole = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
         decoder, pieces, cut = codecs.getincrementaldecoder("utf-8")("replace"), [], None
 
@@ -164,7 +162,7 @@ class Speaker:
 
         self.model.set_seed(sampling.seed)
         for made, token in enumerate(self.model.generate(prompt, temp=sampling.temperature, **whole), start=1):
-            if token in self.ends or llama_cpp.llama_vocab_is_eog(vocabulary, token):
+            if token in self.ends or library.llama_vocab_is_eog(vocabulary, token):
                 break
             add(self.model.detokenize([token], prev_tokens=prompt))
             if stopped():

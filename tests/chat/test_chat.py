@@ -250,6 +250,21 @@ def test_headless_a_line_says_how_to_talk(run, capsys):
     )
 
 
+def test_run_all_shows_another_chat_and_the_one_before_gives_its_memory_back(run, monkeypatch, copied, capsys):
+    monkeypatch.setattr(panel, "front_end_attached", lambda: True)
+    panel.open_chat(run)
+    (first,) = panel._shown
+    first.question.value = QUESTION
+    first.ask_button.click()
+    wait(first)
+    speakers = [first.after.speaker, first.before.speaker]
+    panel.open_chat(run)
+    assert panel._shown != [first] and not any("model" in speaker.__dict__ for speaker in speakers)
+    shutil.rmtree(copied / "gguf")
+    panel.open_chat(Run.open(copied))  # which ends no Run all
+    assert "is missing" in capsys.readouterr().out
+
+
 def held_by_widgets():
     """All that front ends would save."""
     import ipywidgets

@@ -60,7 +60,7 @@ def client(printed, tmp_path_factory):
 def test_the_line_names_the_file_its_own_template_and_this_machine_alone(run, printed):
     *_, told, line = printed
     assert len(printed) == 2 and "the model short" in told  # and nothing that it lacks, or does otherwise
-    assert line.startswith("HOST=127.0.0.1 PORT=") and f"--model {chat_file(run)} " in line
+    assert line.startswith("HOST=127.0.0.1 PORT=") and f"--model {chat_file(run).resolve()} " in line
     assert "--chat_format chat_template.default" in line
 
 

@@ -1,7 +1,7 @@
 """A person at the form: JupyterLab, and the classic Notebook with Colab's ipywidgets, in Chromium. Run by tests/notebook/test_front_ends.py.
 
 KERNEL: the Python that JupyterLab's kernel runs in; CLASSIC: that of the classic Notebook and its kernel;
-SCREENSHOTS: where a screenshot of each state is left.
+RUN: a finished run on the demo; LIBRARIES: the folder of KERNEL's packages; SCREENSHOTS: where a screenshot of each state is left.
 """
 
 import contextlib
@@ -121,8 +121,10 @@ class FrontEnd:
 
     def save(self):
         """Save the notebook with the state of its widgets."""
+        file = self.folder / self.notebook
+        before = file.stat().st_mtime_ns
         self.click_save()
-        until(lambda: WIDGETS in (self.folder / self.notebook).read_text(), "the saved notebook")
+        until(lambda: file.stat().st_mtime_ns != before and WIDGETS in file.read_text(), "the saved notebook")
 
     def shot(self, name):
         folder = Path(os.environ.get("SCREENSHOTS") or self.folder)
@@ -386,6 +388,15 @@ def test_the_whole_notebook_set_up_without_a_gpu_stopped_in_training_and_run_aga
     user.shot("trained")
     user.page.locator(".as-answers").scroll_into_view_if_needed()
     user.shot("answers")
+    talks(user)
+
+
+def test_chatting_on_the_widgets_of_colab(opened):
+    """The kernel has Colab's widgets, and behind them the libraries of the tests' own environment; RUN: a finished run."""
+    behind = f"import sys; sys.path.append({os.environ['LIBRARIES']!r})"
+    opening = f"from autosloth.run import Run; from autosloth.chat import open_chat; open_chat(Run.open({os.environ['RUN']!r}))"
+    user = opened(Classic, f"{behind}\n{opening}")
+    user.click_run_all()
     talks(user)
 
 
