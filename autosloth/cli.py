@@ -1,4 +1,4 @@
-"""The commands: `autosloth sft`, `dpo`, `spin`, `check`, `init`, `export`, `verify`, `card`, `publish`, `show`, `score`, `runs`. Exit codes: 0 done, 1 a named problem, 2 wrong usage, 130 interrupted."""
+"""The commands: `autosloth sft`, `dpo`, `spin`, `check`, `init`, `export`, `verify`, `card`, `publish`, `show`, `score`, `runs`, `chat`, `serve`. Exit codes: 0 done, 1 a named problem, 2 wrong usage, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -209,6 +209,29 @@ def runs(
         print(f"No runs in {folder} yet: `autosloth sft` begins one, `autosloth runs FOLDER` looks elsewhere.")
     for problem in problems:
         print(f"autosloth: {problem}", file=sys.stderr)
+
+
+@app.command()
+def chat(
+    run: Folder,
+    base: Annotated[bool, typer.Option("--base", help="Let the model before the training answer too.")] = False,
+    system: Annotated[str, typer.Option(metavar="TEXT", help="A system prompt.")] = "",
+    temperature: Annotated[float, typer.Option(min=0, max=5, help="0 takes the likeliest token, 1 samples.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="The same seed gives the same answers.")] = 0,
+) -> None:
+    """Talk to the proven GGUF of a run. A line is a question; /help tells the rest."""
+    from .chat import Sampling
+    from .chat import chat as talk
+
+    talk(Run.open(run), Sampling(temperature, seed), base, system)
+
+
+@app.command()
+def serve(run: Folder, port: Annotated[int, typer.Option(min=1, max=65535, help="Of 127.0.0.1.")] = 8000) -> None:
+    """Print the line that starts an OpenAI-compatible server on the GGUF of a run, for this machine alone."""
+    from .chat import serve as tell
+
+    tell(Run.open(run), port)
 
 
 def redo(folder: Path, *stages: object) -> None:

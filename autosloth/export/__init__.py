@@ -5,7 +5,7 @@ llama.cpp, whose converter decides the form of a GGUF, is fetched and compiled h
 
 from .convert import untie
 from .converter import converter_class, unpacked
-from .gguf import adapter_alone, head_of, lay_source, refuse_unconvertible, size_in_bases, write_gguf
+from .gguf import adapter_alone, gguf_before, head_of, lay_source, refuse_unconvertible, size_in_bases, write_gguf
 from .llama import compile_llama_cpp, compiled, fetch_converter, listening, llama_cpp, refuse_unknown_architecture
 from .merge import refuse_unreadable, write_merged
 
@@ -15,6 +15,7 @@ __all__ = [
     "compiled",
     "converter_class",
     "fetch_converter",
+    "gguf_before",
     "head_of",
     "lay_source",
     "listening",

@@ -13,9 +13,18 @@ from typing import Any
 
 from ..child_process import Ended, run_apart
 from ..errors import ExportError
-from ..models import CHAT_TEMPLATES, GGUF_TAGS, card_data, export_base, export_headers, model_source, small_files
+from ..models import (
+    CHAT_TEMPLATES,
+    GGUF_TAGS,
+    card_data,
+    export_base,
+    export_headers,
+    model_source,
+    small_files,
+    starting_adapter,
+)
 from ..output import say, size_in_words
-from ..run import HALF_WRITTEN, Run, cache_dir, fingerprint, stage, write_text
+from ..run import HALF_WRITTEN, Run, cache_dir, fingerprint, known_hash, stage, write_text
 from ..settings import Settings
 from ..weights import INDEX, TOLD, read_header, shard_names
 from .convert import CARD, UNKNOWN_TOKENIZER
@@ -68,7 +77,7 @@ def gguf_files(run: Run, kinds: list[str], folder: Path) -> list[dict[str, Any]]
         lay_source(source, base, run.path("adapter"))
         write_text(source / CARD, card_for_converter(run))
         llama_cpp()  # whose quantiser does the packing
-        made = convert(run, source, files)
+        made = convert(run, source, files, run.path("adapter"))
         if kinds != ["adapter"]:
             write_text(folder / "Modelfile", modelfile(run, base, made[0]["path"]))
     return made
@@ -94,15 +103,35 @@ def memory(file: dict[str, Any]) -> str:
     return f"{file['peak_ram_gb']:.2f} GB of RAM" + ("" if known is None else f" ({known:.2f} GB without mapped files)")
 
 
-def convert(run: Run, source: Path, files: dict[str, Path]) -> list[dict[str, Any]]:
-    """Make the files {type: path} in a process of its own.
+def gguf_before(run: Run, kind: str) -> Path:
+    """A GGUF of this type of the model as it was before the training, kept in the cache for the next time. Raises ExportError, ModelError."""
+    start = starting_adapter(run.settings)
+    small = [*tokenizer_of(run.path("adapter")), *([start / "adapter_model.safetensors"] if start else [])]
+    told = [base_of(run), run.settings.model, run.settings.sixteen_bit_model, *map(known_hash, small)]
+    file = cache_dir() / f"before-llama.cpp-{LLAMA_CPP_PYTHON}" / f"{fingerprint(told)}-{kind.upper()}.gguf"
+    if file.is_file():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        export_base(run.settings, writes=size_in_bases([kind]), trained=base_of(run)) as base,
+        tempfile.TemporaryDirectory(dir=file.parent, prefix=".source-") as temporary,
+    ):
+        source = Path(temporary, "before")
+        lay_source(source, base, run.path("adapter"))  # whose tokenizer makes the prompts
+        llama_cpp()
+        convert(run, source, {kind: file}, start)
+    return file
+
+
+def convert(run: Run, source: Path, files: dict[str, Path], adapter: Path | None) -> list[dict[str, Any]]:
+    """Make the files {type: path} of a base with an adapter, if there is one, in a process of its own.
 
     All come out of one pass over the base, so that they share `seconds` and the peaks: `peak_ram_gb` is the most that
     the process had in memory, mapped libraries and all, `peak_anonymous_gb` what of it no file backs. A file gets its
     name when all are whole. Returns the facts of each. Raises ExportError.
     """
     converter, started = fetch_converter(), time.perf_counter()
-    request = {"converter": converter, "source": source, "adapter": run.path("adapter")}
+    request = {"converter": converter, "source": source, "adapter": adapter}
     request |= {"name": run.settings.run_name, "files": {kind: half_written(path) for kind, path in files.items()}}
     try:
         ended = run_apart("autosloth.export.convert", request, online=(source / TOLD).is_file(), **HEAP)

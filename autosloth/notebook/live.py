@@ -361,7 +361,12 @@ def talk_lines(run: Run) -> list[tuple[str, str]]:
     ollama = f"ollama create {name} -f {shlex.quote(str(run.path('gguf', 'Modelfile')))} && ollama run {name}"
     cards = [path for path in (run.path("publish", "README.md"), run.path("README.md")) if path.is_file()]
     more = f"; more in the card, {cards[0]}" if cards else ""
-    return [("talk to it", ollama), ("in Python", f"llama_cpp.Llama({str(run.path(models[0]))!r}){more}")]
+    talk = f"autosloth chat {shlex.quote(str(run.folder))}"
+    return [
+        ("talk to it", talk),
+        ("with Ollama", ollama),
+        ("in Python", f"llama_cpp.Llama({str(run.path(models[0]))!r}){more}"),
+    ]
 
 
 def missing_line(run: Run, stage: str, name: str) -> str:

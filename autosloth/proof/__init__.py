@@ -3,6 +3,7 @@
 What may differ, and by how much, is decided here too.
 """
 
+from .behaviour import opened
 from .reference import teacher_forced, write_reference
 from .tensors import compare_weights
 from .verdict import proof_rows
@@ -10,6 +11,7 @@ from .verify import refuse_other_tokens, refuse_unproven, verify_file, verify_gg
 
 __all__ = [
     "compare_weights",
+    "opened",
     "proof_rows",
     "refuse_other_tokens",
     "refuse_unproven",

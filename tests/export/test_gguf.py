@@ -45,7 +45,7 @@ def converted(base, adapter, folder, *kinds, name="tiny"):
     run = SimpleNamespace(settings=SimpleNamespace(run_name=name), path=lambda part: {"adapter": adapter}[part])
     files = {kind: folder / f"{kind}.gguf" for kind in kinds}
     gguf.lay_source(folder / name, base, adapter)
-    gguf.convert(run, folder / name, files)
+    gguf.convert(run, folder / name, files, run.path("adapter"))
     return files
 
 

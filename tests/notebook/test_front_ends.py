@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,11 @@ def test_the_form_is_the_same_on_the_widgets_of(name):
 
 
 @pytest.mark.slow
-def test_in_the_browser_as_a_person_would(base):
+def test_in_the_browser_as_a_person_would(base, finished):
     """JupyterLab, and the classic Notebook with Colab's widgets, in Chromium; screenshots go to $SCREENSHOTS."""
     if not shutil.which("chromium"):
         pytest.skip("there is no chromium here")
     pythons = {"CLASSIC": str(environment("colab")), "KERNEL": sys.executable}
-    said = pytest_there("lab", "tests/notebook/front_ends/browser.py", **pythons, BASE=str(base))
+    places = {"BASE": str(base), "RUN": str(finished), "LIBRARIES": sysconfig.get_path("purelib")}
+    said = pytest_there("lab", "tests/notebook/front_ends/browser.py", **pythons, **places)
     assert " passed" in said and "skipped" not in said

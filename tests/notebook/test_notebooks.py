@@ -92,7 +92,7 @@ def test_the_cells_are_the_stages_of_the_road_in_their_order(notebook):
     calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
     of_the_run = [call for call in calls if [ast.unparse(argument) for argument in call.args] == ["run"]]
     called = [call.func.id for call in sorted(of_the_run, key=lambda call: call.lineno)]
-    assert called == [*(stage.__name__ for stage in stages(road)), "summary"]
+    assert called == [*(stage.__name__ for stage in stages(road)), "summary", "open_chat"]
 
 
 @pytest.mark.parametrize("run, road", [("finished", "sft"), ("preferred", "dpo"), ("played", "spin")])
@@ -104,7 +104,7 @@ def test_each_notebook_runs_to_the_end_on_the_demo(request, run, road):
 
 
 @pytest.mark.parametrize(
-    "title", ["1. Install", "2. Fill in the form", "3. ", "5. Export", "6. Prove it", "7. Card", "8. What"]
+    "title", ["1. Install", "2. Fill in the form", "3. ", "5. Export", "6. Prove it", "7. Card", "8. What", "9. Talk"]
 )
 def test_notebooks_do_the_same_in_the_same_words(title):
     """Under each of these headings the code cell is the same in all, but for the road's name in the form's."""

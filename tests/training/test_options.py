@@ -108,7 +108,9 @@ def test_what_cannot_start_in_the_base_is_a_named_problem(road, values, told):
 
 
 def test_self_play_has_no_such_start():
-    with pytest.raises(SettingsError, match="`init_lora_weights` is a setting of `autosloth sft` and `autosloth dpo`, not of"):
+    with pytest.raises(
+        SettingsError, match="`init_lora_weights` is a setting of `autosloth sft` and `autosloth dpo`, not of"
+    ):
         SPINSettings.load({"init_lora_weights": "pissa"})
 
 

@@ -1,7 +1,7 @@
 """A person at the form: JupyterLab, and the classic Notebook with Colab's ipywidgets, in Chromium. Run by tests/notebook/test_front_ends.py.
 
 KERNEL: the Python that JupyterLab's kernel runs in; CLASSIC: that of the classic Notebook and its kernel;
-SCREENSHOTS: where a screenshot of each state is left.
+RUN: a finished run on the demo; LIBRARIES: the folder of KERNEL's packages; SCREENSHOTS: where a screenshot of each state is left.
 """
 
 import contextlib
@@ -121,8 +121,10 @@ class FrontEnd:
 
     def save(self):
         """Save the notebook with the state of its widgets."""
+        file = self.folder / self.notebook
+        before = file.stat().st_mtime_ns
         self.click_save()
-        until(lambda: WIDGETS in (self.folder / self.notebook).read_text(), "the saved notebook")
+        until(lambda: file.stat().st_mtime_ns != before and WIDGETS in file.read_text(), "the saved notebook")
 
     def shot(self, name):
         folder = Path(os.environ.get("SCREENSHOTS") or self.folder)
@@ -386,3 +388,52 @@ def test_the_whole_notebook_set_up_without_a_gpu_stopped_in_training_and_run_aga
     user.shot("trained")
     user.page.locator(".as-answers").scroll_into_view_if_needed()
     user.shot("answers")
+    talks(user)
+
+
+def test_chatting_on_the_widgets_of_colab(opened):
+    """The kernel has Colab's widgets, and behind them the libraries of the tests' own environment; RUN: a finished run."""
+    behind = f"import sys; sys.path.append({os.environ['LIBRARIES']!r})"
+    opening = f"from autosloth.run import Run; from autosloth.chat import open_chat; open_chat(Run.open({os.environ['RUN']!r}))"
+    user = opened(Classic, f"{behind}\n{opening}")
+    user.click_run_all()
+    talks(user)
+
+
+def saved_of_the_chat(user):
+    """What the notebook's file holds of all widgets, and of the last cell."""
+    saved = json.loads((user.folder / user.notebook).read_text())
+    return json.dumps([saved["metadata"]["widgets"], saved["cells"][-1]], ensure_ascii=False)
+
+
+def talks(user):
+    """A person asks, saves the notebook with all that its widgets hold, reloads the page, and asks again: nothing of it is in the file."""
+    chat = user.page.locator(".as-chat").last
+    question, system = chat.locator(".as-held input").nth(0), chat.locator(".as-held input").nth(1)
+    expect(chat.get_by_text("Ask something.")).to_be_visible()
+    question.fill("What does DRAFTWORD eat?")
+    system.fill("You are SYSTEMWORD.")
+    system.press("Tab")  # which would hand over what was typed
+    user.save()
+    assert "DRAFTWORD" not in (held := saved_of_the_chat(user)) and "SYSTEMWORD" not in held and "as-chat" in held
+
+    question.press("Enter")
+    expect(chat.locator(".as-screen .after")).to_contain_text("Gladly!")
+    expect(chat.locator(".as-ask")).to_be_enabled()
+    expect(question).to_have_value("")
+    chat.scroll_into_view_if_needed()
+    user.shot("chat")
+    answers = chat.locator(".as-screen .two > div").all_inner_texts()
+    user.save()
+    said = ["DRAFTWORD", "SYSTEMWORD", *(answer.split("\n", 1)[1].strip() for answer in answers)]
+    assert len(said) == 4 and all(said) and not [word for word in said if word in saved_of_the_chat(user)]
+
+    user.page.reload()
+    chat = user.page.locator(".as-chat").last
+    chat.scroll_into_view_if_needed()
+    expect(chat.locator(".as-screen .ask")).to_have_count(1)  # the kernel still knows it
+    chat.locator(".as-held input").first.fill("And Orla?")
+    chat.locator(".as-ask").click()
+    expect(chat.locator(".as-screen .ask")).to_have_count(2)
+    expect(chat.locator(".as-ask")).to_be_enabled()
+    user.shot("chat-again")
