@@ -149,9 +149,9 @@ def test_killed_while_a_checkpoint_is_kept_all_that_are_there_are_whole(tmp_path
     for change in itertools.count():
         kept = tmp_path / str(change) / "kept"
         for step in (8, 20):
-            checkpoints.keep(checkpoint(tmp_path / str(change), step), kept)
+            checkpoints.keep(checkpoint(tmp_path / str(change), step), kept, 2)
         newest = checkpoint(tmp_path / str(change), 100)
-        killed = killed_at(change, lambda newest=newest, kept=kept: checkpoints.keep(newest, kept))
+        killed = killed_at(change, lambda newest=newest, kept=kept: checkpoints.keep(newest, kept, 2))
         there = checkpoints.numbered(kept)
         assert [checkpoints.damage(path) for path in there] == [None] * len(there) and len(there) > 1
         if not killed:

@@ -20,6 +20,7 @@ def mean(values):
     return round(sum(values) / len(values), 4)
 
 
+@pytest.mark.slow
 def test_both_models_answer_as_they_did_when_they_were_measured(copied, tmp_path):
     """The base as before the training and the tuned model as after it; all that is left out, or was learnt, is told, in card and `show` too."""
     facts, settings = Run.open(copied).facts, Run.open(copied).settings

@@ -93,7 +93,8 @@ def test_the_kept_weights_are_those_of_that_step(start, rising, tmp_path):
     assert run.facts["eval"]["after"] == rising.facts["eval"]["after"]
 
 
-@pytest.mark.parametrize("instant", ["measure", pytest.param("save", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("instant", ["measure", "save"])
 @pytest.mark.kill
 def test_killed_as_it_measures_or_saves_it_ends_as_one_that_was_not(start, rising, tmp_path, monkeypatch, instant):
     run = start(tmp_path, **RISING)
