@@ -71,7 +71,10 @@ def check_alone(settings: Settings) -> None:
     """Check, and say how the rows would be read. Raises Problems."""
     from .check import check
     from .data import report_readings
+    from .output import say
 
+    for reason in settings.reasons():
+        say(reason)
     report_readings(check(settings))
 
 

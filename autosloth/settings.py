@@ -267,7 +267,7 @@ class Settings(BaseModel):
     scheduler: Literal[
         "linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "warmup_stable_decay"
     ] = setting(
-        "linear", "Training", "How the learning rate changes after the warm-up; `warmup_stable_decay` keeps it until the last fifth of the steps, so that a training may be prolonged (arXiv 2405.18392)."
+        "linear", "Training", "How the learning rate changes after the warm-up; `warmup_stable_decay` keeps it until the last fifth of the steps (arXiv 2405.18392)."
     )  # fmt: skip
     scheduler_cycles: int = setting(
         3, "Training", "Falls of the learning rate in `cosine_with_restarts` (arXiv 1608.03983); counts for it alone.", ge=2, le=100
@@ -520,8 +520,16 @@ class Settings(BaseModel):
         return {"model: demo": cls.DEMO_DEFAULTS}
 
     def reasons(self) -> list[str]:
-        """What was chosen for the user, and why, a line each."""
-        return []
+        """What was chosen for the user, and why, and what counts for nothing beside the others, a line each."""
+        idle = []
+        if self.max_steps and self.epochs != type(self).model_fields["epochs"].default:
+            idle.append(
+                f"epochs: {self.epochs:g} does not count, as `max_steps` is {self.max_steps}; set `max_steps: 0` to train for epochs"
+            )
+        cycles = type(self).model_fields["scheduler_cycles"].default
+        if self.scheduler != "cosine_with_restarts" and self.scheduler_cycles != cycles:
+            idle.append(f"scheduler_cycles: {self.scheduler_cycles} does not count, as `scheduler` is {self.scheduler}")
+        return idle
 
     def passed_means(self) -> str:
         """What a passed proof of the GGUF says and what it does not say: of an adapter alone, and where the demo's base is trained on other rows."""
@@ -663,7 +671,11 @@ class LossSettings(Settings):
                 raise ValueError(
                     f"`init_lora_weights: {start}` needs the base in 16 bit; set `load_in_4bit: false`, or `init_lora_weights: default`"
                 )
-            for name in ("use_dora", "adapter", "modules_to_save"):
+            if self.adapter:
+                raise ValueError(
+                    f"`init_lora_weights: {start}` is for a fresh adapter, and `adapter` is {self.adapter}; set `adapter: null`, or `init_lora_weights: default`"
+                )
+            for name in ("use_dora", "modules_to_save"):
                 if getattr(self, name):
                     raise ValueError(f"`init_lora_weights: {start}` cannot be had with `{name}`; leave one of them out")
         return self
@@ -792,7 +804,8 @@ class DPOSettings(LossSettings):
     def reasons(self) -> list[str]:
         name, reason = fitting_profile() if self.profile == "auto" else (self.profile, "as set")
         taken = {field: getattr(self, field) for field in self.PROFILES[name]}
-        return [f"profile: {name} ({reason}): {', '.join(f'{field} {value}' for field, value in taken.items())}"]
+        profile = f"profile: {name} ({reason}): {', '.join(f'{field} {value}' for field, value in taken.items())}"
+        return [profile, *super().reasons()]
 
 
 class SPINSettings(Settings):

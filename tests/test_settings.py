@@ -316,3 +316,9 @@ def test_a_misspelt_meaning_is_not_taken_for_a_column(given):
     for column in ("promt", "inputs", "prompt_2"):
         assert SFTSettings.load({"columns": {column: "prompt"}}).columns == {column: "prompt"}
     assert SFTSettings.load({"columns": {"inputs": "question"}}).columns == {"inputs": "prompt"}
+
+
+def test_what_counts_for_nothing_is_said():
+    idle = SFTSettings(epochs=30, scheduler_cycles=9).reasons()
+    assert [line.split(" does not count, as ")[0] for line in idle] == ["epochs: 30", "scheduler_cycles: 9"]
+    assert SFTSettings(epochs=30, max_steps=0, scheduler="cosine_with_restarts", scheduler_cycles=9).reasons() == []

@@ -206,7 +206,8 @@ def load_model(settings: Settings) -> Any:
     refuse_untold(small_files(source, settings.revision), settings.model)  # of the Hub's, which are here only now
     if model.base_model is model and hasattr(model, "model"):  # Llama 4's text model names another part
         model.base_model_prefix = "model"  # which TRL's loss asks for
-    shape, kind = lora_shape(model, settings, start), getattr(settings, "init_lora_weights", "default")
+    shape = lora_shape(model, settings, start)
+    kind = "default" if start else getattr(settings, "init_lora_weights", "default")
     if loaded_generally():
         shape["target_modules"] = as_pattern(shape["target_modules"])
     model = unsloth.FastLanguageModel.get_peft_model(

@@ -291,7 +291,10 @@ def kept_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if not train.get("held_out"):
         return []
     kept, seconds, unit = train["kept"], train["measuring_seconds"], "pair" if "rewards" in train else "row"
+    step, lowest = min(train["held_out"], key=lambda entry: entry[1])
     why = f", which had the lowest held-out loss, {kept['loss']:.4f}" if kept["rule"] == "best" else ""
+    if kept["rule"] == "last" and step != kept["step"]:
+        why = f"; those of step {step} had a lower held-out loss, {lowest:.4f} ({train['held_out'][-1][1]:.4f} after the last)"
     share = f"measured {counted(len(train['held_out']), 'time')} on {counted(train['measuring']['rows'], unit)}, in {seconds / (train['seconds'] + seconds):.1%} of the time"
     lines = [("weights kept", f"those of step {kept['step']} of {train['steps']}{why} ({share})")]
     if stopped := train.get("stopped"):

@@ -48,8 +48,8 @@ def draw_losses(axes: Any, facts: dict[str, Any], road: str) -> None:
         axes.plot(range(first, first + len(losses)), losses, color=GREEN, linewidth=1.2, **label)
         first += len(losses)
     if road != "spin":
-        draw_points(axes, [facts["eval"][when]["loss"] for when in ("before", "after")], first - 1)
         draw_held_out(axes, facts["train"])
+        draw_points(axes, [facts["eval"][when]["loss"] for when in ("before", "after")], facts["train"])
     unit = ", nats per token" if road == "sft" else " of the pairs"
     axes.set_title(f"loss{unit}", fontsize=10, color=INK, loc="left")
 
@@ -58,24 +58,24 @@ def draw_rewards(axes: Any, facts: dict[str, Any]) -> None:
     """How far the better answers' implicit rewards are above the worse ones', by step, and on the held-out pairs."""
     rewards = facts["train"]["rewards"]
     axes.plot(range(1, len(rewards) + 1), [row[3] for row in rewards], color=GREEN, linewidth=1.2, label="training")
-    draw_points(axes, [facts["eval"][when]["reward_margin"] for when in ("before", "after")], len(rewards))
+    draw_points(axes, [facts["eval"][when]["reward_margin"] for when in ("before", "after")], facts["train"])
     axes.axhline(0, color=INK, linewidth=0.8, linestyle=":")
     axes.set_title("margin of the rewards", fontsize=10, color=INK, loc="left")
 
 
-def draw_points(axes: Any, held_out: list[float], steps: int) -> None:
-    """What was measured before the first step and after the last."""
-    axes.plot([0, steps], held_out, "o", color=AMBER, markersize=6, label="held out, before and after")
+def draw_points(axes: Any, held_out: list[float], train: dict[str, Any]) -> None:
+    """What was measured on all held-out rows before the first step, and with the weights that were kept, at their step."""
+    last, step = train["steps"], train.get("kept", {}).get("step", train["steps"])
+    label = "held out, before and after" if step == last else f"held out, before and with the weights of step {step}"
+    axes.plot([0, step], held_out, "o", color=AMBER, markersize=6, label=label)
 
 
 def draw_held_out(axes: Any, train: dict[str, Any]) -> None:
-    """The held-out loss as it was measured on the way, and the step whose weights were kept."""
+    """The held-out loss as it was measured on the way, on some rows."""
     if held_out := train.get("held_out"):
         axes.plot(
             *zip(*held_out, strict=True), ".-", color=AMBER, linewidth=1, markersize=4, label="held out, on the way"
         )
-        if train["kept"]["step"] != train["steps"]:
-            axes.axvline(train["kept"]["step"], color=INK, linewidth=0.8, linestyle=":", label="weights kept")
 
 
 def by_round(losses: list[list[float]]) -> list[list[float]]:

@@ -176,7 +176,7 @@ class HeldOut:
             )
         elif self.settings.eval_steps:
             say(
-                f"train: no held-out loss is measured on the way: so short a training pays for no two measurements of {counted(min(ROWS, len(held)), unit)}; the last step is kept"
+                f"train: no held-out loss is measured on the way: so short a training pays for no two measurements of {counted(min(ROWS, len(held)), unit)}; the last step is kept{', and `patience` counts for nothing: set `eval_steps` to a number' if self.settings.patience else ''}"
             )
         return made
 

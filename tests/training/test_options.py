@@ -55,7 +55,7 @@ def test_such_an_adapter_is_saved_as_a_plain_one_on_the_base_itself(training, tm
     from transformers import AutoModelForCausalLM
 
     values = {"adapter": None, "init_lora_weights": start, "use_rslora": start == "pissa", "learning_rate": 1e-3}
-    _, trainer = training("begun", road=road, **values)
+    run, trainer = training("begun", road=road, **values)
     if road == "dpo":  # whose reference is a copy of the start, and so the base
         assert logged(trainer, "loss")[0] == pytest.approx(math.log(2), abs=1e-4)
         trainer.model.delete_adapter("ref")
@@ -65,6 +65,8 @@ def test_such_an_adapter_is_saved_as_a_plain_one_on_the_base_itself(training, tm
     assert distance(weights_of(again), trained) < 1e-5 < distance(trained, weights_of(load_model(SFTSettings(model="demo", dataset="demo"))))  # fmt: skip
     assert again.peft_config["default"].r == 32 == train.adapter_shape(trainer.model)["saved_r"]
     assert len(Adapter.read(folder, demo_base()).pairs) == 28
+    with_it = load_model(run.settings.model_copy(update={"adapter": str(folder)}))  # as `autosloth score` loads it
+    assert distance(weights_of(with_it), trained) < 1e-5 and not hasattr(with_it, "adapter_start")
 
 
 def test_a_training_that_starts_in_the_base_goes_on_from_its_checkpoint(training, capsys):
@@ -98,7 +100,7 @@ def test_a_machine_that_took_other_parts_out_of_the_base_goes_on_with_those_of_t
 @pytest.mark.parametrize("values, told", [
     ({"load_in_4bit": True}, "needs the base in 16 bit; set `load_in_4bit: false`"),
     ({"use_dora": True}, "cannot be had with `use_dora`"),
-    ({"adapter": "demo"}, "cannot be had with `adapter`"),
+    ({"adapter": "demo"}, "is for a fresh adapter, and `adapter` is demo; set `adapter: null`"),
     ({"modules_to_save": ["lm_head"]}, "cannot be had with `modules_to_save`"),
 ])  # fmt: skip
 @pytest.mark.parametrize("road", [SFTSettings, DPOSettings])
