@@ -421,8 +421,10 @@ class Settings(BaseModel):
 
     @property
     def dataset_name(self) -> str:
-        """What the dataset is called in messages: its id or path, or those of all parts."""
-        return " + ".join(part["path"] for part in self.parts)
+        """What the dataset is called in messages: its id or path, or those of all parts; of an address without what may be a key."""
+        return " + ".join(
+            public_address(part["path"]) if is_address(part["path"]) else part["path"] for part in self.parts
+        )
 
     def of_part(self, part: Part) -> Self:
         """These settings for one of several datasets alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -160,7 +161,10 @@ def load_yaml(text: str) -> Any:
     >>> load_yaml("2024-02-30"), load_yaml("{a: 1}"), load_yaml("1:30"), load_yaml("010"), load_yaml("1_000")
     ('2024-02-30', {'a': 1}, '1:30', '010', 1000)
     """
-    return yaml.load(text, Loader)
+    value = yaml.load(text, Loader)
+    with contextlib.suppress(TypeError):  # a key that JSON does not have is told where it is wrong
+        json.dumps(value, default=str)  # raises ValueError for what holds itself
+    return value
 
 
 def variable(name: str) -> str:

@@ -7,7 +7,7 @@ import yaml
 
 from autosloth.errors import SettingsError
 from autosloth.settings import DPOSettings, SFTSettings, SPINSettings
-from autosloth.values import is_hub_id
+from autosloth.values import is_hub_id, parse_value
 
 
 def test_the_defaults_are_the_reference_run():
@@ -322,3 +322,11 @@ def test_what_counts_for_nothing_is_said():
     idle = SFTSettings(epochs=30, scheduler_cycles=9).reasons()
     assert [line.split(" does not count, as ")[0] for line in idle] == ["epochs: 30", "scheduler_cycles: 9"]
     assert SFTSettings(epochs=30, max_steps=0, scheduler="cosine_with_restarts", scheduler_cycles=9).reasons() == []
+
+
+def test_a_value_that_holds_itself_is_a_named_problem(tmp_path):
+    (tmp_path / "round.yaml").write_text("columns: &a {x: prompt, y: *a}\n")
+    with pytest.raises(SettingsError, match="round.yaml holds a value that cannot be read"):
+        SFTSettings.load(tmp_path / "round.yaml")
+    with pytest.raises(SettingsError, match="`columns` is"):
+        SFTSettings.load(overrides={"columns": parse_value("&a {x: prompt, y: *a}")})

@@ -44,7 +44,7 @@ def told_of(name: str, settings: Settings, schema: Mapping[str, Any], default: A
         lines += comment(f"The default is {shown(default)}.")
     elif name == "run_name":
         value = ""  # it is to follow model and dataset
-    text = yaml_text({name: value}).rstrip("\n").splitlines()
+    text = yaml_text({name: value}).rstrip("\n").split("\n")  # not at other line separators, which a value may hold
     return lines + [line if live else f"#{line}" for line in text]
 
 

@@ -20,6 +20,9 @@ def listed(storage: Path) -> tuple[list[dict[str, Any]], list[str]]:
     folders = [storage] if (storage / "settings.json").is_file() else folders_in(storage)
     rows, problems = [], []
     for folder in folders:
+        if (folder / "settings.json").exists() and not (folder / "settings.json").is_file():
+            problems.append(f"{folder} is no run: its settings.json is no file.")
+            continue
         try:
             row = row_of(Run.open(folder))
             rows.append((changed_at(folder), row))

@@ -18,6 +18,7 @@ from ..demo import dpo_rows, sft_rows
 from ..errors import DataError
 from ..output import say
 from ..settings import Settings
+from ..values import is_address, public_address
 from .load import load_raw
 from .normalise import UNUSABLE, fault, fault_of_pair, printable, repair, to_chat, to_pair, unknown_role
 from .recognise import Reading, recognise, refuse_late, refuse_media
@@ -160,6 +161,7 @@ def report_readings(found: Findings) -> None:
     """Say how the rows are read, how they could be read too, and which columns and keys of turns nothing reads."""
     lines = []
     for name, reading in found.readings:
+        name = public_address(name) if is_address(name) else name
         lines.append(f"data: {name} read as {reading.name} ({reading.told()})")
         lines += [
             f"data: {other} could be read too; if that is meant, say so with `columns`" for other in reading.others

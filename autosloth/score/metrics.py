@@ -5,14 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 # A number as people write it: a sign that stands at it, a currency before or behind the sign, thousands parted by commas.
-SIGN = r"[-+\u2212]"
+SIGN = r"[-+\u2212\u2013]"
 NUMBER = re.compile(
-    rf"((?<![\w)\]]){SIGN})?(?:[$€£¥]({SIGN})?)?(?<!\w)((?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|(?<!\.)\.\d+)"
+    rf"((?<![\w)\]]){SIGN})?(?:[$€£¥]({SIGN})?)?(?<!\w)((?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|(?<!\.)\.\d+)([eE][-+]?\d{{1,3}}(?!\d))?"
+)
+# Digits with what may be a part of their number: 12,50 and 1 234 and 3/4 and 2024-05-01 and 10^5 are read in several ways, 1,042.50 and 1e5 in one.
+CLUSTER = re.compile(r"\d(?:[\d.,/:^'\u2019\u00a0\u202f\u2009\u2013-]*\d| \d{3}(?!\d)|[eE][-+]?\d+)*")
+PLAIN = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3})?")
+# Words as ROUGE counts them; of scripts that put no blanks between words (Chinese, Japanese, Thai, Lao, Burmese, Khmer) each character is one.
+WORD = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
 )
 PATTERN_S = 1.0  # seconds that a pattern may search an answer
 FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
@@ -25,13 +33,18 @@ class NotScored(Exception):
 
 
 def exact(answer: str, expected: str) -> float:
-    """Whether they are the same text but for white space around it."""
-    return float(answer.strip() == expected.strip())
+    """Whether they are the same text but for white space around it and how accents are encoded (Unicode's NFC)."""
+    return float(composed(answer).strip() == composed(expected).strip())
+
+
+def composed(text: str) -> str:
+    """The text with each accent in its letter, as most texts are encoded."""
+    return unicodedata.normalize("NFC", text)
 
 
 def contains(answer: str, expected: str) -> float:
     """Whether the answer holds the expected text."""
-    return float(expected.strip() in answer)
+    return float(composed(expected).strip() in composed(answer))
 
 
 def pattern(answer: str, expected: str) -> float:
@@ -40,8 +53,8 @@ def pattern(answer: str, expected: str) -> float:
 
     try:
         return float(regex.search(expected, answer, timeout=PATTERN_S) is not None)
-    except regex.error:
-        raise NotScored("with a pattern that is none") from None
+    except (regex.error, RecursionError, MemoryError, OverflowError):
+        raise NotScored("with a pattern that is none, or too much of one") from None
     except TimeoutError:
         raise NotScored(f"with a pattern that takes more than {PATTERN_S:.0f} s") from None
 
@@ -50,21 +63,22 @@ def number(answer: str, expected: str) -> float:
     """Whether the last number of both is the same: `#### 1,042` and `It makes $1042.00.` are. Raises NotScored."""
     wanted = last_number(expected)
     if wanted is None:
-        raise NotScored("whose answer holds no number")
+        raise NotScored("whose answer holds no number at its end, or one that can be read in several ways")
     return float(last_number(answer) == wanted)
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text; commas part thousands, a full stop the decimals.
+    """The last number in a text; commas part thousands, a full stop the decimals; None where there is none, or it can be read in several ways.
 
-    >>> last_number("#### 1,042"), last_number("5-3 = -$2.50."), last_number("from 10 to 20%"), last_number("none")
+    >>> last_number("#### 1,042"), last_number("5-3 = -$2.50."), last_number("from 10 to 20%"), last_number("1 234 or 12,50")
     (Decimal('1042'), Decimal('-2.50'), Decimal('20'), None)
     """
     found = [*NUMBER.finditer(text)]
-    if not found:
+    if not found or not PLAIN.fullmatch([*CLUSTER.finditer(text)][-1][0]):
         return None
-    before, behind, digits = found[-1].groups()
-    return Decimal(digits.replace(",", "")) * (-1 if (before or behind or "+") != "+" else 1)
+    before, behind, digits, exponent = found[-1].groups()
+    number = Decimal(digits.replace(",", "") + (exponent or ""))
+    return number.copy_negate() if (before or behind or "+") != "+" else number
 
 
 def same_json(answer: str, expected: str) -> float:
@@ -81,7 +95,7 @@ def json_value(text: str) -> Any:
     >>> json_value('It is:\\n```json\\n{"a": 1.0}\\n```'), json_value("The list [1, 2] has 2."), json_value("none") is NO_VALUE
     ({'a': Decimal('1.0')}, [1, 2], True)
     """
-    decoder = json.JSONDecoder(parse_float=Decimal, parse_constant=refused)
+    decoder = json.JSONDecoder(parse_float=decimal, parse_constant=refused)
     try:
         for whole in (text, *FENCE.findall(text)):
             with contextlib.suppress(ValueError):
@@ -92,6 +106,14 @@ def json_value(text: str) -> Any:
     except RecursionError:  # nested as deeply as no answer is meant to be
         pass
     return NO_VALUE
+
+
+def decimal(text: str) -> Decimal:
+    """A number with a point or an exponent. Raises ValueError for one that is too large to be told."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise ValueError(text) from None
 
 
 def refused(constant: str) -> Any:
@@ -117,7 +139,7 @@ def rouge(answer: str, expected: str) -> float:
     """
     from rapidfuzz.distance import Indel
 
-    said, wanted = (re.findall(r"\w+", text.casefold()) for text in (answer, expected))
+    said, wanted = (WORD.findall(composed(text).casefold()) for text in (answer, expected))
     if not wanted:
         raise NotScored("whose answer holds no word")
     return Indel.normalized_similarity(said, wanted)

@@ -21,6 +21,11 @@ def passages() -> list[str]:
     return text.strip().split("\n\n")
 
 
+def without_end(ids: list[int], tokenizer: Any) -> list[int]:
+    """The ids of a passage without the end token that some tokenizers add: a training teaches when to end, which is no part of the text."""
+    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+
+
 def elsewhere(model: Any, tokenizer: Any) -> dict[str, float]:
     """How the model takes the text, passage by passage as plain text: perplexity over tokens; how many these are, which differs by tokenizer."""
     import torch
@@ -28,7 +33,7 @@ def elsewhere(model: Any, tokenizer: Any) -> dict[str, float]:
     total, tokens = 0.0, 0
     with answering(model):
         for passage in passages():
-            ids = torch.tensor([tokenizer(passage).input_ids], device=model.device)
+            ids = torch.tensor([without_end(tokenizer(passage).input_ids, tokenizer)], device=model.device)
             logps = torch.log_softmax(model(input_ids=ids).logits[0, :-1].float(), dim=-1)
             total -= logps.gather(-1, ids[0, 1:, None]).sum().item()
             tokens += ids.shape[1] - 1
