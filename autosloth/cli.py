@@ -226,6 +226,8 @@ def chat(
     from .chat import Sampling
     from .chat import chat as talk
 
+    if temperature != temperature:  # NaN, which no bound holds back
+        raise typer.BadParameter("it is no number.", param_hint="--temperature")
     talk(Run.open(run), Sampling(temperature, seed), base, system)
 
 

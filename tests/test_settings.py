@@ -326,7 +326,7 @@ def test_what_counts_for_nothing_is_said():
 
 def test_a_value_that_holds_itself_is_a_named_problem(tmp_path):
     (tmp_path / "round.yaml").write_text("columns: &a {x: prompt, y: *a}\n")
-    with pytest.raises(SettingsError, match="round.yaml holds a value that cannot be read"):
+    with pytest.raises(SettingsError, match=r"round\.yaml holds a value that cannot be read"):
         SFTSettings.load(tmp_path / "round.yaml")
     with pytest.raises(SettingsError, match="`columns` is"):
         SFTSettings.load(overrides={"columns": parse_value("&a {x: prompt, y: *a}")})

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import DataError, StorageError
 from ..output import counted
-from ..run import storage_errors, write_text
+from ..run import storage_errors, write_bytes
 from .speaker import ROOM, Said, Sampling, Speaker
 
 
@@ -22,6 +22,9 @@ class Conversation:
     sampling: Sampling
     system: str = ""
     turns: list[dict[str, Any]] = field(default_factory=list)
+    saved: dict[Path, str] = field(
+        default_factory=dict
+    )  # the row of this conversation in each file that it was saved in
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -59,20 +62,40 @@ class Conversation:
             f"Ask in fewer words; {self.speaker.context - most} of {self.speaker.context} tokens are kept for the answer.",
         )
 
+    def save(self, path: Path) -> int:
+        """Add the conversation to a JSONL file of `messages`, whole or not at all; its own row, saved before, gives way, and all others stay byte for byte. Returns how many rows are in it.
 
-def save(messages: list[dict[str, Any]], path: Path) -> int:
-    """Add a conversation to a JSONL file of `messages`, whole or not at all; one that it goes on from gives way. Returns how many are in it. Raises StorageError."""
-    with storage_errors(path):
-        text = path.read_bytes().decode("utf-8", errors="replace") if path.exists() else ""
+        Raises StorageError where the file cannot be written, or is something else.
+        """
+        with storage_errors(path):
+            path = path.resolve()  # a link stays one
+            if path.is_dir() or not path.parent.is_dir():
+                raise StorageError(f"{path if path.is_dir() else path.parent} is {'a' if path.is_dir() else 'no'} folder.", "Give the name of a file in a folder that is there.")  # fmt: skip
+            text = path.read_bytes() if path.exists() else b""
+        rows = [row for row in text.split(b"\n") if row.strip()]
+        if not all(map(is_conversation, rows)):
+            raise StorageError(
+                f"{path} is there already, and is no file of conversations.",
+                "Give the name of another file, such as /save other.jsonl.",
+            )
+        row = json.dumps({"messages": self.messages}, ensure_ascii=False)
+        for separator in "\u2028\u2029\x85":  # which some take for the end of a line
+            row = row.replace(separator, f"\\u{ord(separator):04x}")
+        own = self.saved.get(path, "").encode()
+        rows = [*(other for other in rows if other != own), row.encode()]
+        with storage_errors(path):
+            write_bytes(path, b"\n".join(rows) + b"\n")
+        self.saved[path] = row
+        return len(rows)
+
+    def forget(self) -> None:
+        """Begin anew; what was saved stays."""
+        self.turns, self.saved = [], {}
+
+
+def is_conversation(row: bytes) -> bool:
+    """Whether a line of a file holds `messages`."""
     try:
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        rows = [row for row in rows if row["messages"] != messages[: len(row["messages"])]]
-    except (ValueError, TypeError, KeyError):
-        raise StorageError(
-            f"{path} is there already, and is no file of conversations.",
-            "Give the name of another file, such as /save other.jsonl.",
-        ) from None
-    rows.append({"messages": messages})
-    with storage_errors(path):
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return len(rows)
+        return isinstance(json.loads(row.decode("utf-8"))["messages"], list)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False

@@ -182,8 +182,9 @@ class Panel:
             return
         self.turns.clear()
         self.system, self.problem, self.system_field.placeholder = "", "", "none"
-        for talk in filter(None, (self.after, self.before)):
-            talk.turns = []
+        for talk in (self.after, self.before):
+            if isinstance(talk, Conversation):
+                talk.forget()
         self.show()
         self.working.release()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from ..export import llama_cpp
 from ..models import render_chat
 from ..output import say
 from ..proof import opened
-from ..run import Run, read_json
+from ..run import Run, known_hash, read_json
 
 CONTEXT = 4096  # tokens of a conversation with its answer, at most; a model that was made for fewer has fewer
 ROOM = 1 / 4  # of them, kept for the answer
@@ -40,7 +41,7 @@ def chat_file(run: Run) -> Path:
     if not made:
         raise VerifyError(
             f"{run.folder} has no GGUF of a whole model to talk to.",
-            f"`autosloth export {run.folder}` makes it, if `quantizations` in its settings names a type such as q8_0.",
+            f"`autosloth export {shlex.quote(str(run.folder))}` makes it, if `quantizations` in its settings names a type such as q8_0.",
         )
     path, proof = run.path(made[0]["path"]), run.facts.get("verify", {})
     if not path.is_file() or path.stat().st_size != made[0]["bytes"]:
@@ -50,7 +51,13 @@ def chat_file(run: Run) -> Path:
     if failed and not run.settings.publish_unverified:
         raise VerifyError(
             f"{path.name} failed its proof: it does not answer like the model that was trained.",
-            f"`autosloth show {run.folder}` tells why; {run.command('gguf')} makes it again, and {run.command('verify')} proves it.",
+            f"`autosloth show {shlex.quote(str(run.folder))}` tells why; {run.command('gguf')} makes it again, and {run.command('verify')} proves it.",
+        )
+    proven = next((each for each in proof.get("files", []) if each["file"] == path.name), {})
+    if proven.get("sha256", same := known_hash(path)) != same:
+        raise VerifyError(
+            f"{path} is not the file that was proven: its content has changed since.",
+            f"{run.command('gguf')} makes it again, and {run.command('verify')} proves it.",
         )
     if failed or run.mark("verify") is None or proof.get("passed") is None:
         say(f"chat: {path.name} is NOT proven to answer like the model that was trained; {run.command('verify')} tells")

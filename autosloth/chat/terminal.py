@@ -12,10 +12,12 @@ from pathlib import Path
 from ..errors import AutoSlothError
 from ..output import counted, say
 from ..run import Run
+from ..values import is_home
 from .before import Kept, before
-from .conversation import Conversation, save
+from .conversation import Conversation
 from .speaker import Sampling, Speaker, chat_file
 
+ENDS = ("/exit", "/quit")
 HELP = """\
 /reset         forget what was said
 /save [FILE]   add the conversation to a JSONL file of `messages`, which `dataset` takes
@@ -36,7 +38,7 @@ def chat(run: Run, sampling: Sampling, base: bool = False, system: str = "") -> 
             if command in COMMANDS:
                 COMMANDS[command](run, talks, rest.strip())
             elif command.startswith("/") and command[1:].isalpha():
-                say(f"There is no {command}.\n{HELP}")
+                say(f"There is no {command}: {', '.join(sorted([*COMMANDS, *ENDS]))} are there.")
             else:
                 answer(talks, line)
         except AutoSlothError as error:
@@ -55,8 +57,11 @@ def typed() -> Iterator[str]:
         except KeyboardInterrupt:
             say("")
             continue
-        if line == "/exit":
+        if line.partition(" ")[0] in ENDS:
             return
+        line = line.encode("utf-8", errors="surrogateescape").decode(
+            "utf-8", errors="replace"
+        )  # bytes that are no text
         if line:
             yield line
 
@@ -88,16 +93,20 @@ def stop_button() -> Iterator[threading.Event]:
 def reset(run: Run, talks: dict[str, Conversation | Kept], rest: str) -> None:
     """Forget what was said."""
     for talk in talks.values():
-        talk.turns = []
+        if isinstance(talk, Conversation):
+            talk.forget()
     say("Forgotten.")
 
 
 def keep(run: Run, talks: dict[str, Conversation | Kept], rest: str) -> None:
     """Save what was said with the trained model."""
-    messages, path = talks["after"].messages, Path(rest or f"{run.settings.run_name}-chat.jsonl").expanduser()
     if not talks["after"].turns:
         return say("There is nothing to save yet.")
-    say(f"{path}: {counted(save(messages, path), 'conversation')}")
+    path = Path(rest or f"{run.settings.run_name}-chat.jsonl")
+    path = path.expanduser() if is_home(str(path)) or not rest.startswith("~") else path
+    rows = talks["after"].save(path)
+    few = "; a training needs two at least: /reset begins another" if rows < 2 else ""
+    say(f"{path}: {counted(rows, 'conversation')}{few}")
 
 
 COMMANDS = {"/reset": reset, "/save": keep, "/help": lambda *_: say(HELP)}

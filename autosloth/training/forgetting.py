@@ -26,14 +26,14 @@ def without_end(ids: list[int], tokenizer: Any) -> list[int]:
     return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
 
 
-def elsewhere(model: Any, tokenizer: Any) -> dict[str, float]:
-    """How the model takes the text, passage by passage as plain text: perplexity over tokens; how many these are, which differs by tokenizer."""
+def elsewhere(model: Any, tokenizer: Any, longest: int) -> dict[str, float]:
+    """How the model takes the text, passage by passage as plain text, each up to so many tokens: perplexity over tokens; how many these are, which differs by tokenizer."""
     import torch
 
     total, tokens = 0.0, 0
     with answering(model):
         for passage in passages():
-            ids = torch.tensor([without_end(tokenizer(passage).input_ids, tokenizer)], device=model.device)
+            ids = torch.tensor([without_end(tokenizer(passage).input_ids, tokenizer)[:longest]], device=model.device)
             logps = torch.log_softmax(model(input_ids=ids).logits[0, :-1].float(), dim=-1)
             total -= logps.gather(-1, ids[0, 1:, None]).sum().item()
             tokens += ids.shape[1] - 1

@@ -72,7 +72,7 @@ def compare_answers(
 
     exact_match is the share of questions whose answer is the expected text; elsewhere what `forgetting.elsewhere` finds.
     """
-    facts: dict[str, Any] = {"elsewhere": elsewhere(model, tokenizer)}
+    facts: dict[str, Any] = {"elsewhere": elsewhere(model, tokenizer, settings.max_length)}
     rows = [row for row in held_out.select(range(min(settings.eval_answers, len(held_out)))) if row["messages"]]
     chats = [row["messages"] for row in rows]
     prompts = [encode_prompt(tokenizer, row["messages"][:-1], row["tools"]) for row in rows]

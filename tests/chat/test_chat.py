@@ -14,7 +14,7 @@ from support.tiny_models import tiny_tokenizer
 from autosloth.chat import Sampling, panel, terminal
 from autosloth.chat.before import Kept
 from autosloth.chat.before import before as start_before
-from autosloth.chat.conversation import Conversation, save
+from autosloth.chat.conversation import Conversation
 from autosloth.chat.speaker import MARK, Speaker, chat_file
 from autosloth.data.clean import Findings
 from autosloth.errors import DataError, StorageError, VerifyError
@@ -154,21 +154,42 @@ def test_an_answer_that_is_stopped_is_kept_and_not_learnt(speaker):
 
 
 def test_a_saved_conversation_is_a_dataset(speaker, tmp_path):
-    talk, path = Conversation(speaker, GREEDY, system="Be brief."), tmp_path / "deep" / "chat.jsonl"
+    talk, path = Conversation(speaker, GREEDY, system="Be brief."), tmp_path / "chat.jsonl"
     asked(talk)
-    assert save(talk.messages, path) == 1
+    assert talk.save(path) == 1
     asked(talk, "And Bruno?")
-    assert save(talk.messages, path) == 1  # it went on
-    assert save([user("a"), {"role": "assistant", "content": "é"}], path) == 2
+    assert talk.save(path) == 1  # it went on
+    other = Conversation(speaker, GREEDY, turns=[user("a\u2028b"), {"role": "assistant", "content": "é"}])
+    assert other.save(path) == 2
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert rows[0] == {"messages": talk.messages} and "é" in path.read_text()
+    assert (
+        rows[0] == {"messages": talk.messages} and rows[1] == {"messages": other.messages} and "é" in path.read_text()
+    )
     train, held_out = load_rows(SFTSettings.load({"model": "demo", "dataset": str(path)}), Findings())
     learnt = [[(turn["role"], turn["content"]) for turn in row["messages"]] for row in train + held_out]
     assert [(turn["role"], turn["content"]) for turn in talk.messages] in learnt and len(learnt) == 2
     (tmp_path / "other.txt").write_text("mine\n")
     with pytest.raises(StorageError, match="is there already, and is no file of conversations"):
-        save(talk.messages, tmp_path / "other.txt")
+        talk.save(tmp_path / "other.txt")
     assert (tmp_path / "other.txt").read_text() == "mine\n"
+    for place, wrong in ((tmp_path, "is a folder"), (tmp_path / "deep" / "a.jsonl", "is no folder")):
+        with pytest.raises(StorageError, match=wrong):
+            talk.save(place)
+
+
+def test_saving_leaves_the_rows_of_others_byte_for_byte(speaker, tmp_path):
+    talk, theirs = (
+        Conversation(speaker, GREEDY),
+        b'{"messages": [], "x": 1.10000000000000000001}\r\n{"messages":[{"role":"user","content":"Hi"}]}\n',
+    )
+    asked(talk)
+    (tmp_path / "there.jsonl").write_bytes(theirs)
+    (tmp_path / "link.jsonl").symlink_to("there.jsonl")
+    assert talk.save(tmp_path / "link.jsonl") == 3 and (tmp_path / "link.jsonl").is_symlink()
+    assert (tmp_path / "there.jsonl").read_bytes().startswith(theirs)
+    (tmp_path / "latin.jsonl").write_bytes(b'{"messages": [], "name": "caf\xe9"}\n')
+    with pytest.raises(StorageError, match="is no file of conversations"):
+        talk.save(tmp_path / "latin.jsonl")
 
 
 def spoilt(copied, **verify):
@@ -231,7 +252,11 @@ def test_the_terminal(run, monkeypatch, tmp_path, capsys):
     terminal.chat(run, GREEDY, base=True)
     said = capsys.readouterr().out
     assert said.count("after: Gladly!") == said.count("before: The boy") == 2 and "never" not in said
-    assert "There is nothing to save yet." in said and "There is no /bar." in said and said.count("Ctrl-C stops") == 2
+    assert (
+        "There is nothing to save yet." in said
+        and "There is no /bar: /exit, /help" in said
+        and said.count("Ctrl-C stops") == 1
+    )
     (row,) = [json.loads(line) for line in (tmp_path / "short-chat.jsonl").read_text().splitlines()]
     assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"]
     assert (tmp_path / "mine.jsonl").read_text() == (tmp_path / "short-chat.jsonl").read_text()  # it was forgotten

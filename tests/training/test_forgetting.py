@@ -21,7 +21,7 @@ def test_the_perplexity_elsewhere_is_that_of_transformers_own_loss_and_grows_wit
     import torch
 
     tokenizer = load_tokenizer(SFTSettings(model="demo", dataset="demo"))
-    found, losses = elsewhere(model, tokenizer), []
+    found, losses = elsewhere(model, tokenizer, 512), []
     for passage in passages():
         ids = torch.tensor([tokenizer(passage).input_ids])
         with torch.no_grad():
@@ -33,9 +33,10 @@ def test_the_perplexity_elsewhere_is_that_of_transformers_own_loss_and_grows_wit
     whole = head.detach().clone()
     with torch.no_grad():
         head.mul_(3)  # surer of the same
-        worse = elsewhere(model, tokenizer)
+        worse = elsewhere(model, tokenizer, 512)
         head.copy_(whole)
-    assert worse["perplexity"] > 2 * found["perplexity"] and elsewhere(model, tokenizer) == found
+    assert worse["perplexity"] > 2 * found["perplexity"] and elsewhere(model, tokenizer, 512) == found
+    assert elsewhere(model, tokenizer, 16)["tokens"] <= 15 * len(passages())
 
 
 def test_each_passage_is_one():
