@@ -63,7 +63,8 @@ def number(answer: str, expected: str) -> float:
     """Whether the last number of both is the same: `#### 1,042` and `It makes $1042.00.` are. Raises NotScored."""
     wanted = last_number(expected)
     if wanted is None:
-        raise NotScored("whose answer holds no number at its end, or one that can be read in several ways")
+        none = NUMBER.search(expected) is None
+        raise NotScored("whose answer holds no number" if none else "whose last number can be read in several ways")
     return float(last_number(answer) == wanted)
 
 

@@ -53,7 +53,7 @@ def test_every_metric_has_cases():
     [
         ("regex", "(", "with a pattern that is none"),
         ("regex", "(" * 3000 + ")" * 3000, "or too much of one"),
-        ("number", "12,50", "can be read in several ways"),
+        ("number", "12,50", "whose last number can be read in several ways"),
         ("number", "none", "holds no number"),
         ("json", "{a}", "holds no JSON"),
         ("rouge", "...", "holds no word"),
