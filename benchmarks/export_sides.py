@@ -21,7 +21,8 @@ def autosloth(base: str, out: str, kinds: list[str], **_: Any) -> Case:
 
     run, folder = Run.create(SFTSettings(model=base, storage=str(Path(base).parent), run_name="run")), Path(out)
     gguf.lay_source(folder / "source", Path(base), run.path("adapter"))
-    return {"files": gguf.convert(run, folder / "source", {kind: folder / f"{kind}.gguf" for kind in kinds})}
+    files = {kind: folder / f"{kind}.gguf" for kind in kinds}
+    return {"files": gguf.convert(run, folder / "source", files, run.path("adapter"))}
 
 
 def cp(base: str, made: str, out: str, **_: Any) -> Case:

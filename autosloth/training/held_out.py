@@ -155,30 +155,39 @@ class HeldOut:
 
     def begin(self, state: Any) -> None:
         """Take up the plan that the run began with, or make it and say it, and the best weights of the checkpoint that the training goes on from."""
-        told = of_first(lambda: self.run.facts.get("train", {}).get("measuring"))
-        self.plan = Plan(*(told[name] for name in Plan._fields)) if told else self.planned(state.max_steps)
+        self.plan = self.told() or self.planned(state.max_steps, aloud=True)
         if self.plan.every:
             self.rows = self.trainer.eval_dataset.select(spread(self.plan.rows, len(self.trainer.eval_dataset)))
         self.take_up(state)
 
-    def planned(self, steps: int) -> Plan:
+    def told(self) -> Plan | None:
+        """The plan that the facts tell, if they do."""
+        told = of_first(lambda: self.run.facts.get("train", {}).get("measuring"))
+        return Plan(*(told[name] for name in Plan._fields)) if told else None
+
+    def planned(self, steps: int, aloud: bool) -> Plan:
         """The plan for so many steps, kept in the facts."""
         held, rows = self.trainer.eval_dataset, self.trainer.train_dataset
         trained = steps * batches(self.trainer)["rows_per_step"] * float(lengths_of(rows).mean())
         made = plan(self.settings.eval_steps, steps, trained, lengths_of(held), work_of(self.trainer, self.settings))
         self.run.record("train", measuring=made._asdict())
+        if aloud:
+            self.announce(made, len(held))
+        return made
+
+    def announce(self, made: Plan, held: int) -> None:
+        """Say how often and on how many of the held-out rows is measured, or why not at all."""
         unit = "pair" if self.settings.road == "dpo" else "row"
         if made.every:
             every = "each step" if made.every == 1 else f"every {made.every} steps"
             more = f"; a larger `eval_steps` brings it below {COST:.0%}" if made.share > COST + 1e-4 else ""
             say(
-                f"train: the held-out loss is measured {every}, on {made.rows} of {counted(len(held), unit)} (about {made.share:.1%} of the training's work{more})"
+                f"train: the held-out loss is measured {every}, on {made.rows} of {counted(held, unit)} (about {made.share:.1%} of the training's work{more})"
             )
         elif self.settings.eval_steps:
             say(
-                f"train: no held-out loss is measured on the way: so short a training pays for no two measurements of {counted(min(ROWS, len(held)), unit)}; the last step is kept{', and `patience` counts for nothing: set `eval_steps` to a number' if self.settings.patience else ''}"
+                f"train: no held-out loss is measured on the way: so short a training pays for no two measurements of {counted(min(ROWS, held), unit)}; the last step is kept{', and `patience` counts for nothing: set `eval_steps` to a number' if self.settings.patience else ''}"
             )
-        return made
 
     def take_up(self, state: Any) -> None:
         """Read the best weights from the checkpoint of this step, where it has any."""
@@ -233,6 +242,8 @@ class HeldOut:
         import torch
 
         state = self.trainer.state
+        if not self.told():  # the training was finished before, and the facts were lost
+            self.planned(state.max_steps, aloud=False)
         losses = held_out_losses(state.log_history)
         facts: dict[str, Any] = {"held_out": losses}
         if losses:
