@@ -171,25 +171,45 @@ def complete_metrics() -> list[str]:
 def score(
     run: Folder,
     data: Annotated[
-        str, typer.Option(metavar="FILE", help="Questions and answers: a file, a folder, an address or a Hub id.")
-    ],
+        str | None,
+        typer.Option(metavar="FILE", help="Questions and answers: a file, a folder, an address or a Hub id."),
+    ] = None,
     metric: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="exact, contains, regex (the file's answer is the pattern), number (the last one of an answer), json (equal values) or rouge (ROUGE-L F1).",
+            help="Of such a file: exact, contains, regex (the file's answer is the pattern), number (the last one of an answer), json (equal values) or rouge (ROUGE-L F1).",
             autocompletion=complete_metrics,
         ),
-    ],
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer in tokens; without it as the run's setting says.")
     ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer to it in tokens; without it as the run's setting says.")
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Tasks of lm-eval instead, between commas: gsm8k,arc_easy or a YAML file."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Of each task the first so many questions.")] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Ask a task's questions in the template that was trained.")
+    ] = False,
 ) -> None:
-    """Answer a file's questions with the tuned model and with its base, and compare both, with intervals. `autosloth card RUN` puts it into the card."""
-    from .score import METRICS
+    """Compare the tuned model with its base: their answers to a file's questions, or on tasks of lm-eval. `autosloth card RUN` puts it into the card."""
+    from .score import METRICS, score_tasks
     from .score import score as compare
 
+    if (data is None) == (tasks is None):
+        raise typer.BadParameter("give one of them.", param_hint="--data / --tasks")
+    if data is None:
+        for name, value in (("--metric", metric), ("--max-new-tokens", max_new_tokens)):
+            if value is not None:
+                raise typer.BadParameter("it is for `--data`; tasks bring their own.", param_hint=name)
+        return score_tasks(locked(run), [name.strip() for name in tasks.split(",")], limit, chat_template)
+    for name, value in (("--limit", limit), ("--chat-template", chat_template)):
+        if value:
+            raise typer.BadParameter("it is for `--tasks`.", param_hint=name)
+    metric = metric and metric.lower()
     if metric not in METRICS:
-        raise typer.BadParameter(f"it is {metric!r}; give {', '.join(METRICS)}.", param_hint="--metric")
+        raise typer.BadParameter(f"{'it is missing' if metric is None else f'it is {metric!r}'}; give {', '.join(METRICS)}.", param_hint="--metric")  # fmt: skip
     compare(locked(run), data, metric, max_new_tokens)
 
 

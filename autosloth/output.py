@@ -107,11 +107,26 @@ def or_nothing(answer: str) -> str:
 def interval(of: dict[str, float], signed: bool = False) -> str:
     """The `mean` of scores from 0 to 1 and the bounds `low` and `high` of its interval, in percent; signed: a difference.
 
+    Where all scores are the same a resample can find no others, which is no certainty.
+
     >>> interval({"mean": 0.5, "low": 0.25, "high": 0.75}), interval({"mean": 0.1, "low": -0.05, "high": 0.2}, signed=True)
     ('50.0 % (25.0 to 75.0)', '+10.0 % (-5.0 to +20.0)')
+    >>> interval({"mean": 1.0, "low": 1.0, "high": 1.0})
+    '100.0 % (all alike)'
     """
     sign = "+" if signed else ""
+    if of["low"] == of["high"]:
+        return "{:{s}.1f} % (all alike)".format(100 * of["mean"], s=sign)
     return "{:{s}.1f} % ({:{s}.1f} to {:{s}.1f})".format(*(100 * of[name] for name in ("mean", "low", "high")), s=sign)
+
+
+def plus_minus(of: dict[str, float | None]) -> str:
+    """A `value` and its standard error `stderr`, where there is one.
+
+    >>> plus_minus({"value": 0.5, "stderr": 0.0707}), plus_minus({"value": 123456.0, "stderr": None})
+    ('0.5 ±0.0707', '123,000')
+    """
+    return readable(of["value"]) + (f" ±{readable(of['stderr'])}" if of["stderr"] is not None else "")
 
 
 def duration(seconds: float) -> str:

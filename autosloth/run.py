@@ -38,7 +38,7 @@ STAGES = (
     "publish",
 )  # of every road, in their order
 COPIED = ("data", "train")  # stages whose end the copy on the Hub is to have
-LISTS = ("rounds", "scores")  # of the facts, which are mappings else
+LISTS = ("rounds", "scores", "benchmarks")  # of the facts, which are mappings else
 GGUF_FOLDER = "publish-GGUF"  # what goes into the repository of the GGUF files
 # There only after a training began.
 TRAINED = ("adapter", "checkpoints", "rounds", "merged", "gguf", "publish", GGUF_FOLDER)

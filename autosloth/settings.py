@@ -295,6 +295,9 @@ class Settings(BaseModel):
     eval_answers: int = setting(
         8, "Training", "Held-out questions that a new training answers before and after.", ge=0, le=1000
     )
+    metric: Literal["exact", "contains", "regex", "number", "json", "rouge"] = setting(
+        "exact", "Training", "What such an answer is scored by: the same text, the expected one in it, its pattern found, the same last number, the same JSON, or shared words (ROUGE-L F1)."
+    )  # fmt: skip
     max_new_tokens: int = setting(256, "Training", "Longest answer in tokens when answers are compared.", ge=1, le=8192)
 
     report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = setting(
@@ -497,6 +500,12 @@ class Settings(BaseModel):
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             return value
         return list(dict.fromkeys(v.lower() if isinstance(v, str) else v for v in value))
+
+    @model_validator(mode="after")
+    def _score_what_is_answered(self) -> Settings:
+        if self.metric != "exact" and not self.eval_answers:
+            raise ValueError("metric scores held-out answers, and eval_answers is 0; set it to how many are to be scored, or leave metric out")  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def _name_the_run(self) -> Settings:

@@ -304,7 +304,10 @@ def explain(error: ValidationError, source: str, sources: Mapping[str, str] | No
     """
     wrong = []
     for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"] if part not in TAGS)
+        parts = [part for part in problem["loc"] if part not in TAGS]
+        if len(parts) > 1 and isinstance(parts[-1], int):  # which of a list it is, its value tells
+            parts.pop()
+        field = ".".join(map(str, parts))
         given = f"`{field}` is {json.dumps(problem['input'], default=str)}, but " if field else ""
         if problem["type"] == "missing":
             given = f"`{field}` is missing: "

@@ -363,7 +363,7 @@ def test_an_option_goes_before_the_environment_and_that_before_the_file(tmp_path
         (["--learning-rate", "abc"], '`learning_rate` is "abc", but it should be a number. Correct `learning_rate` in `--learning-rate`.'),
         (["--batch-size", "many"], "it should be a whole number, or auto. Correct `batch_size` in `--batch-size`."),
         (["--columns", "frage"], "it should be a mapping, such as {a: b}. Correct `columns` in `--columns`."),
-        (["--quantizations", "q8_0,q9"], '`quantizations.1` is "q9", but it should be'),
+        (["--quantizations", "q8_0,q9"], '`quantizations` is "q9", but it should be'),
         (["--dataset", "{path: a, shar: 1}"], "a dataset of several takes `path`, `share`, `split` and `columns`. Correct `dataset` in `--dataset`."),
         (["--set", "seed=x"], "Correct `seed` in `--set seed=...`."),
     ],

@@ -98,7 +98,7 @@ def test_a_later_source_wins_over_an_earlier_one(tmp_path, monkeypatch):
         ({"learning_rate": "fast"}, '`learning_rate` is "fast"', "it should be a number"),
         ({"scheduler": "zigzag"}, '`scheduler` is "zigzag"', "'linear', 'cosine'"),
         ({"columns": {"a": "b"}}, '`columns.a` is "b"', "'instruction'"),
-        ({"quantizations": ["q3"]}, '`quantizations.0` is "q3"', "'q8_0'"),
+        ({"quantizations": ["q3"]}, '`quantizations` is "q3"', "'q8_0'"),
         ({"run_name": "a/b"}, '`run_name` is "a/b"', "letters without accents, digits"),
         ({"eval_fraction": 0.9}, "`eval_fraction` is 0.9", "at most 0.5"),
         ({"batchsize": 4}, "`batchsize` is not a setting", "did you mean `batch_size`?"),
@@ -113,7 +113,12 @@ def test_a_later_source_wins_over_an_earlier_one(tmp_path, monkeypatch):
             "patience counts measurements of the held-out loss",
             "set eval_steps to `auto` or a number",
         ),
-        ({"report_to": "tensorbord"}, '`report_to.0` is "tensorbord"', "'tensorboard', 'trackio', 'wandb' or 'mlflow'"),
+        (
+            {"metric": "number", "eval_answers": 0},
+            "metric scores held-out answers, and eval_answers is 0",
+            "set it to how many",
+        ),
+        ({"report_to": "tensorbord"}, '`report_to` is "tensorbord"', "'tensorboard', 'trackio', 'wandb' or 'mlflow'"),
         ({"token": "hf_x"}, "`token` is not a setting: settings are kept in files", ""),
     ],
 )
@@ -133,7 +138,7 @@ def test_one_name_is_a_list_of_one(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOSLOTH_MODULES_TO_SAVE", "embed_tokens")
     settings = SFTSettings.load(tmp_path / "s.yaml", {"quantizations": "adapter"})
     assert settings.quantizations == ["adapter"] and settings.modules_to_save == ["embed_tokens"]
-    with pytest.raises(SettingsError, match=r"`quantizations.0` is \"q9\", but it should be 'q8_0'"):
+    with pytest.raises(SettingsError, match=r"`quantizations` is \"q9\", but it should be 'q8_0'"):
         SFTSettings.load({"quantizations": "q9"})
 
 

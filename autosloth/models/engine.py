@@ -137,6 +137,12 @@ def configured_ends(settings: Settings) -> list[int]:
     return list(dict.fromkeys(end for end in every if isinstance(end, int)))
 
 
+def context_length(settings: Settings) -> int | None:
+    """How many tokens the model takes at once, by its config.json; None where that does not tell."""
+    config = model_config(settings, "config.json")
+    return (config.get("text_config") or config).get("max_position_embeddings")
+
+
 def embedding_rows(settings: Settings) -> int | None:
     """For how many token ids the model has embeddings, by its config.json."""
     config = model_config(settings, "config.json")

@@ -13,7 +13,18 @@ from typing import Any
 
 from ..distributed import processes
 from ..hardware import GB, gpu_energy_wh, peak_ram_gb, peak_vram_gb
-from ..output import counted, duration, interval, or_nothing, readable, render_html, say, show, size_in_words
+from ..output import (
+    counted,
+    duration,
+    interval,
+    or_nothing,
+    plus_minus,
+    readable,
+    render_html,
+    say,
+    show,
+    size_in_words,
+)
 from ..run import STAGES, Run, refuse_lost_facts
 from .runtime import front_end_attached
 
@@ -222,6 +233,9 @@ def summary_lines(run: Run) -> list[tuple[str, str]]:
     for score in facts.get("scores", []):
         told = f"{score['metric']} {interval(score['base'])} of the base, {interval(score['tuned'])} tuned, {interval(score['difference'], signed=True)} difference"
         lines.append((f"score on {score['file']}", told))
+    for each in facts.get("benchmarks", []):
+        told = f"{each['metric']} {plus_minus(each['base'])} of the base, {plus_minus(each['tuned'])} tuned ({each['filter']}, lm-eval)"
+        lines.append((each["task"], told.replace("none, ", "")))
     if "steps" in facts.get("train", {}):
         lines.append(("training", f"{counted(facts['train']['steps'], 'step')} in {duration(facts['train']['seconds'])}, {facts['train']['tokens_per_second']:.0f} tokens per second, {memory_facts(facts)}"))  # fmt: skip
     lines += kept_lines(facts)
@@ -267,10 +281,21 @@ def measured_lines(run: Run) -> list[tuple[str, str]]:
         cut = f"; {after['answers_cut']} cut at {longest} tokens" if after["answers_cut"] else ""
         compared = f"exact match of {counted(after['answers_compared'], 'held-out answer')}{cut}"
         lines.append(("task accuracy", f"{before['exact_match']:.1%} before, {after['exact_match']:.1%} after ({compared})"))  # fmt: skip
+        lines += gained_lines(facts["eval"].get("gained"))
         lines.append(("sample question", after["samples"][0]["question"]))
         for when in ("before", "after"):
             lines.append((f"answer {when}", or_nothing(facts["eval"][when]["samples"][0]["answer"])))
     return lines
+
+
+def gained_lines(gained: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What the answers are worth by `metric`, and how sure the difference is."""
+    if not gained:
+        return []
+    sides = f"{interval(gained['before'])} before, {interval(gained['after'])} after, {interval(gained['difference'], signed=True)} difference"
+    few = ", too few for a sure interval" if gained["few"] else ""
+    told = f"{gained['name']} of {gained['scored']} of {counted(gained['answers'], 'answer')}{few}"
+    return [("score", f"{sides} ({told})")]
 
 
 def elsewhere_line(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..models import GGUF_TAGS, HUB, card_data, layers_line, on_hub, origin_of
-from ..output import counted, duration, interval, or_nothing, readable, size_in_words
+from ..output import counted, duration, interval, or_nothing, plus_minus, readable, size_in_words
 from ..proof import proof_rows
 from ..run import Run, known_hash, read_json
+from ..score import IN_WORDS, asked, named
 from ..values import is_address, is_hub_id, last_part, public_address
 from .curve import has_curve
 from .kept import marked
@@ -48,6 +49,9 @@ def card_text(run: Run, kind: Kind) -> str:
         "size": size_in_words,
         "duration": duration,
         "interval": interval,
+        "plus_minus": plus_minus,
+        "named": named,
+        "asked": asked,
     }
     environment.filters |= {"readable": readable, "in_line": in_line, "in_code": in_code, "in_sample": in_sample}
     origin = origin_of(run)
@@ -74,15 +78,17 @@ def about_run(run: Run, origin: dict[str, Any]) -> dict[str, Any]:
         "question": short_question(facts["eval"]) if settings.card_rows else ANY_QUESTION,
         "local_data": [last_part(part["path"]) for part in settings.parts if is_local(part["path"], origin)],
         "home": home_address(),
-        "scores": scores_on_files(run),
+        "scores": of_this_adapter(run, "scores"),
+        "benchmarks": of_this_adapter(run, "benchmarks"),
+        "scored_by": IN_WORDS,
         "start_of_rounds": read_json(run.path("rounds", "start.json")).get("eval"),
     }
 
 
-def scores_on_files(run: Run) -> list[dict[str, Any]]:
+def of_this_adapter(run: Run, name: str) -> list[dict[str, Any]]:
     """What `autosloth score` measured of the adapter that is there now."""
-    adapter, scores = run.path("adapter", "adapter_model.safetensors"), run.facts.get("scores", [])
-    return [each for each in scores if each["adapter"] == known_hash(adapter)] if adapter.is_file() else []
+    adapter, measured = run.path("adapter", "adapter_model.safetensors"), run.facts.get(name, [])
+    return [each for each in measured if each["adapter"] == known_hash(adapter)] if adapter.is_file() else []
 
 
 def about_base(run: Run, origin: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from ..models import on_hub
 from ..output import counted
 from ..run import Run
+from ..score import IN_WORDS
 from .plain import one_line
 from .settings_file import public
 
@@ -31,7 +32,7 @@ def held_out_results(run: Run) -> list[Any] | None:
     from huggingface_hub import EvalResult
 
     settings, facts = run.settings, run.facts
-    measured, parts = facts.get("eval", {}).get("after", {}), settings.parts
+    measured, parts = figures(facts.get("eval", {})), settings.parts
     origin = facts.get("origin", {})
     names = [one_line(public(part["path"], origin.get("on_hub"))) for part in parts]
     of_hub = len(parts) == 1 and on_hub(origin, names[0])
@@ -47,13 +48,23 @@ def held_out_results(run: Run) -> list[Any] | None:
             metric_name=named(key, name, settings.road, measured),
             metric_value=measured[key],
         )
-        for key, (kind, name) in METRICS.items()
+        for key, (kind, name) in {**METRICS, **{key: (key, name) for key, name in IN_WORDS.items()}}.items()
         if measured.get(key) is not None
     ] or None
+
+
+def figures(measured: dict[str, Any]) -> dict[str, Any]:
+    """What was measured after the training, and the answers' score by its own name where `metric` is another than the exact match."""
+    after, gained = measured.get("after", {}), measured.get("gained")
+    if not gained or gained["name"] == "exact":
+        return after
+    return {**after, gained["name"]: gained["after"]["mean"], "scored": gained["scored"]}
 
 
 def named(key: str, name: str, road: str, measured: dict[str, Any]) -> str:
     """What a metric is called."""
     if key == "exact_match":
         return f"{name} of {counted(measured['answers_compared'], 'greedy answer')}"
+    if key in IN_WORDS:
+        return f"{name} ({counted(measured['scored'], 'greedy answer')})"
     return name or LOSS[road]

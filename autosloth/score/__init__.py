@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from .compare import score
-from .metrics import METRICS
+from .bootstrap import CONFIDENCE, FEW, RESAMPLES, intervals
+from .compare import listed, score
+from .harness import asked, named, score_tasks
+from .metrics import IN_WORDS, METRICS, NotScored
 
-__all__ = ["METRICS", "score"]
+__all__ = [
+    "CONFIDENCE",
+    "FEW",
+    "IN_WORDS",
+    "METRICS",
+    "RESAMPLES",
+    "NotScored",
+    "asked",
+    "intervals",
+    "listed",
+    "named",
+    "score",
+    "score_tasks",
+]

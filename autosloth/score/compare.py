@@ -29,10 +29,7 @@ def score(run: Run, data: str, metric: str, max_new_tokens: int | None = None) -
     data: a file, folder or address as `dataset` takes it; metric: one of METRICS; max_new_tokens: as the run's by default.
     Raises SettingsError, DataError, ModelError.
     """
-    if run.mark("train") is None:
-        raise not_finished(run, "train")
-    refuse_altered(run, "train")
-    refuse_without_gpu(run.settings)
+    refuse_unready(run)
     left = Counter()
     rows, found = questions(run, data, left)
     longest = max_new_tokens or run.settings.max_new_tokens
@@ -56,6 +53,22 @@ def score(run: Run, data: str, metric: str, max_new_tokens: int | None = None) -
         say(line)
 
 
+def refuse_unready(run: Run) -> None:
+    """Raises SettingsError where the run is not trained or its adapter was altered, ModelError where its model needs a GPU and there is none."""
+    if run.mark("train") is None:
+        raise not_finished(run, "train")
+    refuse_altered(run, "train")
+    refuse_without_gpu(run.settings)
+
+
+def load_tuned(run: Run, longest: int | None = None) -> tuple[SFTSettings, Any, Any]:
+    """The settings with the run's adapter, its tokenizer and its model, for so many tokens at most, by default as many as it was trained for. Raises ModelError."""
+    settings = run.settings.model_copy(
+        update={"adapter": str(run.path("adapter")), "max_length": longest or run.settings.max_length}
+    )
+    return settings, load_tokenizer(settings, run.path(TEMPLATE)), load_model(settings)
+
+
 def public(data: str) -> str:
     """What a data file is called where others read it: its name, of an address without what may be a key, or its Hub id."""
     return data if is_hub_id(data) else last_part(public_address(data) if is_address(data) else data)
@@ -77,8 +90,7 @@ def questions(run: Run, data: str, left: Counter) -> tuple[list[dict[str, Any]],
 
 def answers(run: Run, rows: list[dict[str, Any]], longest: int, left: Counter) -> list[dict[str, Any]]:
     """Of each row its number in the file, the `expected` answer and those of `tuned` and `base`, both greedy, and whether they were cut. Raises ModelError."""
-    settings = run.settings.model_copy(update={"adapter": str(run.path("adapter"))})
-    tokenizer, model = load_tokenizer(settings, run.path(TEMPLATE)), load_model(settings)
+    settings, tokenizer, model = load_tuned(run)
     asked = [(row, encode_prompt(tokenizer, row["messages"][:-1], row.get("tools"))) for row in rows]
     fitting = [(row, prompt) for row, prompt in asked if len(prompt) <= settings.max_length]
     left[TOO_LONG] += len(asked) - len(fitting)

@@ -43,8 +43,15 @@ def composed(text: str) -> str:
 
 
 def contains(answer: str, expected: str) -> float:
-    """Whether the answer holds the expected text."""
-    return float(composed(expected).strip() in composed(answer))
+    """Whether the answer holds the expected text. Raises NotScored."""
+    return float(something(composed(expected).strip()) in composed(answer))
+
+
+def something(text: str) -> str:
+    """The text. Raises NotScored where it is empty, which every answer holds."""
+    if not text:
+        raise NotScored("whose answer is empty")
+    return text
 
 
 def pattern(answer: str, expected: str) -> float:
@@ -52,7 +59,7 @@ def pattern(answer: str, expected: str) -> float:
     import regex
 
     try:
-        return float(regex.search(expected, answer, timeout=PATTERN_S) is not None)
+        return float(regex.search(something(expected), answer, timeout=PATTERN_S) is not None)
     except (regex.error, RecursionError, MemoryError, OverflowError):
         raise NotScored("with a pattern that is none, or too much of one") from None
     except TimeoutError:
@@ -153,4 +160,12 @@ METRICS: dict[str, Metric] = {
     "number": number,
     "json": same_json,
     "rouge": rouge,
+}
+IN_WORDS = {
+    "exact": "exact match",
+    "contains": "the expected text in the answer",
+    "regex": "the expected pattern in the answer",
+    "number": "the same last number",
+    "json": "the same JSON",
+    "rouge": "ROUGE-L F1",
 }

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
 from ..data import IGNORED
-from ..errors import ModelError
+from ..errors import ModelError, SettingsError
 from ..models import Decoding, answer, answering, encode_prompt, end_tokens, render_chat
+from ..output import counted
 from ..proof import teacher_forced, write_reference
 from ..run import Run
+from ..score import CONFIDENCE, FEW, METRICS, RESAMPLES, NotScored, intervals, listed
 from ..settings import Settings
 from .batches import evaluated
 from .forgetting import elsewhere
@@ -70,10 +73,11 @@ def compare_answers(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Greedy answers to the first held-out questions, so many at once: the facts, and each prompt and answer as token ids.
 
-    exact_match is the share of questions whose answer is the expected text; elsewhere what `forgetting.elsewhere` finds.
+    exact_match is the share of questions whose answer is the expected text, scores what each is worth by `metric`, None where the expected text
+    cannot be scored; elsewhere what `forgetting.elsewhere` finds.
     """
     facts: dict[str, Any] = {"elsewhere": elsewhere(model, tokenizer, settings.max_length)}
-    rows = [row for row in held_out.select(range(min(settings.eval_answers, len(held_out)))) if row["messages"]]
+    rows = compared(held_out, settings)
     chats = [row["messages"] for row in rows]
     prompts = [encode_prompt(tokenizer, row["messages"][:-1], row["tools"]) for row in rows]
     answers = answer(model, tokenizer, prompts, Decoding(settings.max_new_tokens, batch_size=at_once))
@@ -81,6 +85,7 @@ def compare_answers(
     if chats:
         expected = [chat[-1]["content"] for chat in chats]
         facts["exact_match"] = round(sum(a == b for a, b in zip(given, expected, strict=True)) / len(given), 4)
+        facts["metric"], facts["scores"] = settings.metric, score_each(settings.metric, given, expected)
         facts["answers_compared"], facts["max_new_tokens"] = len(given), settings.max_new_tokens
         facts["answers_cut"] = sum(len(ids) >= settings.max_new_tokens for ids in answers)
         facts["samples"] = [
@@ -88,6 +93,60 @@ def compare_answers(
             for chat, right, text in zip(chats[:SAMPLES], expected, given, strict=False)
         ]
     return facts, [{"prompt": prompt, "answer": ids} for prompt, ids in zip(prompts, answers, strict=True)]
+
+
+def compared(held_out: Any, settings: Settings) -> list[dict[str, Any]]:
+    """The held-out rows whose answers are compared: the first chats."""
+    return [row for row in held_out.select(range(min(settings.eval_answers, len(held_out)))) if row["messages"]]
+
+
+def score_each(metric: str, given: list[str], expected: list[str]) -> list[float | None]:
+    """What each answer is worth, from 0 to 1; None where the expected one cannot be scored.
+
+    >>> score_each("number", ["It is 4.", "It is 5."], ["2 + 2 = 4", "nothing"])
+    [1.0, None]
+    """
+
+    def score(one: str, wanted: str) -> float | None:
+        try:
+            return round(METRICS[metric](one, wanted), 4)
+        except NotScored:
+            return None
+
+    return list(map(score, given, expected))
+
+
+def refuse_unscorable(settings: Settings, held_out: Any) -> None:
+    """Raises SettingsError where none of the held-out answers that will be compared can be scored by `metric`."""
+    rows, reasons = compared(held_out, settings), Counter()
+    for row in rows:
+        try:
+            METRICS[settings.metric]("", row["messages"][-1]["content"])
+        except NotScored as reason:
+            reasons[str(reason)] += 1
+    if rows and reasons.total() == len(rows):
+        raise SettingsError(
+            f"`metric: {settings.metric}` can score none of the {counted(len(rows), 'held-out answer')} that would be compared: {listed(reasons)}.",
+            "Choose another metric, or rows whose answers it can score.",
+        )
+
+
+def gained(before: dict[str, Any], after: dict[str, Any], seed: int) -> dict[str, Any]:
+    """How the scores of the same questions were before and after, and their paired difference, each as `intervals` tells it; nothing where none were scored.
+
+    Of a run that went on with another `metric` or `eval_answers` the two cannot be paired.
+    """
+    scores = [side.get("scores", []) for side in (before, after)]
+    if before.get("metric") != after.get("metric") or len(scores[0]) != len(scores[1]):
+        return {}
+    pairs = [pair for pair in zip(*scores, strict=True) if None not in pair]
+    if not pairs:
+        return {}
+    told = dict(
+        zip(("before", "after", "difference"), intervals(*zip(*pairs, strict=True), seed).values(), strict=True)
+    )
+    counts = {"scored": len(pairs), "answers": len(scores[0]), "few": len(pairs) < FEW}
+    return {"name": after["metric"], **counts, **told, "confidence": CONFIDENCE, "resamples": RESAMPLES}
 
 
 def standing(model: Any, rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -33,7 +33,7 @@ from ..run import TENSORBOARD, Run, file_hash, fingerprint, read_json, write_jso
 from ..settings import SPINSettings
 from .checkpoints import damage, seal
 from .dpo import pair_arguments, pair_trainer, preferences
-from .measure import ANSWERS_AT_ONCE, compare_answers, standing, style_of
+from .measure import ANSWERS_AT_ONCE, compare_answers, refuse_unscorable, standing, style_of
 from .opponent import answers_of, listed, pair_up, questions
 from .rounds_table import plot_rounds, row_of, whole_training
 from .stopping import best_round, first_probe, reason_to_stop, start_check
@@ -42,6 +42,7 @@ from .train import (
     about,
     go_on,
     plain_arguments,
+    record_after,
     refuse_unfinished,
     save_trained,
     sft_trainer,
@@ -86,10 +87,10 @@ class Game:
     """The model between the rounds, the rows that they draw from, and what they measured so far."""
 
     def __init__(self, run: Run):
-        self.run, self.settings = run, run.settings
+        self.run, self.settings, self.held_out = run, run.settings, run.rows("eval")
+        refuse_unscorable(run.settings, self.held_out)
         self.tokenizer, self.model = load_tokenizer(run.settings, run.path(TEMPLATE)), load_model(run.settings)
         self.ends = end_tokens(self.model, self.tokenizer)
-        self.held_out = run.rows("eval")
         self.rows, self.measured = (questions(run.rows(name), self.ends) for name in ("train", "eval"))
         if not self.rows or not self.measured:
             todo = "Raise `max_length`, or give rows whose answers fit."
@@ -283,7 +284,7 @@ class Game:
         arm, now = self.run.facts.get("sft_arm"), (self.rounds[best] if best >= 0 else self.start)["eval"]["nll"]
         if arm and arm["nll"] < now:
             say(f"spin: as many steps of plain SFT came lower ({arm['nll']:.4f}, not {now:.4f} nats per token)")
-        self.run.record("eval", after=self.stand())
+        record_after(self.run, self.stand())
         part()
         if not first():
             return

@@ -56,6 +56,7 @@ def first_probe(settings: SPINSettings) -> Any:
             if state.global_step != args.get_warmup_steps(state.max_steps) + PROBE_STEPS:
                 return
             share = evaluated(self.trainer, lambda: rewarded(self.trainer, settings.beta))["reward_accuracy"]
+            self.trainer.model.train()  # by which TRL tells which of its figures belong to the step's own log
             said = (
                 "there is something to gain" if share >= GAIN
                 else "hardly anything is left to gain; you may stop it here, it then ends with a checkpoint" if share <= NO_GAIN

@@ -33,7 +33,16 @@ from ..settings import Settings, SFTSettings
 from .batches import batches, fits, refuse_to_shrink, take_batches
 from .checkpoints import is_over, kept_whole, last_checkpoint, resume, trainable, whole
 from .held_out import HeldOut
-from .measure import ANSWERS_AT_ONCE, diverged, example, is_four_bit, measure_answers, save_reference
+from .measure import (
+    ANSWERS_AT_ONCE,
+    diverged,
+    example,
+    gained,
+    is_four_bit,
+    measure_answers,
+    refuse_unscorable,
+    save_reference,
+)
 from .trackers import trackers
 from .trial import is_due, set_checkpointing, try_out
 
@@ -83,6 +92,7 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
     if first():
         origin_of(run)  # while the Hub is known to be there
     settings, held_out, interruption = run.settings, run.rows("eval"), Interruption()
+    refuse_unscorable(settings, held_out)
     tokenizer, model = load_tokenizer(settings, run.path(TEMPLATE)), load_model(settings)
     trainer = make_trainer(run, model, tokenizer, run.rows("train"), held_out, [progress_callback(interruption)])
     run.record("hardware", **hardware())
@@ -101,7 +111,7 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
     record_training(run, trainer)
     run.record("train", **on_the_way.restore())
     facts, answers = measure(trainer, tokenizer, held_out, settings, at_once)
-    run.record("eval", after=facts)
+    record_after(run, facts)
     part()
     if not first():
         return
@@ -109,6 +119,12 @@ def train(run: Run, make_trainer: Callable[..., Any], measure: Callable[..., tup
     if "ref" in model.peft_config:  # DPO's frozen copy, which PEFT would save beside the other
         model.delete_adapter("ref")
     save_trained(run, model, tokenizer, held_out, answers)
+
+
+def record_after(run: Run, after: dict[str, Any]) -> None:
+    """Keep what was measured after the training, and the scores of the answers beside those from before."""
+    before = of_first(lambda: run.facts["eval"]["before"])
+    run.record("eval", after=after, gained=gained(before, after, run.settings.seed))
 
 
 def warn_where_nothing_was_gained(run: Run) -> None:

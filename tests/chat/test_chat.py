@@ -251,7 +251,11 @@ def test_the_terminal(run, monkeypatch, tmp_path, capsys):
     )
     terminal.chat(run, GREEDY, base=True)
     said = capsys.readouterr().out
-    assert said.count("after: Gladly!") == said.count("before: The boy") == 2 and "never" not in said
+    assert (
+        said.count("after: Gladly!") == said.count("before: ") == 2
+        and "before: Gladly" not in said
+        and "never" not in said
+    )
     assert (
         "There is nothing to save yet." in said
         and "There is no /bar: /exit, /help" in said
@@ -264,11 +268,11 @@ def test_the_terminal(run, monkeypatch, tmp_path, capsys):
 
 
 def test_ctrl_c_stops_the_answer_and_no_more(speaker, monkeypatch, capsys):
-    talk = Conversation(speaker, GREEDY)
+    talk, held = Conversation(speaker, GREEDY), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(terminal, "print", lambda text, **_: signal.raise_signal(signal.SIGINT), raising=False)
     terminal.answer({"after": talk}, QUESTION)
     assert "[the answer is cut short: stopped]" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is held
 
 
 def test_the_command_says_what_is_wrong_in_a_sentence(tmp_path):
@@ -327,7 +331,8 @@ def test_two_answers_side_by_side_and_no_widget_keeps_them(chat):
     chat.question.value, chat.system_field.value = QUESTION, "SYSTEMWORD"
     chat.ask_button.click()
     (before, base, _), (after, answer, _) = wait(chat)
-    assert (before, after) == ("before", "after") and base.startswith("The boy") and answer.startswith("Gladly!")
+    assert (before, after) == ("before", "after") and answer.startswith("Gladly!")
+    assert base and not base.startswith("Gladly")  # which the training taught
     seen = [state for state in shown if state]
     assert answer in seen[-1] and any(
         answer[:-6] in state and answer not in state for state in seen

@@ -63,5 +63,5 @@ def test_a_file_of_which_nothing_can_be_scored_is_refused_and_nothing_recorded(c
 def test_wrong_usage_is_told(copied):
     wrong = called_here(["score", copied, "--data", "x", "--metric", "wer"], {})
     assert wrong.returncode == 2 and "give exact, contains, regex" in wrong.stderr
-    missing = command_line("score", copied, "--data", copied / "none.jsonl", "--metric", "exact")
+    missing = command_line("score", copied, "--data", copied / "none.jsonl", "--metric", "Exact")
     assert missing.returncode == 1 and "none.jsonl does not exist." in missing.stderr

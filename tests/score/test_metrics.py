@@ -51,6 +51,8 @@ def test_every_metric_has_cases():
 @pytest.mark.parametrize(
     "metric, expected, why",
     [
+        ("contains", " ", "whose answer is empty"),
+        ("regex", "", "whose answer is empty"),
         ("regex", "(", "with a pattern that is none"),
         ("regex", "(" * 3000 + ")" * 3000, "or too much of one"),
         ("number", "12,50", "whose last number can be read in several ways"),

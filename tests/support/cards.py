@@ -64,7 +64,15 @@ FACTS = {
         {"loss": 1.5, "perplexity": 4.482, "elsewhere": {"perplexity": 12.314, "tokens": 1121}},
         {"loss": 1.0, "perplexity": 2.718, "elsewhere": {"perplexity": 12.871, "tokens": 1121}},
         answers_compared=8,
-    ),
+    )
+    | {
+        "gained": {
+            **{"name": "number", "scored": 7, "answers": 8, "few": True, "confidence": 0.95, "resamples": 10_000},
+            "before": {"mean": 0.1429, "low": 0.0, "high": 0.4286},
+            "after": {"mean": 0.5714, "low": 0.1429, "high": 0.8571},
+            "difference": {"mean": 0.4286, "low": 0.0, "high": 0.8571},
+        }
+    },
     "train": TRAIN,
     "example": {"prompt": "<s>### Instruction:\nWho?\n\n### Response:\n", "answer": "Mila</s>"},
     "export": {"gguf": [{"path": "gguf/my-run-Q8_0.gguf", "type": "Q8_0", "bytes": 7_700_000_000, "seconds": 172.0, "peak_ram_gb": 3.5}]},

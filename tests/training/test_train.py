@@ -400,6 +400,8 @@ def test_a_second_run_skips_everything_and_a_changed_setting_redoes_what_depends
 @pytest.mark.slow
 def test_what_unsloth_prints_of_its_cpu_backend_and_of_accumulation_is_not_shown(base, tmp_path, cli):
     few = {"max_steps": 2, "batch_size": 4, "gradient_accumulation": 2, "eval_answers": 2, "quantizations": "[]"}
+    few["metric"] = "rouge"
     result = cli("sft", *sets(**SHORT | few, storage=tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "(rouge of 2 of 2 answers, too few" in " ".join(result.stdout.split())
     assert "Unsloth" not in result.stdout + result.stderr and "num_items_in_batch" not in result.stderr
