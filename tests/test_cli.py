@@ -529,6 +529,7 @@ def test_publishing_waits_for_no_other_process(copied):
     assert result.returncode == 1 and "Another process is working in" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_file_that_is_made_again_is_not_proven_yet(copied):
     assert command_line("export", copied).returncode == 0
     assert f"notdoneofthesefiles:`autoslothverify{copied}`doesit" in shown(copied)

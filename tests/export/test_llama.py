@@ -81,6 +81,7 @@ except ExportError as error:
 """
 
 
+@pytest.mark.slow
 def test_where_it_is_missing_it_is_made_in_the_background_and_waited_for(tmp_path):
     wheel(tmp_path, "llama_cpp_python", llama.LLAMA_CPP_PYTHON, "llama_cpp")
     wheel(tmp_path, "diskcache", llama.BESIDE_IT.partition("==")[2], "diskcache")

@@ -25,7 +25,8 @@ def pytest_there(name, *files, **variables):
     return result.stdout
 
 
-@pytest.mark.parametrize("name", ["colab", pytest.param("kaggle", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["colab", "kaggle"])
 def test_the_form_is_the_same_on_the_widgets_of(name):
     assert " passed" in pytest_there(name, "tests/notebook/test_store.py", "tests/notebook/test_form.py")
 

@@ -72,6 +72,7 @@ def test_a_token_that_may_not_write_one_of_the_repositories_is_refused(monkeypat
             refuse_foreign_token(settings.model_copy(update=more))
 
 
+@pytest.mark.slow
 def test_the_adapter_is_safe_before_the_export_begins(hub, tmp_path):
     killed(hub, tmp_path, ".done/publish_adapter.json")
     assert {"adapter_model.safetensors", "tokenizer.json", "README.md"} <= set(arrived(hub, REPO))

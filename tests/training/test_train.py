@@ -101,6 +101,7 @@ def test_the_demo_task_is_out_of_the_bases_reach_and_within_that_of_the_fine_tun
     assert evaluation["after"]["answers_compared"] == 64
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_mid_training_goes_on_and_ends_at_the_same_step(base, cli, tmp_path):
     arguments = [
         "sft",
