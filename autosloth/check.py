@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .data import FORMS_OF, Findings, look_through, look_up, prepare_data, recognise_columns, refuse_full_disk
 from .errors import AutoSlothError, ExportError, ModelError, StorageError
@@ -46,7 +48,7 @@ from .output import say, show_box
 from .proof import compare_weights
 from .publish import refuse_foreign_token
 from .run import changes, existing_parent
-from .settings import Settings
+from .settings import ROADS, Settings
 from .training import check_trackers
 from .values import is_hub_id
 from .weights import SPARE_GB, cache_folder, same_disk
@@ -96,6 +98,22 @@ def check(settings: Settings, setting_up: bool = False) -> Findings:
         f"check: no problem found; a step learns from {settings.rows_per_step} {rows} (`batch_size` {settings.batch_size}, `gradient_accumulation` {settings.gradient_accumulation})"
     )
     return found
+
+
+def main(request: dict[str, Any]) -> dict[str, list]:
+    """For a process of its own, beside the form: what `check` says, a line each, and the problems, in two sentences each.
+
+    request: the `road`, and the `values` of its settings.
+    """
+    said, problems = io.StringIO(), []
+    with contextlib.redirect_stdout(said):
+        try:
+            check(ROADS[request["road"]](**request["values"]))
+        except Problems as error:
+            problems = error.problems
+        except AutoSlothError as error:
+            problems = [error]
+    return {"said": said.getvalue().splitlines(), "problems": [[problem.what, problem.todo] for problem in problems]}
 
 
 def check_run(settings: Settings) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -47,18 +48,28 @@ class Ended:
         return said if self.status >= 0 else f"its process was ended by signal {-self.status}: {said}"
 
 
-def run_apart(module: str, request: dict[str, Any], online: bool, **environment: str) -> Ended:
+def run_apart(
+    module: str,
+    request: dict[str, Any],
+    online: bool,
+    bare: bool = True,
+    started: Callable[[subprocess.Popen], None] = lambda process: None,
+    **environment: str,
+) -> Ended:
     """Run `module.main(request)` in another Python; its answer is the last line of that one's output.
 
-    online: it may read the Hub, by the same token as this process; environment: for it alone, where nothing else is set.
+    online: it may read the Hub, by the same token as this process; bare: it loads no training stack; started: is given the process, which it may kill;
+    environment: for it alone, where nothing else is set.
     """
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     environment = {**environment, **os.environ, "PYTHONPATH": paths}
     environment |= hub_access() if online else {"HF_HUB_OFFLINE": "1"}
-    command, last = [sys.executable, "-c", SERVE, module, json.dumps(request, default=str)], ""
+    words = [module, json.dumps(request, default=str), *(["bare"] if bare else [])]
+    command, last = [sys.executable, "-c", SERVE, *words], ""
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
         with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
+            started(process)
             try:
                 for line in process.stdout:
                     last = line
@@ -74,8 +85,9 @@ def run_apart(module: str, request: dict[str, Any], online: bool, **environment:
 def serve() -> None:
     """The other end of `run_apart`: print what the module's `main` finds, or an AutoSlothError as `error`, and end with exit code 1."""
     threading.Thread(target=end_with_parent, daemon=True).start()
-    module, request = sys.argv[1:]
-    sys.modules |= dict.fromkeys(NOT_NEEDED)  # not to be found, as far as imports can see
+    module, request, *bare = sys.argv[1:]
+    if bare:
+        sys.modules |= dict.fromkeys(NOT_NEEDED)  # not to be found, as far as imports can see
     try:
         print(json.dumps(importlib.import_module(module).main(json.loads(request))))
     except AutoSlothError as error:

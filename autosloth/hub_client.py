@@ -13,6 +13,7 @@ from .retries import cause_of, in_words, is_passing, mend_client, persistently, 
 
 Kind = Literal["model", "dataset"]
 ERRORS = {"model": ModelError, "dataset": DataError}
+UNREACHED = "could not be fetched"  # in the message of an error that tells nothing of what is there
 
 
 def hub_api() -> Any:
@@ -122,7 +123,7 @@ def explain(error: Exception, kind: Kind, name: str) -> tuple[str, str]:
         )
     network = cause and (is_passing(cause) or not status_of(cause))
     return (
-        f"{what} could not be fetched ({in_words(cause) if network else first_lines(error)}).",
+        f"{what} {UNREACHED} ({in_words(cause) if network else first_lines(error)}).",
         "Check the network and run again; or, if it should be a folder on this disk, its path: there is none of that name.",
     )
 

@@ -18,7 +18,7 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if not path.name.startswith("__")
 )
-ORDER = "errors distributed hardware values settings output retries hub_client hub_copy run commands child_process demo notebook weights models data export proof chat score training publish check roads cli".split()
+ORDER = "errors distributed hardware values settings output retries hub_client hub_copy run commands child_process demo notebook weights models data form export proof chat score training publish check roads cli".split()
 WINGS = [folder.parent.name for folder in PACKAGE.glob("*/__init__.py")]
 HEAVY = ("torch", "transformers", "datasets", "unsloth", "trl", "peft", "numpy", "matplotlib", "llama_cpp", "jinja2")
 

@@ -101,6 +101,7 @@ def test_autosloth_imports_only_what_it_needs():
     modules -= {"google"}  # google.colab, which only Colab has
     modules -= {"conversion", "gguf"}  # llama.cpp's converter, out of llama-cpp-python's source package
     modules -= {"pynvml"}  # which counts the GPU's energy where an image has it, as Colab's does
+    modules -= {"lm_eval"}  # for `autosloth score --tasks`, where it is installed
     modules -= {"vllm"}  # which answers in self-play where it is there and asked for
     modules -= {"nbclient", "nbformat"}  # notebook/headless.py, which runs notebooks where no front end does
     owners = packages_distributions()

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AutoSlothError
-from ..notebook import Maker, front_end_attached
+from ..form import Maker
+from ..notebook import front_end_attached
 from ..output import counted, render_html, say
 from ..run import Run
 from .before import Kept, at_hand, before

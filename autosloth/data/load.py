@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..hub_client import ask_for, first_lines, is_offline, reading
+from ..hub_client import UNREACHED, ask_for, first_lines, is_offline, reading
 from ..output import say
 from ..retries import STALLED_S, SpoiledError, as_hashed, cause_of, in_words, persistently
 from ..settings import Settings
@@ -184,7 +184,7 @@ def dataset_errors(name: str) -> Iterator[None]:
             f"Choose one that has {', '.join(DATA_SUFFIXES)} files.",
         ) from None
     except (DatasetNotFoundError, ConnectionError) as error:
-        raise DataError(f"The dataset {name} could not be fetched ({first_lines(error)}).", "Run again.") from None
+        raise DataError(f"The dataset {name} {UNREACHED} ({first_lines(error)}).", "Run again.") from None
     except ValueError as error:
         todo = "Set `dataset_config` or `split` to one that it has."
         raise DataError(f"The dataset {name} could not be loaded ({first_lines(error)}).", todo) from None

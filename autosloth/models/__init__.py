@@ -20,6 +20,7 @@ from .base import (
     stored_as,
     weights_gb,
 )
+from .counts import Counts
 from .decoding import Decoding, end_tokens
 from .engine import (
     answering,
@@ -36,7 +37,7 @@ from .engine import (
     tokens_without_embedding,
 )
 from .generate import answer, checked
-from .memory import check_memory
+from .memory import MARGIN, Part, Shape, check_memory, expected, one_at_once
 from .origin import GGUF_TAGS, HUB, card_data, on_hub, origin_of
 from .residual import save_adapter, save_start, take_start
 from .targets import layer_counts, layers_line
@@ -57,9 +58,13 @@ __all__ = [
     "CHAT_TEMPLATES",
     "GGUF_TAGS",
     "HUB",
+    "MARGIN",
     "TEMPLATE",
     "TOKENIZER_FILES",
+    "Counts",
     "Decoding",
+    "Part",
+    "Shape",
     "adapter_config",
     "adapter_folder",
     "answer",
@@ -76,6 +81,7 @@ __all__ = [
     "encode_prompt",
     "end_ids",
     "end_tokens",
+    "expected",
     "export_base",
     "export_headers",
     "growth",
@@ -89,6 +95,7 @@ __all__ = [
     "model_files",
     "model_source",
     "on_hub",
+    "one_at_once",
     "opening",
     "origin_of",
     "own_template",

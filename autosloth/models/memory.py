@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..distributed import processes
@@ -231,6 +232,16 @@ def answers(settings: Settings, shape: Shape) -> Part:
     return Part("answers", 2 * numbers / GB, f"keys and values of {settings.generation_batch} answers")
 
 
+def expected(settings: Settings, shape: Shape | None, counts: Counts | None, gpu_gb: float, rank: int) -> list[Part]:
+    """The parts of the peak, in GB: by the shape, or where only the counts are known the least that they take."""
+    return estimate(settings, shape, gpu_gb, rank) if shape else least(settings, counts, rank)
+
+
+def one_at_once(settings: Settings) -> Settings:
+    """The settings with which the fewest rows go through the model at once."""
+    return settings.model_copy(update={"batch_size": 1, **({"generation_batch": 1} if settings.road == "spin" else {})})
+
+
 def check_memory(settings: Settings) -> None:
     """Say how much of the GPU's memory the training will take, where that is known. Raises ModelError where it is clearly too much."""
     gpu = first_gpu()
@@ -238,11 +249,7 @@ def check_memory(settings: Settings) -> None:
     counts = known_counts(settings) if gpu and shape is None else None
     if gpu is None or (shape is None and counts is None):
         return
-    rank = adapter_rank(settings)
-
-    def parts_of(settings: Settings) -> list[Part]:
-        return estimate(settings, shape, gpu.memory_gb, rank) if shape else least(settings, counts, rank)
-
+    parts_of = partial(expected, shape=shape, counts=counts, gpu_gb=gpu.memory_gb, rank=adapter_rank(settings))
     parts = parts_of(settings)
     total = sum(part.gb for part in parts)
     told, how = ", ".join(f"{part.name} {part.gb:.1f}" for part in parts), "about" if shape else "at least"
@@ -250,8 +257,7 @@ def check_memory(settings: Settings) -> None:
     say(f"memory: {how} {total:.1f} of {gpu.memory_gb:.1f} GB VRAM expected for {rows} as long as max_length ({told})")
     if counts and counts.active:
         say(f"memory: {counts.active / 1e9:.1f} of {(counts.narrow + counts.wide) / 1e9:.1f} billion weights work on each token, and all are held")  # fmt: skip
-    one = settings.model_copy(update={"batch_size": 1, **({"generation_batch": 1} if settings.road == "spin" else {})})
-    lowest = sum(part.gb for part in parts_of(one))
+    lowest = sum(part.gb for part in parts_of(one_at_once(settings)))
     if lowest > MARGIN * gpu.memory_gb:
         raise ModelError(*too_much(settings, gpu.name, gpu.memory_gb, f"{how} {lowest:.0f}", parts))
     if total > gpu.memory_gb:

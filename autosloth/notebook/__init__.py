@@ -1,23 +1,22 @@
-"""What a notebook shows: the form, the panel of the training, answers before and after, the summary.
+"""What a notebook shows: the panel of the training, answers before and after, the summary.
 
 Secrets and Google Drive are found here, and notebooks run headless.
 """
 
-from .form import open_form
 from .libraries import install
 from .live import Interruption, held_out_losses, progress_callback, show_answers, summary
-from .runtime import DRIVE, drive_folder, front_end_attached, place
-from .widgets import Maker
+from .runtime import DRIVE, drive_folder, find_token, front_end_attached, give_token, mount_drive, place
 
 __all__ = [
     "DRIVE",
     "Interruption",
-    "Maker",
     "drive_folder",
+    "find_token",
     "front_end_attached",
+    "give_token",
     "held_out_losses",
     "install",
-    "open_form",
+    "mount_drive",
     "place",
     "progress_callback",
     "show_answers",

@@ -28,7 +28,7 @@ def pytest_there(name, *files, **variables):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["colab", "kaggle"])
 def test_the_form_is_the_same_on_the_widgets_of(name):
-    assert " passed" in pytest_there(name, "tests/notebook/test_store.py", "tests/notebook/test_form.py")
+    assert " passed" in pytest_there(name, "tests/form/test_store.py", "tests/form/test_form.py")
 
 
 @pytest.mark.slow

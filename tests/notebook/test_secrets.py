@@ -13,7 +13,7 @@ from support.patience import AT_ANY_SPEED
 
 TOKEN = "hf_MARKED" + "Zq7x" * 8
 ROOT = Path(__file__).parents[2]
-WATCHED = "import autosloth.notebook.form\nautosloth.notebook.form.front_end_attached = lambda: True"
+WATCHED = "import autosloth.form.form\nautosloth.form.form.front_end_attached = lambda: True"
 TYPED = "form.token.value = TOKEN\nassert form.token.value == ''"
 SHORT = {**DEMO, "max_steps": 10, "eval_answers": 2, "publish_to_hub": True, "repo": "team/sloth", "storage": "runs"}
 

@@ -68,10 +68,12 @@ def test_the_same_steps_of_plain_sft_stand_beside_the_rounds(played):
 def test_whether_there_is_something_to_gain_is_said_early():
     from types import SimpleNamespace
 
-    said = []
+    import torch
+
+    said, measured = [], torch.nn.Linear(1, 1).eval()
     for share, expected in ((0.8, "something to gain"), (0.57, "a little to gain"), (0.5, "hardly anything")):
         probe = stopping.first_probe(SPINSettings())
-        probe.trainer = SimpleNamespace(args=SimpleNamespace(gradient_accumulation_steps=16))
+        probe.trainer = SimpleNamespace(args=SimpleNamespace(gradient_accumulation_steps=16), model=measured)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(stopping, "rewarded", lambda trainer, beta, share=share: {"reward_accuracy": share})
             patch.setattr(stopping, "say", said.append)
@@ -79,7 +81,7 @@ def test_whether_there_is_something_to_gain_is_said_early():
                 warm = SimpleNamespace(get_warmup_steps=lambda steps: steps // 10)
                 probe.on_step_end(warm, SimpleNamespace(global_step=step, max_steps=60), None)
         assert expected in said[-1] and f"after 16 steps the accuracy on held-out pairs is {share:.0%}" in said[-1]
-    assert len(said) == 3
+    assert len(said) == 3 and measured.training
 
 
 @pytest.mark.slow

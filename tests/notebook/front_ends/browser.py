@@ -31,7 +31,7 @@ runs = globals().get("runs", 0) + 1
 print(f"RUN {runs}: {settings.model_dump_json()}, and a token of {len(os.environ.get('HF_TOKEN', ''))} letters")
 """
 WIDGETS = "application/vnd.jupyter.widget-state+json"
-PATIENCE = 600_000  # milliseconds: what comes is waited for; only what never comes takes this long
+PATIENCE = 60_000  # milliseconds: what comes is waited for; only what never comes takes this long
 
 
 class FrontEnd:
@@ -173,6 +173,12 @@ class Lab(FrontEnd):
     def click_stop(self):
         self.page.locator("[data-command='notebook:interrupt-kernel']").click()
 
+    def dark(self):
+        self.page.evaluate(
+            "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
+        )
+        expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)
+
     def cell(self, place):
         return self.page.locator(".jp-Notebook .jp-Cell").nth(place)
 
@@ -231,6 +237,9 @@ class Classic(FrontEnd):
     def click_restart_and_run_all(self):
         self.menu("Kernel", "restart_run_all")
         self.page.locator(".modal-footer .btn-danger").click()
+
+    def dark(self):
+        """It has no dark theme."""
 
     def click_save(self):
         self.page.get_by_role("link", name="Widgets", exact=True).click()
@@ -336,6 +345,71 @@ def test_filling_in_the_form_as_a_person_would(opened, front_end, tmp_path):
     user.shot("restarted")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if TOKEN in path.read_text(errors="replace")] and len(files) > 5
+
+
+MISTRAL = {
+    **{"architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096, "vocab_size": 32000},
+    **{"intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8},
+}
+# A kernel that finds a T4, and whose processes have the libraries of the tests' own environment.
+ON_A_T4 = """\
+import os
+os.environ["PATH"] = {driver!r} + os.pathsep + os.environ["PATH"]
+os.environ["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], {libraries!r}])
+"""
+
+
+@pytest.mark.parametrize("front_end", [Lab, Classic])
+def test_model_and_dataset_are_told_of_as_they_are_typed(opened, front_end, tmp_path):
+    """A 7B model of which only the headers are there, on a T4 that only says so."""
+    model, driver = tmp_path / "mistral", tmp_path / "driver" / "nvidia-smi"
+    for folder in (model, driver.parent):
+        folder.mkdir()
+    driver.write_text("#!/bin/sh\necho 'Tesla T4, 15360'\n")
+    driver.chmod(0o755)
+    (model / "config.json").write_text(json.dumps(MISTRAL))
+    (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (model / "model.safetensors").touch()
+    os.truncate(model / "model.safetensors", 4_138_000_000)  # a hole
+    (tmp_path / "mine.jsonl").write_text('{"question": "Who?", "answer": "Mila"}\n' * 3)
+
+    user = opened(
+        front_end, ON_A_T4.format(driver=str(driver.parent), libraries=os.environ["LIBRARIES"]), FORM, GATE, RESULT
+    )
+    user.run_all()
+    assert user.used()[0]["model"] == "unsloth/mistral-7b-bnb-4bit"
+    told, rows = (user.form.locator(f".as-beside-{name}") for name in ("model", "dataset"))
+    user.field("model").press_sequentially(str(tmp_path / "nowhere"))  # letter by letter
+    user.type("model", str(model))
+    expect(told).to_contain_text("7.2 billion weights · 4.1 GB to load · apache-2.0")
+    bar = told.get_by_role("img")
+    expect(bar).to_have_attribute("aria-label", "about 6.1 of 16.1 GB of GPU memory")
+    expect(told).to_contain_text("fits")
+    user.type("max-length", "8192")
+    user.type("batch-size", "4")
+    expect(bar).not_to_have_attribute("aria-label", "about 6.1 of 16.1 GB of GPU memory")
+    user.shot("longer")
+    user.field("load-in-4bit").uncheck()
+    expect(told).to_contain_text("may not fit")
+    user.type("max-length", "16384")
+    expect(told).to_contain_text("does not fit")
+    user.type("dataset", str(tmp_path / "mine.jsonl"))
+    expect(rows).to_contain_text("3 rows, read as")
+    expect(rows).to_contain_text("Mila")
+    user.type("dataset", str(tmp_path / "none.jsonl"))
+    expect(rows).to_contain_text("none.jsonl does not exist.")
+    user.form.locator(".as-check").click()
+    user.sees(re.compile("✗ .*none.jsonl does not exist."))
+    for width in (700, 1400):
+        user.page.set_viewport_size({"width": width, "height": 1500})
+        user.form.locator(".as-check").scroll_into_view_if_needed()
+        user.shot(f"checked-{width}")
+        user.form.locator(".as-model").scroll_into_view_if_needed()
+        user.shot(f"told-{width}")
+    user.dark()
+    user.shot("told-dark")
+    user.type("dataset", "demo")
+    expect(user.form.get_by_text(re.compile("✗ .*none.jsonl"))).to_have_count(0)  # it was of what stood there before
 
 
 @pytest.mark.parametrize("front_end", [Lab, Classic])

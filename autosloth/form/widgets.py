@@ -11,10 +11,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from ..notebook import find_token, give_token
 from ..values import parse_value
-from .runtime import find_token, give_token
 
-RED, GREEN, AMBER, GREY = "#b42318", "#067647", "#93590b", "#667380"
+RED, GREEN, AMBER, GREY = "#d2372b", "#15864c", "#a86508", "#6f7c89"  # to be read on white and on a dark theme alike
 
 
 class Maker:
@@ -42,7 +42,10 @@ def make_widget(make: Maker, info: Any, suggestions: Iterable[str], title: str) 
     import ipywidgets as widgets
 
     make = partial(
-        make, description=title, style={"description_width": "12em"}, layout={"width": "32em", "max_width": "100%"}
+        make,
+        description=title,
+        style={"description_width": "12em"},
+        layout={"width": "32em", "max_width": "calc(100% - 4px)"},
     )
     kind = info.annotation
     if kind is bool:
@@ -155,4 +158,6 @@ def suggested(words: Mapping[str, str], chosen: str) -> str:
 
 def line(colour: str, text: str, margin: str = "0") -> str:
     """A line of text as HTML."""
-    return f"<div style='color:{colour};margin:{margin};line-height:1.5'>{html.escape(text)}</div>"
+    return (
+        f"<div style='color:{colour};margin:{margin};line-height:1.5;overflow-wrap:anywhere'>{html.escape(text)}</div>"
+    )

@@ -14,9 +14,9 @@ import yaml
 from support.patience import AT_ANY_SPEED
 
 from autosloth.errors import SettingsError
-from autosloth.notebook import form as forms
+from autosloth.form import form as forms
+from autosloth.form.form import GROUPS, Paused, open_form
 from autosloth.notebook import runtime
-from autosloth.notebook.form import GROUPS, Paused, open_form
 from autosloth.settings import SFTSettings
 
 TOKEN = "hf_MARKEDmarkedMARKED"
@@ -271,7 +271,7 @@ def test_settings_move_to_drive_once_it_is_mounted_unless_newer_ones_are_there(t
 def test_importing_the_form_takes_no_heavy_library():
     import subprocess
 
-    code = "import sys, autosloth.notebook.form; print([name for name in ('torch', 'transformers', 'datasets', 'unsloth') if name in sys.modules])"
+    code = "import sys, autosloth.form.form; print([name for name in ('torch', 'transformers', 'datasets', 'unsloth') if name in sys.modules])"
     root = str(Path(forms.__file__).parents[2])
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}
@@ -315,7 +315,7 @@ def test_the_notebooks_own_cells_run_headless_also_with_the_switch_at_stop(tmp_p
 @pytest.mark.parametrize("widget_state", [True, False])
 def test_a_token_typed_into_a_kernels_form_is_in_no_saved_notebook(tmp_path, monkeypatch, widget_state):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    watched = "import autosloth.notebook.form\nautosloth.notebook.form.front_end_attached = lambda: True"
+    watched = "import autosloth.form.form\nautosloth.form.form.front_end_attached = lambda: True"
     typed = "import os\nform.token.value = 'hf_MARKED' + 'markedMARKED'\nprint('TAKEN', len(os.environ['HF_TOKEN']))"
     said = executed(tmp_path, watched, FORM, typed, GATE, "form.settings()", widget_state=widget_state)
     assert f"TAKEN {len(TOKEN)}" in said and "RESULT 60" in said

@@ -5,8 +5,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from autosloth.notebook import store as stores
-from autosloth.notebook.store import Store, fields_of
+from autosloth.form import store as stores
+from autosloth.form.store import Store, fields_of
 from autosloth.settings import SFTSettings
 
 

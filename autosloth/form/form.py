@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import html
 import shlex
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from ..child_process import Ended, run_apart
 from ..errors import AutoSlothError, SettingsError
+from ..hardware import GPU, first_gpu
+from ..hub_client import is_offline
+from ..notebook import drive_folder, front_end_attached, mount_drive
 from ..output import say
 from ..run import write_text
 from ..settings import ROADS, Settings
-from .runtime import drive_folder, front_end_attached, mount_drive
+from .beside import about_dataset, about_memory, about_model
+from .glance import Glance
 from .store import Store
 from .widgets import (
     AMBER,
@@ -38,6 +45,12 @@ from .widgets import (
 NAMES = {"sft": "AutoSloth-SFT", "dpo": "AutoSloth-DPO", "spin": "SPIN-iter"}  # of the notebooks
 GROUPS = ("Model", "Data", "Training", "Export", "Publish")
 LATE = 0.3  # seconds that a widget's last message may need (ipykernel 7.0 to 7.3 takes it in another thread)
+# By which settings what stands beside model and dataset is found out, and what does.
+LOOKED_UP = {
+    "model": ("autosloth.models.glance", ("model", "revision", "sixteen_bit_model", "adapter", "target_modules")),
+    "dataset": ("autosloth.data.glance", ("dataset", "dataset_config", "split", "columns", "pairs")),
+}
+DEMO = "AutoSloth's own tiny base, made here in about a minute: to see it all work, without a GPU"
 UPLOAD_LIMIT = "or upload a file of at most 8 MB; put what is larger on Drive and give its path, or its address."
 
 _stores: dict[Path, Store] = {}  # outlive the form cell, which is run again by each Run all
@@ -78,7 +91,13 @@ class Form:
     def __init__(self, store: Store, road: str, first_run_all: str = "go"):
         self.store, self.road, self.first_run_all = store, road, first_run_all
         self.updating = False  # while values go to the widgets, not from them
+        if store.form:
+            store.form.leave()
         self.make = Maker()
+        self.told: dict[str, dict[str, Any] | None] = {}  # of model and dataset
+        self.checked: Settings | None = None
+        watched = LOOKED_UP.items() if front_end_attached() else ()
+        self.glances = {name: Glance(*how, functools.partial(self.tell, name)) for name, how in watched}
         self.fields = {name: Field(self, name) for name in store.road.model_fields}
         self.token = token_field() if front_end_attached() else None
         self.root = self.build()
@@ -100,8 +119,18 @@ class Form:
         self.load.add_class("as-load")
         self.load.observe(self.load_file, "value")
         groups = [self.group(title) for title in GROUPS]
+        self.check_button = make(widgets.Button, description="Check", layout={"width": "10em"})
+        self.check_button.add_class("as-check")
+        self.check_button.on_click(lambda _: self.check())
+        self.found = make(widgets.HTML)
+        hint = make(
+            widgets.HTML, remark("Find what would stop the run, without starting it: what the next cell does first.")
+        )
+        checks = make(
+            widgets.VBox, [make(widgets.HBox, [self.check_button, hint]), self.found], layout={"margin": "10px 0 0"}
+        )
         file = make(widgets.HBox, [self.file], layout={"margin": "10px 0 0"})
-        root = make(widgets.VBox, [self.summary, *groups, file, self.load], layout={"max_width": "64em"})
+        root = make(widgets.VBox, [self.summary, *groups, checks, file, self.load], layout={"max_width": "64em"})
         root.add_class("autosloth")
         return root
 
@@ -131,6 +160,55 @@ class Form:
             self.updating = False
         self.summary.value = self.summarised()
         self.file.value = self.as_file()
+        for name, glance in self.glances.items():
+            demo = name == "model" and self.store.settings.model == "demo"  # which would be made
+            if name not in self.store.problems and not demo:
+                glance.follow(self.store.settings)
+            self.show_beside(name)
+        if self.checked not in (None, self.store.settings):
+            self.checked, self.found.value = None, ""
+
+    def tell(self, name: str, answer: dict[str, Any] | None) -> None:
+        """Take what was found out of the model or the dataset."""
+        self.told[name] = answer
+        self.show_beside(name)
+
+    def show_beside(self, name: str) -> None:
+        """What is known of the model, with the memory that these settings take of the GPU, or of the dataset."""
+        told, settings, shown = self.told.get(name), self.store.settings, ""
+        if name == "model" and settings.model == "demo":
+            shown = line(GREY, DEMO)
+        elif told and "problem" in told:
+            shown = line(AMBER, told["problem"])
+        elif told:
+            shown = (
+                about_dataset(told, settings)
+                if name == "dataset"
+                else line(GREY, about_model(told)) + about_memory(settings, told, gpu_at_hand())
+            )
+        self.fields[name].beside.value = shown
+
+    def leave(self) -> None:
+        """Another form takes the place of this one."""
+        for glance in self.glances.values():
+            glance.leave()
+
+    def check(self) -> None:
+        """Let `check` look at the settings as they stand, in a process of its own, and show what it finds."""
+        if self.store.problems:
+            self.found.value = line(RED, "Correct what is marked above first.")
+            return
+        self.checked = settings = self.store.settings
+        self.check_button.disabled, self.found.value = True, line(GREY, "Checking: it may take a minute …")
+        threading.Thread(target=self.look_through, args=(settings,), daemon=True).start()
+
+    def look_through(self, settings: Settings) -> None:
+        """Show what `check` finds of these settings, if they still stand there."""
+        request = {"road": self.road, "values": settings.model_dump()}
+        ended = run_apart("autosloth.check", request, online=not is_offline(), bare=False)
+        self.check_button.disabled = False
+        if settings == self.store.settings:
+            self.found.value = what_was_found(ended)
 
     def summarised(self) -> str:
         """One line on top: whether all is right, what is chosen, where it is kept; and what was wrong in the file."""
@@ -206,6 +284,23 @@ class Form:
         say(f"form: nobody is watching, so the settings are {self.store.sources()}")
 
 
+@functools.cache
+def gpu_at_hand() -> GPU | None:
+    """The GPU of this machine, asked for once."""
+    return first_gpu()
+
+
+def what_was_found(ended: Ended) -> str:
+    """What `check` found, as HTML."""
+    if not ended.answer or "error" in ended.answer:
+        return line(AMBER, f"The check came to no end ({ended.reason}): run the next cell, which does the same.")
+    problems = "".join(
+        line(RED, f"✗ {what}") + line(GREY, todo, "0 0 4px 1.2em") for what, todo in ended.answer["problems"]
+    )
+    said = "".join(line(GREY, told) for told in ended.answer["said"])
+    return (problems or line(GREEN, "✓ No problem found.")) + said
+
+
 class Field:
     """One setting in the form: its widget, its help beside it, its message below."""
 
@@ -230,6 +325,10 @@ class Field:
         if self.words:
             self.word = make(widgets.HTML, layout={"margin": "0 0 0 12.2em"})
             rows.append(self.word)
+        if name in LOOKED_UP:
+            self.beside = make(widgets.HTML, layout={"margin": "0 0 0 12.2em"})
+            self.beside.add_class(f"as-beside-{name}")
+            rows.append(self.beside)
         self.row = make(widgets.VBox, [*rows, self.message])
         self.widget.observe(self.changed, "value")
 
@@ -238,7 +337,7 @@ class Field:
         import ipywidgets as widgets
 
         make = self.form.make
-        self.upload = make(widgets.FileUpload, description="Upload", layout={"width": "8em"})
+        self.upload = make(widgets.FileUpload, description="Upload", layout={"width": "8em", "flex": "0 0 auto"})
         self.upload.add_class("as-upload")
         self.upload.observe(self.uploaded, "value")
         return make(

@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from ..errors import SettingsError
+from ..notebook import DRIVE
 from ..run import write_text
 from ..settings import ROADS, Settings
 from ..values import (
@@ -23,7 +24,6 @@ from ..values import (
     variable,
     yaml_text,
 )
-from .runtime import DRIVE
 
 DRIVE_DELAY = 1.0  # seconds that writing to Drive waits for more: it takes about as long as the typing of a letter
 SWITCH = "# @param "  # lines of the settings file that tell how the notebook's own switches stood
