@@ -31,7 +31,7 @@ runs = globals().get("runs", 0) + 1
 print(f"RUN {runs}: {settings.model_dump_json()}, and a token of {len(os.environ.get('HF_TOKEN', ''))} letters")
 """
 WIDGETS = "application/vnd.jupyter.widget-state+json"
-PATIENCE = 60_000  # milliseconds: what comes is waited for; only what never comes takes this long
+PATIENCE = 600_000  # milliseconds: what comes is waited for; only what never comes takes this long
 
 
 class FrontEnd:
