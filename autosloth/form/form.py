@@ -205,7 +205,10 @@ class Form:
     def look_through(self, settings: Settings) -> None:
         """Show what `check` finds of these settings, if they still stand there."""
         request = {"road": self.road, "values": settings.model_dump()}
-        ended = run_apart("autosloth.check", request, online=not is_offline(), bare=False)
+        try:
+            ended = run_apart("autosloth.check", request, online=not is_offline(), bare=False)
+        except OSError as error:  # no process, no memory
+            ended = Ended(1, {}, str(error))
         self.check_button.disabled = False
         if settings == self.store.settings:
             self.found.value = what_was_found(ended)

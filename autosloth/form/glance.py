@@ -10,10 +10,12 @@ from typing import Any
 from ..child_process import run_apart
 from ..hub_client import is_offline
 from ..settings import Settings
+from ..values import is_hub_id
 
 PAUSE = 0.6  # seconds without a letter before anything is asked
 
-_known: dict[tuple[Any, ...], dict[str, Any]] = {}  # answers: each Run all makes the form anew
+# Answers about what is on the Hub: each Run all makes the form anew. A file may change, and what is a problem may be mended.
+_known: dict[tuple[Any, ...], dict[str, Any]] = {}
 
 
 class Glance:
@@ -60,9 +62,16 @@ class Glance:
 
         request = {"road": settings.road, "values": settings.model_dump()}
         ended = run_apart(self.module, request, online=not is_offline(), bare=False, started=started)
-        if not ended.status and ended.answer:
+        if not ended.status and lasts(settings, ended.answer):
             _known[key] = ended.answer
         with self.lock:  # so that nobody asks about something else meanwhile
             if key == self.key:
                 self.process = None
                 self.tell({} if ended.status else ended.answer)
+
+
+def lasts(settings: Settings, answer: dict[str, Any]) -> bool:
+    """Whether an answer is one that another time would be given too."""
+    told = answer.get("parts", [answer])
+    names = [part["path"] for part in settings.parts] if "parts" in answer else [settings.model]
+    return all(map(is_hub_id, names)) and all(each and "problem" not in each for each in told)

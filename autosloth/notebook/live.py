@@ -279,23 +279,22 @@ def measured_lines(run: Run) -> list[tuple[str, str]]:
     if "exact_match" in after:
         longest = after.get("max_new_tokens", run.settings.max_new_tokens)
         cut = f"; {after['answers_cut']} cut at {longest} tokens" if after["answers_cut"] else ""
-        compared = f"exact match of {counted(after['answers_compared'], 'held-out answer')}{cut}"
-        lines.append(("task accuracy", f"{before['exact_match']:.1%} before, {after['exact_match']:.1%} after ({compared})"))  # fmt: skip
-        lines += gained_lines(facts["eval"].get("gained"))
+        gained = facts["eval"].get("gained") or {}
+        exact = gained.get("name") == "exact"
+        sides = told_of(gained) if exact else f"{before['exact_match']:.1%} before, {after['exact_match']:.1%} after"
+        lines.append(("task accuracy", f"{sides} (exact match of {counted(after['answers_compared'], 'held-out answer')}{cut})"))  # fmt: skip
+        if gained and not exact:
+            lines.append(("score", f"{told_of(gained)} ({gained['name']} of {gained['scored']} of {counted(gained['answers'], 'answer')})"))  # fmt: skip
         lines.append(("sample question", after["samples"][0]["question"]))
         for when in ("before", "after"):
             lines.append((f"answer {when}", or_nothing(facts["eval"][when]["samples"][0]["answer"])))
     return lines
 
 
-def gained_lines(gained: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """What the answers are worth by `metric`, and how sure the difference is."""
-    if not gained:
-        return []
-    sides = f"{interval(gained['before'])} before, {interval(gained['after'])} after, {interval(gained['difference'], signed=True)} difference"
+def told_of(gained: dict[str, Any]) -> str:
+    """What the answers are worth before and after, and how sure the difference is."""
     few = ", too few for a sure interval" if gained["few"] else ""
-    told = f"{gained['name']} of {gained['scored']} of {counted(gained['answers'], 'answer')}{few}"
-    return [("score", f"{sides} ({told})")]
+    return f"{interval(gained['before'])} before, {interval(gained['after'])} after, {interval(gained['difference'], signed=True)} difference{few}"
 
 
 def elsewhere_line(before: dict[str, Any], after: dict[str, Any]) -> str:

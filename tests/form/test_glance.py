@@ -76,9 +76,31 @@ def test_the_next_letter_ends_what_is_asked_and_only_the_last_answer_is_told(loo
     assert [told.get(timeout=HUNG) for _ in range(3)] == [None, None, {"name": "quick"}]
     assert started[0].wait(HUNG) != 0 and len(started) == 2 and told.empty()
 
-    again = glance.Glance("two_speeds", ("dataset",), told.put)  # of the next form
-    again.follow(SFTSettings(dataset="quick"))
-    assert told.get(timeout=HUNG) == {"name": "quick"} and len(started) == 2
+
+@pytest.mark.parametrize(
+    "settings, answer, known",
+    [
+        ({"model": "team/base"}, {"gb": 1.0}, True),
+        ({"model": "team/base"}, {}, False),  # the Hub was not reached
+        ({"model": "team/base"}, {"problem": "It is gated."}, False),
+        ({"model": "/a/folder"}, {"gb": 1.0}, False),
+        ({"dataset": "team/rows"}, {"parts": [{"rows": 3}]}, True),
+        ({"dataset": [{"path": "team/rows"}, {"path": "rows.jsonl"}]}, {"parts": [{"rows": 3}, {"rows": 3}]}, False),
+        ({"dataset": [{"path": "team/rows"}, {"path": "team/more"}]}, {"parts": [{"rows": 3}, {"problem": "No."}]}, False),
+    ],
+)  # fmt: skip
+def test_the_next_form_knows_what_was_told_of_the_hub_and_asks_again_about_all_else(
+    looked_up, monkeypatch, settings, answer, known
+):
+    """An uploaded file may be another by then, and what was refused may be allowed."""
+    asked, told = [], queue.Queue()
+    monkeypatch.setattr(glance, "run_apart", lambda module, *given, **how: asked.append(module) or Ended(0, answer, ""))
+    for _ in range(2):
+        look = glance.Glance("autosloth.models.glance", ("model", "dataset"), told.put)
+        look.follow(SFTSettings(**settings))
+        while told.get(timeout=HUNG) != answer:
+            pass
+    assert len(asked) == (1 if known else 2)
 
 
 def test_of_a_model_in_a_folder_size_licence_and_shape_are_told(base):

@@ -53,7 +53,7 @@ def test_a_finished_run_tells_what_its_answers_gained(finished):
         assert len(measured[when]["scores"]) == measured[when]["answers_compared"] == measured["gained"]["scored"]
     assert measured["gained"]["difference"]["low"] > 0.5
     shown = " ".join(called_here(["show", finished], {"COLUMNS": "200"}).stdout.split())
-    assert "difference (exact of 64 of 64 answers)" in shown
+    assert "difference (exact match of 64 held-out answers" in shown
 
 
 def test_a_metric_that_can_score_no_answer_is_refused_before_a_model_is_loaded(tmp_path):

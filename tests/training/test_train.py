@@ -404,5 +404,5 @@ def test_what_unsloth_prints_of_its_cpu_backend_and_of_accumulation_is_not_shown
     few["metric"] = "rouge"
     result = cli("sft", *sets(**SHORT | few, storage=tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "(rouge of 2 of 2 answers, too few" in " ".join(result.stdout.split())
+    assert "difference, too few for a sure interval (rouge of 2 of 2 answers)" in " ".join(result.stdout.split())
     assert "Unsloth" not in result.stdout + result.stderr and "num_items_in_batch" not in result.stderr
