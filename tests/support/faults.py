@@ -200,8 +200,9 @@ def be_quick() -> None:
     from huggingface_hub import file_download
 
     from autosloth import retries
+    from autosloth.data import load
 
-    retries.STALLED_S = 1
+    retries.STALLED_S = load.STALLED_S = 1
     file_download._ETAG_RETRY_TIMEOUT = 1
 
 
