@@ -185,7 +185,7 @@ def test_what_was_started_apart_ends_with_the_process_that_started_it(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("road, kills, processes", [("spin", 30, 1), ("dpo", 30, 1), ("sft", 30, 1), ("sft", 12, 2)])
+@pytest.mark.parametrize("road, kills, processes", [("spin", 12, 1), ("dpo", 12, 1), ("sft", 30, 1), ("sft", 12, 2)])
 @pytest.mark.kill
 def test_killed_at_random_instants_a_road_ends_as_if_it_was_not(
     base, tmp_path, road, kills, processes, record_property
