@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..hardware import GPU
-from ..models import MARGIN, Counts, Shape, expected, one_at_once
+from ..models import MARGIN, Counts, Shape, at_once_in_words, expected, one_at_once
 from ..output import render_html
 from ..settings import Settings
 from .widgets import AMBER, GREEN, GREY, RED
@@ -46,10 +46,9 @@ def about_memory(settings: Settings, told: dict[str, Any], gpu: GPU | None) -> s
     total = sum(part.gb for part in parts)
     lowest = sum(part.gb for part in expected(one_at_once(settings), shape, counts, room, rank))
     state = state_of(total, lowest, room) if gpu else None
-    rows = "rows" if not settings.is_batch_free else "one row" if settings.road == "sft" else "one pair"
     return render_html(
         "form/templates/memory.html.j2", parts=parts, total=total, gpu=gpu, scale=max(total, room), state=state,
-        how="about" if shape else "at least", rows=rows, length=settings.max_length, grey=GREY,
+        how="about" if shape else "at least", rows=at_once_in_words(settings), length=settings.max_length, grey=GREY,
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ from .engine import (
     tokens_without_embedding,
 )
 from .generate import answer, checked
-from .memory import MARGIN, Part, Shape, check_memory, expected, one_at_once
+from .memory import MARGIN, Part, Shape, at_once_in_words, check_memory, expected, one_at_once
 from .origin import GGUF_TAGS, HUB, card_data, on_hub, origin_of
 from .residual import save_adapter, save_start, take_start
 from .targets import layer_counts, layers_line
@@ -69,6 +69,7 @@ __all__ = [
     "adapter_folder",
     "answer",
     "answering",
+    "at_once_in_words",
     "card_data",
     "check_memory",
     "check_template",

@@ -242,6 +242,11 @@ def one_at_once(settings: Settings) -> Settings:
     return settings.model_copy(update={"batch_size": 1, **({"generation_batch": 1} if settings.road == "spin" else {})})
 
 
+def at_once_in_words(settings: Settings) -> str:
+    """What an estimate is of: the rows of a batch, or a single one where a trial chooses how many go at once."""
+    return "rows" if not settings.is_batch_free else "one row" if settings.road == "sft" else "one pair"
+
+
 def check_memory(settings: Settings) -> None:
     """Say how much of the GPU's memory the training will take, where that is known. Raises ModelError where it is clearly too much."""
     gpu = first_gpu()
@@ -253,8 +258,9 @@ def check_memory(settings: Settings) -> None:
     parts = parts_of(settings)
     total = sum(part.gb for part in parts)
     told, how = ", ".join(f"{part.name} {part.gb:.1f}" for part in parts), "about" if shape else "at least"
-    rows = "rows" if not settings.is_batch_free else "one row" if settings.road == "sft" else "one pair"
-    say(f"memory: {how} {total:.1f} of {gpu.memory_gb:.1f} GB VRAM expected for {rows} as long as max_length ({told})")
+    say(
+        f"memory: {how} {total:.1f} of {gpu.memory_gb:.1f} GB VRAM expected for {at_once_in_words(settings)} as long as max_length ({told})"
+    )
     if counts and counts.active:
         say(f"memory: {counts.active / 1e9:.1f} of {(counts.narrow + counts.wide) / 1e9:.1f} billion weights work on each token, and all are held")  # fmt: skip
     lowest = sum(part.gb for part in parts_of(one_at_once(settings)))

@@ -128,7 +128,7 @@ def test_what_the_hub_tells_is_told_and_what_it_does_not_let_be_read_too(base, t
         assert wrong == {"problem": "The model team/bse does not exist on the Hub, or is private."}
         (part,) = apart("autosloth.data.glance", SFTSettings(dataset="team/rows"), env)["parts"]
         assert part["read_as"].startswith("prompt") and part["first"] == [["user", "Who is 0?"], ["assistant", "Mila"]]
-        assert "told.jsonl" not in str(part) and part["rows"] is None  # its card tells no number
+        assert part["rows"] is None  # its card tells no number
     env |= {"HF_HUB_OFFLINE": "1"}
     assert apart("autosloth.data.glance", SFTSettings(dataset="team/rows"), env) == {"parts": [{}]}
 
